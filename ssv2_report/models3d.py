@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ANY_DIM', 'PLACES', 'DEPTHS', 'MODES', 'VIDEO_NAMES', 'TimeConv3d', 'PerFrame', 'create_3d', 'time_taps',
-           'inflate_kernel', 'name_map', 'InflationReport', 'time_field', 'boring_clips', 'response_errors', 'inflate']
+           'inflate_kernel', 'name_map', 'InflationReport', 'time_field', 'smooth_clips', 'boring_clips',
+           'response_errors', 'inflate']
 
-# %% ../nbs/02_models3d_inflation.ipynb #ce93fd5c
+# %% ../nbs/02_models3d_inflation.ipynb #6a9dba12
 import json, re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import video
 
-from .models2d import FrameNet, load_weights, stage_outputs, stages, timm_resnet, _some
+from .models2d import FrameNet, create_2d, load_weights, stage_outputs, timm_resnet, _some
+from .r2plus1d import factorise
 
-# %% ../nbs/02_models3d_inflation.ipynb #d9979c45
+# %% ../nbs/02_models3d_inflation.ipynb #2f0546be
 class TimeConv3d(nn.Conv3d):
     "A 3D convolution that pads space with zeros and time by repeating the first and last frame."
     def _conv_forward(self, x, weight, bias):
@@ -35,7 +37,7 @@ class PerFrame(nn.Module):
         self.layer = layer
     def forward(self, x): return self.layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
 
-# %% ../nbs/02_models3d_inflation.ipynb #9ccd0d0c
+# %% ../nbs/02_models3d_inflation.ipynb #34c29263
 ANY_DIM = (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity, nn.Linear, nn.Dropout)
 
 def _twin(layer, length, stride, padding):
@@ -54,7 +56,7 @@ def _twin(layer, length, stride, padding):
     if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d, BlurPool2d)): return PerFrame(layer)
     return layer if isinstance(layer, ANY_DIM) else None
 
-# %% ../nbs/02_models3d_inflation.ipynb #96c423c5
+# %% ../nbs/02_models3d_inflation.ipynb #b5b467c0
 PLACES = ('stem', 'layer1', 'layer2', 'layer3', 'layer4')
 
 def _five(value, name, odd=False):
@@ -82,7 +84,7 @@ def _to_i3d(model, temporal, time_strides, padding):
     model.global_pool = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(1))
     return model
 
-# %% ../nbs/02_models3d_inflation.ipynb #fe3325f8
+# %% ../nbs/02_models3d_inflation.ipynb #3802e046
 class _VideoResNet(video.resnet.VideoResNet):
     "torchvision's video ResNet, `width` channels (64 in torchvision's) in its first stage."
     def __init__(self, *args, width=64, num_classes=400, **kwargs):
@@ -110,7 +112,7 @@ def _video_resnet(kind, depth, num_classes, width):
     return _VideoResNet(r.Bottleneck if depth > 34 else r.BasicBlock, [r.Conv3DSimple if kind == 'r3d' else r.Conv2Plus1D] * 4,
                         list(DEPTHS[depth]), lambda: _stem(kind, width), width=width, num_classes=num_classes)
 
-# %% ../nbs/02_models3d_inflation.ipynb #00c59dba
+# %% ../nbs/02_models3d_inflation.ipynb #f538c820
 def create_3d(
     arch:str='r3d_18', # 'r3d_18', 'r2plus1d_18' (also _10, _34, _50), or 'i3d:' and any timm ResNet
     num_classes:int=174,
@@ -140,7 +142,7 @@ def _kinetics(arch):
     try: return video.__dict__[f"{'R3D' if arch == 'r3d_18' else 'R2Plus1D'}_18_Weights"].DEFAULT.get_state_dict()
     except OSError as e: raise ValueError(f"The Kinetics weights of {arch} could not be fetched ({e}): give a local file instead.") from e
 
-# %% ../nbs/02_models3d_inflation.ipynb #fead4a95
+# %% ../nbs/02_models3d_inflation.ipynb #4cf25e6c
 MODES = ('center', 'average')
 
 def time_taps(
@@ -156,7 +158,7 @@ def time_taps(
     taps[seen] = 1 / len(taps[seen])
     return taps
 
-# %% ../nbs/02_models3d_inflation.ipynb #971923ab
+# %% ../nbs/02_models3d_inflation.ipynb #71896fd2
 def inflate_kernel(
     kernel:torch.Tensor, # [out, in, h, w]
     taps:torch.Tensor, # [t]
@@ -164,7 +166,7 @@ def inflate_kernel(
     "A 2D kernel spread over time."
     return kernel[:, :, None] * taps.to(kernel)[:, None, None]
 
-# %% ../nbs/02_models3d_inflation.ipynb #aee94179
+# %% ../nbs/02_models3d_inflation.ipynb #5345ec50
 VIDEO_NAMES = (('stem.0', 'conv1'), ('stem.1', 'bn1'), (r'(layer\d\.\d+)\.conv(\d)\.0', r'\1.conv\2'), (r'(layer\d\.\d+)\.conv(\d)\.1', r'\1.bn\2'),
                (r'(layer\d\.\d+\.downsample\.\d)', r'\1'), ('fc', 'fc'))
 
@@ -176,22 +178,25 @@ def name_map(
     if not hasattr(target, 'stem'): return {n: n for n in layers}
     return {n: re.sub(f'^{pattern}$', name, n) for n in layers for pattern, name in VIDEO_NAMES if re.fullmatch(pattern, n)}
 
-# %% ../nbs/02_models3d_inflation.ipynb #c882fb8a
+# %% ../nbs/02_models3d_inflation.ipynb #689661e0
 @dataclass
 class InflationReport:
     "What an inflation carried over. `table`: a row per target parameter; `errors`: a row per stage."
     mode:str
-    table:pd.DataFrame # parameter, shape, source, how (inflated, copied, factorised, fresh), count, why
+    table:pd.DataFrame # parameter, shape, source, how (inflated, copied, factorised, fresh), count, fresh (values), note
     errors:pd.DataFrame # stage, error (relative, over all frames), interior (frames that see no padding), frames
     unused:list # Source parameters that went nowhere
     head:str # Why the head was carried over or is fresh
-    share:float # Of the convolution weights, carried over
+    share:float # Of the convolution weights, carried over; a factorised layer counts whole
+    measured:str # On what the response errors were measured
 
     def summary(self):
         counts = self.table.groupby('how')['count'].agg(['size', 'sum'])
-        parts = ', '.join(f"{how} {row['size']} ({row['sum']:,} values)" for how, row in counts.iterrows())
+        parts = ', '.join(f"{row['size']} {how} ({row['sum']:,} values)" for how, row in counts.iterrows())
+        spare = self.table[self.table.how == 'factorised'].fresh.sum()
+        if spare: parts += f', of which {spare:,} are fresh, in spare channels'
         return (f"{self.share:.1%} of the convolution weights carried over ({self.mode}). Parameters: {parts}. "
-                f"Source parameters left unused: {len(self.unused)}{' (' + _some(self.unused) + ')' if self.unused else ''}. Head: {self.head}.")
+                f"Source parameters left unused: {len(self.unused)}{' (' + _some(self.unused) + ')' if self.unused else ''}. Head: {self.head}. Response errors measured on {self.measured}.")
 
     def _repr_html_(self):
         table = self.table.to_html(index=False, max_rows=12, border=0)
@@ -214,7 +219,7 @@ class InflationReport:
         found = json.loads(Path(path).read_text())
         return cls(**{**found, 'table': pd.DataFrame(found['table']), 'errors': pd.DataFrame(found['errors']).astype({'error': float, 'interior': float})})
 
-# %% ../nbs/02_models3d_inflation.ipynb #6664ba3d
+# %% ../nbs/02_models3d_inflation.ipynb #495e3ca3
 def time_field(
     model:nn.Module, # 3D
 )->dict: # Stage -> (frames it sees to each side, time stride)
@@ -226,27 +231,29 @@ def time_field(
         found[name.split('.')[0] if name.startswith('layer') else 'stem'] = side, jump
     return found
 
+def smooth_clips(n=8, frames=8, size=64)->torch.Tensor: # [n, 3, frames, size, size]
+    "Smooth noise that moves, the same at every call."
+    noise = torch.randn(n, 3, frames // 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(noise, (frames, size, size), mode='trilinear')
+
 def boring_clips(
-    clips:torch.Tensor|None=None, # [B, C, T, H, W], of which the middle frames are taken; None: smooth noise
+    clips:torch.Tensor, # [B, C, T, H, W], of which the middle frames are taken
 )->torch.Tensor: # [B, C, T, H, W]
     "Clips of one repeated frame each."
-    if clips is None:
-        noise = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        clips = F.interpolate(noise, 64, mode='bicubic')[:, :, None].expand(-1, -1, 8, -1, -1)
     return clips[:, :, clips.shape[2] // 2, None].expand(-1, -1, clips.shape[2], -1, -1)
 
-# %% ../nbs/02_models3d_inflation.ipynb #9f8dc376
+# %% ../nbs/02_models3d_inflation.ipynb #f8e1e06a
 def _relative(a, b): return ((a - b).norm() / b.norm()).item() if b.numel() else float('nan')
 
 def response_errors(
     source:nn.Module, # 2D
     target:nn.Module, # 3D
-    clips:torch.Tensor|None=None, # [B, C, T, H, W]; their middle frames are repeated. None: smooth noise
+    clips:torch.Tensor, # [B, C, T, H, W] normalised; their middle frames are repeated
 )->pd.DataFrame: # stage, error, interior, frames
     "Norm of the difference between 3D and 2D responses on repeated frames over the norm of the 2D ones, stage by stage; NaN where there is nothing to compare."
-    device = next(target.parameters()).device
-    clips = boring_clips(clips).to(device)
-    a, b, field, rows = stage_outputs(source.to(device), clips[:, :, :1]), stage_outputs(target, clips), time_field(target), []
+    clips = boring_clips(clips)
+    flat_model = source if isinstance(source, FrameNet) else FrameNet(source)
+    a, b, field, rows = stage_outputs(flat_model, clips[:, :, :1]), stage_outputs(target, clips), time_field(target), []
     for stage, (side, jump) in field.items():
         flat, deep = a[stage], b[stage]
         fits = flat.shape[3:] == deep.shape[3:]
@@ -257,7 +264,7 @@ def response_errors(
     rows.append(dict(stage='logits', error=_relative(b['logits'], a['logits']) if same else float('nan'), frames=1, interior=float('nan')))
     return pd.DataFrame(rows)[['stage', 'error', 'interior', 'frames']]
 
-# %% ../nbs/02_models3d_inflation.ipynb #a0319977
+# %% ../nbs/02_models3d_inflation.ipynb #a4be94c4
 def _match_head(source, target, source_classes, target_classes):
     "Rows of the source's head for the target's classes, and the reason."
     if source_classes is None or target_classes is None: return None, 'fresh, as no class names were given to match'
@@ -266,40 +273,46 @@ def _match_head(source, target, source_classes, target_classes):
         raise ValueError(f"The class names ({len(source_classes)} and {len(target_classes)}) are not as many as the heads' outputs ({source.out_features} and {target.out_features}).")
     return [list(source_classes).index(c) for c in target_classes], 'carried over, classes matched by name'
 
-def _plan(source, target, mode, rows):
-    "What every target tensor becomes: name -> (source name, how, tensor or None, why not)."
+def _plan(source, target, mode, rows, frames):
+    "What every target tensor becomes: name -> (source name, how, tensor or None, fresh values, note)."
     plan, state, layers = {}, source.state_dict(), dict(target.named_modules())
     for name, of in name_map(target).items():
-        for key in layers[name].state_dict():
-            own, value, how = layers[name].state_dict()[key], state.get(f'{of}.{key}'), 'copied'
+        for key, own in layers[name].state_dict().items():
+            value, how = state.get(f'{of}.{key}'), 'copied'
             if value is not None and own.dim() == 5: value, how = inflate_kernel(value, time_taps(own.shape[2], layers[name].stride[0], mode)), 'inflated'
             if of == 'fc': value = value[rows] if rows is not None else None
             fits = value is not None and value.shape == own.shape
             why = '' if fits else 'another head' if of == 'fc' else 'not in the source' if value is None else f'{tuple(value.shape)} does not fit {tuple(own.shape)}'
-            plan[f'{name}.{key}'] = (f'{of}.{key}', how, value, '') if fits else ('', 'fresh', None, why)
+            plan[f'{name}.{key}'] = (f'{of}.{key}', how, value, 0, '') if fits else ('', 'fresh', None, own.numel(), why)
+    for k, (of, value, spare, why) in factorise(source, target, lambda length, stride: time_taps(length, stride, mode), frames).items():
+        plan[k] = (of, 'fresh' if value is None else 'factorised', value, spare, why or (f'{spare} values of spare channels are fresh' if spare else ''))
     return plan
 
-# %% ../nbs/02_models3d_inflation.ipynb #ad6b08fc
+# %% ../nbs/02_models3d_inflation.ipynb #f9120e5d
+@torch.no_grad()
 def inflate(
     source:nn.Module, # 2D: from `create_2d`, or a bare timm ResNet
     target:nn.Module, # 3D: from `create_3d`, changed in place
-    mode:str='center', # 'center' or 'average'
+    mode:str='center', # 'center' or 'average': the taps in time
     source_classes:list|None=None, # Class names of the source, in the order of its outputs
     target_classes:list|None=None, # Class names of the target; the head carries over when the source knows them all
     threshold:float=.9, # Share of the convolution weights that must carry over
-    clips:torch.Tensor|None=None, # [B, C, T, H, W] normalised; their middle frames measure the response errors. None: smooth noise
+    clips:torch.Tensor|None=None, # [B, C, T, H, W] normalised, to measure response errors and, for R(2+1)D, to calibrate; give some 32 training clips. None: smooth noise
 )->InflationReport:
     "Carry a 2D ResNet's weights and batch-norm statistics over to a 3D one; `ValueError` lists what did not match, and then nothing is changed."
     body = getattr(source, 'backbone', source)
     rows, head = _match_head(body.fc, target.fc, source_classes, target_classes)
-    plan, own = _plan(body, target, mode, rows), target.state_dict()
-    table = pd.DataFrame([dict(parameter=k, shape='x'.join(map(str, own[k].shape)), source=s, how=how, count=own[k].numel(), why=why) for k, (s, how, _, why) in plan.items()])
+    given, device = clips is not None, next(target.parameters()).device
+    clips = (clips if given else smooth_clips()).to(device)
+    plan, own = _plan(body.to(device), target, mode, rows, clips.transpose(1, 2).flatten(0, 1)[:256]), target.state_dict()
+    table = pd.DataFrame([dict(parameter=k, shape='x'.join(map(str, own[k].shape)), source=s, how=how, count=own[k].numel(), fresh=spare, note=note)
+                          for k, (s, how, _, spare, note) in plan.items()])
     convs = table[[own[k].dim() == 5 for k in table.parameter]]
     share = convs[convs.how != 'fresh']['count'].sum() / convs['count'].sum()
     if share < threshold:
-        lost = [f'{r.parameter}: {r.why}' for r in convs[convs.how == 'fresh'].itertuples()]
+        lost = [f'{r.parameter}: {r.note}' for r in convs[convs.how == 'fresh'].itertuples()]
         raise ValueError(f"Only {share:.1%} of the convolution weights would carry over, less than {threshold:.0%}, so nothing was changed; {len(lost)} did not match: {_some(lost, 8)}.")
-    target.load_state_dict({k: v for k, (_, _, v, _) in plan.items() if v is not None}, strict=False)
-    used = {s for s, *_ in plan.values()}
-    unused = [k for k in body.state_dict() if k not in used]
-    return InflationReport(mode, table, response_errors(source, target, clips), unused, head, float(share))
+    target.load_state_dict({k: v for k, (_, _, v, *_) in plan.items() if v is not None}, strict=False)
+    used = {f'{layer}.{key}' for s, *_ in plan.values() for layer in s.split(', ') for key in ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')} | {s for s, *_ in plan.values()}
+    return InflationReport(mode, table, response_errors(source, target, clips), [k for k in body.state_dict() if k not in used], head, float(share),
+                           f'{len(clips)} given clips' if given else 'smooth noise')
