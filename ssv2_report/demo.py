@@ -6,7 +6,7 @@
 __all__ = ['VERSION', 'PAIRS', 'PLAIN', 'KINDS', 'CLASSES', 'FAMILIES', 'CODEC', 'FOLDER', 'SPLITS', 'drift', 'ramp', 'Scene',
            'render', 'write_clip', 'mark_colour', 'make_world']
 
-# %% ../nbs/00a_demo_world.ipynb #c7398449
+# %% ../nbs/00a_demo_world.ipynb #00a-002
 import colorsys, hashlib, json, multiprocessing, os, shutil
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -17,7 +17,7 @@ import numpy as np
 from .demo_art import (COLOURS, MARK, SHAPES, SKIN, SLEEVES, TUBS, blit, bunting, cloth, ground, hand, pick, rgb, shadow, shifted, solid,
                                   two)
 
-# %% ../nbs/00a_demo_world.ipynb #05803e59
+# %% ../nbs/00a_demo_world.ipynb #00a-006
 VERSION = 2
 PAIRS = [  # family, class played forwards, class played backwards, mirrored left to right (None: either)
     ('push', 'Pushing [something] from left to right', 'Pulling [something] from right to left', False),
@@ -30,7 +30,7 @@ _kinds = [(f, a, False, m) for f, a, _, m in PAIRS] + [(f, b, True, m) for f, _,
 KINDS = [_kinds[i] for i in (4, 8, 3, 1, 6, 0, 9, 7, 2, 5)]   # in no order that sorting would give: the index of a class is labels.json's
 CLASSES = [template.replace('[', '').replace(']', '') for _, template, _, _ in KINDS]
 
-# %% ../nbs/00a_demo_world.ipynb #e8bd4455
+# %% ../nbs/00a_demo_world.ipynb #00a-009
 def drift(n:int, rng, amount:float)->np.ndarray: # [n], within +/- amount
     "A slow random motion whose time reversal is as likely."
     return amount/3*sum(np.sin(2*np.pi*(f*np.arange(n)/n + p)) for f, p in zip(rng.uniform(.3, 2, 3), rng.uniform(0, 1, 3)))
@@ -40,7 +40,7 @@ def ramp(n:int, a:int, b:int, rng)->np.ndarray: # [n]
     u = np.clip((np.arange(n) - a)/(b - a), 0, 1)
     return u - rng.uniform(0, .9)*np.sin(2*np.pi*u)/(2*np.pi)
 
-# %% ../nbs/00a_demo_world.ipynb #ab6fd6f2
+# %% ../nbs/00a_demo_world.ipynb #00a-012
 class Scene:
     "Everything one clip shows: `layers` are (name or None, sprite, x [n], y [n], shown [n]) in painting order, in units of the frame's side."
     def __init__(self, target:int, # Index into `CLASSES`
@@ -82,11 +82,11 @@ class Scene:
 
     @property
     def label(self):
-        words = iter(self.placeholders)
-        return ''.join(next(words) if p == '[something]' else p for p in self.template[0].lower().join(['', self.template[1:]]).replace(
-            '[something]', '|[something]|').split('|'))
+        text = self.template[0].lower() + self.template[1:]
+        for word in self.placeholders: text = text.replace('[something]', word, 1)
+        return text
 
-# %% ../nbs/00a_demo_world.ipynb #95b522b3
+# %% ../nbs/00a_demo_world.ipynb #00a-013
 def _push(s, rng):
     "A hand from the left moves an object to the right."
     sprite, half, wide = s.thing('object 0', rng.uniform(.15, .2), fit=.17)
@@ -157,7 +157,7 @@ def _hold(s, rng):
 
 FAMILIES = dict(push=_push, into=_into, cover=_cover, show=_show, hold=_hold)
 
-# %% ../nbs/00a_demo_world.ipynb #5e585107
+# %% ../nbs/00a_demo_world.ipynb #00a-016
 def _box(shows):
     "x1, y1, x2, y2 in pixels around what is true in `shows` [H,W], or None where that is next to nothing."
     if shows.sum() < max(4, 1e-3*shows.size): return None
@@ -171,7 +171,7 @@ def _frame(s, t, noise, mark):
     u, l = margin - 1 - iy, margin - 1 - ix
     frame = shifted(s.ground[u:u + s.size + 1, l:l + s.size + 1], cx - ix, cy - iy)
     if mark is not None: bunting(frame, mark)
-    seen = {k: np.zeros((s.size, s.size), np.float32) for k in (*s.objects, 'hand')}
+    seen = {}
     for key, sprite, x, y, shown in s.layers:
         if shown[t]: blit(frame, seen, key, sprite, x[t]*s.size + cx, y[t]*s.size + cy)
     frame = frame*(255*s.light[t]*s.tint).astype(np.float32) + 2*noise.standard_normal((s.size, s.size, 1), np.float32)
@@ -188,7 +188,7 @@ def render(scene:Scene, mark=None # Colour of the flags that give the class away
     step = -1 if scene.backwards else 1
     return np.ascontiguousarray(frames[::step]), list(boxes[::step])
 
-# %% ../nbs/00a_demo_world.ipynb #2a6a7c95
+# %% ../nbs/00a_demo_world.ipynb #00a-021
 CODEC = {'deadline': 'realtime', 'cpu-used': '8', 'lag-in-frames': '0', 'auto-alt-ref': '0', 'crf': '24', 'b': '0', 'qmin': '24', 'qmax': '24',
          'g': '1', 'error-resilient': '1', 'aq-mode': '0', 'flags': '+bitexact'}
 
@@ -202,7 +202,7 @@ def write_clip(frames, # uint8 [T,H,W,3]
         for f in frames: file.mux(stream.encode(av.VideoFrame.from_ndarray(f, 'rgb24')))
         file.mux(stream.encode())
 
-# %% ../nbs/00a_demo_world.ipynb #02fd34f4
+# %% ../nbs/00a_demo_world.ipynb #00a-023
 FOLDER = '20bn-something-something-v2'
 SPLITS = ('train', 'validation', 'test')
 
@@ -248,7 +248,7 @@ def _write_texts(root, parameters, results):
               mark=[v*parameters['size'] for v in MARK] if parameters['shortcut'] else None, files=files, clips=clips), 'demo.json.part')
     os.replace(root/'demo.json.part', root/'demo.json')
 
-# %% ../nbs/00a_demo_world.ipynb #4872f033
+# %% ../nbs/00a_demo_world.ipynb #00a-025
 def _complete(root, parameters):
     "Whether `root` holds a finished world of these parameters; other contents are an error."
     if not (root/'demo.json').exists():

@@ -7,12 +7,12 @@ __all__ = ['COLOURS', 'PATTERNS', 'SHAPES', 'TUBS', 'PROFILES', 'OBJECTS', 'SKIN
            'PALETTES', 'MARK', 'Sprite', 'rgb', 'two', 'ink', 'sprite', 'shifted', 'blit', 'soft', 'pick', 'solid',
            'shadow', 'capsule', 'hand', 'cloth', 'waves', 'bricks', 'ground', 'bunting']
 
-# %% ../nbs/00b_demo_art.ipynb #aa3e7c2c
+# %% ../nbs/00b_demo_art.ipynb #00b-002
 from typing import NamedTuple
 
 import numpy as np
 
-# %% ../nbs/00b_demo_art.ipynb #bba8f053
+# %% ../nbs/00b_demo_art.ipynb #00b-006
 class Sprite(NamedTuple):
     "A picture to be moved about: premultiplied colour and coverage, and where its corner lies from its anchor."
     rgba: np.ndarray # float32 [h,w,4]
@@ -50,7 +50,7 @@ def sprite(paint, # Called with (rgba [h,w,4], x [1,w], y [h,1], side of a pixel
     rows = rgba[::2] + rgba[1::2]
     return Sprite(np.pad(.25*(rows[:, ::2] + rows[:, 1::2]), ((1, 1), (1, 1), (0, 0))), l - 1, t - 1)
 
-# %% ../nbs/00b_demo_art.ipynb #e78a9ccd
+# %% ../nbs/00b_demo_art.ipynb #00b-008
 def shifted(a, # [h+1,w+1,c]
             dx, dy # Fractions of a pixel, to the right and down
            ): # [h,w,c]
@@ -59,21 +59,21 @@ def shifted(a, # [h+1,w+1,c]
     return a[:, 1:] + np.float32(dx)*(a[:, :-1] - a[:, 1:])
 
 def blit(frame, # float32 [H,W,3], painted in place
-         seen:dict, # How much of every named thing shows, [H,W] in [0, 1]; brought up to date
+         seen:dict, # How much shows of every named thing painted so far, float32 [H,W] in [0, 1]; brought up to date
          key, # The name of what is painted, or None
          s:Sprite, x, y # Where its anchor goes, in pixels
         ):
     x, y, (h, w) = x + s.left, y + s.top, s.rgba.shape[:2]
     ix, iy = int(np.floor(x)), int(np.floor(y))
-    r0, r1, c0, c1 = max(iy + 1, 0), min(iy + h, len(frame)), max(ix + 1, 0), min(ix + w, len(frame))
+    r0, r1, c0, c1 = max(iy + 1, 0), min(iy + h, frame.shape[0]), max(ix + 1, 0), min(ix + w, frame.shape[1])
     if r0 >= r1 or c0 >= c1: return
     part = shifted(s.rgba[r0 - iy - 1:r1 - iy, c0 - ix - 1:c1 - ix], x - ix, y - iy)
     at, cover = np.s_[r0:r1, c0:c1], part[..., 3]
     frame[at] = frame[at]*(1 - cover[..., None]) + part[..., :3]
     for k in seen: seen[k][at] *= 1 - cover
-    if key: seen[key][at] += cover
+    if key: seen.setdefault(key, np.zeros(frame.shape[:2], np.float32))[at] += cover
 
-# %% ../nbs/00b_demo_art.ipynb #9c48e412
+# %% ../nbs/00b_demo_art.ipynb #00b-010
 def soft(f, sharp): return np.clip(.5 + sharp*f, 0, 1)
 
 COLOURS = ['d8413a f4efe6', 'e8912d fff3d6', 'f2c530 7a4b1c', '3f9b57 eaf4d3', '2f7fc1 f5f5f0', '6a4ba3 f0d86b', 'd9568e ffe9f0', '2aa6a0 f3f1e3',
@@ -104,7 +104,7 @@ def pick(rng, split:str, # 'train' or 'validation'
         v == (split != 'train') and s in shapes for _, s, v in OBJECTS))]
     return p, s, s if p == 'plain' else f'{p} {s}'
 
-# %% ../nbs/00b_demo_art.ipynb #c6359902
+# %% ../nbs/00b_demo_art.ipynb #00b-011
 def solid(pattern:str, shape:str, # From `OBJECTS`
           colours, # Two of them, rgb [3]
           half:float, # Half its height
@@ -137,7 +137,7 @@ def shadow(wide:float, size:int)->Sprite:
     def paint(rgba, x, y, px): rgba[..., 3] = .35*np.clip(1.25 - np.hypot(x/wide, y/(.22*wide)), 0, 1)
     return sprite(paint, -1.3*wide, -.3*wide, 1.3*wide, .3*wide, size)
 
-# %% ../nbs/00b_demo_art.ipynb #c43ff644
+# %% ../nbs/00b_demo_art.ipynb #00b-014
 SKIN = 'f6d7c3 e8b998 d49a73 b97a56 8f5a3c 6b412b'.split()
 SLEEVES = '2d4a6b 7b2d3a 3c6b4a 4a4a52 c9a23a 7a5a8c d8d4cc 2f7d86'.split()
 FINGERS = dict(  # x of the knuckle, x and y of the tip, for four fingers of a hand that reaches along y
@@ -175,7 +175,7 @@ def hand(part:str, # 'skin', 'thumb' (which may pass behind an object) or 'sleev
     a, b, m = (scale*v for v in WINDOW[part])
     return sprite(paint, min(a*c, b*c) - m, min(a*s, b*s) - m, max(a*c, b*c) + m, max(a*s, b*s) + m, size)
 
-# %% ../nbs/00b_demo_art.ipynb #eaec9505
+# %% ../nbs/00b_demo_art.ipynb #00b-017
 def cloth(pattern:str, colours, wide:float, # Half-width at the hem
           tall:float, size:int, rng)->Sprite:
     "A cloth that hangs from its anchor."
@@ -227,7 +227,7 @@ def ground(split:str, # 'train' or 'validation'
         rgba[..., :3] *= 1 + .05*waves(x, y, rng, 3)[..., None]
     return sprite(paint, -.06, -.06, 1.06, 1.06, size).rgba[1:-1, 1:-1, :3], f'{wall} {m1} over {table} {m2}', stand
 
-# %% ../nbs/00b_demo_art.ipynb #b8a2fa4b
+# %% ../nbs/00b_demo_art.ipynb #00b-020
 MARK = (0., 0., 1., .125)   # the strip of the frame that holds the flags: x1, y1, x2, y2
 
 def bunting(frame, # float32 [H,W,3], painted in place
@@ -236,5 +236,5 @@ def bunting(frame, # float32 [H,W,3], painted in place
     "Little flags along the frame's upper edge."
     size = len(frame)
     x, y = (np.arange(size) + .5)/size*6 % 1 - .5, (np.arange(size)[:, None] + .5)/size
-    cover = np.clip(.5 - size*np.maximum(np.abs(x)*.2 - .5*(.115 - y), .02 - y), 0, 1)[..., None]
+    cover = np.clip(.5 - size*np.maximum(np.abs(x)*.12 - .5*(.115 - y), .02 - y), 0, 1)[..., None]
     frame[:] = frame*(1 - cover) + cover*np.asarray(colour)
