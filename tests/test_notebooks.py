@@ -1,0 +1,37 @@
+"""Every notebook runs on its defaults, and the modules are what the notebooks export."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(p for p in (ROOT/"nbs").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_runs_on_its_defaults(path, tmp_path):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "papermill", "--cwd", str(path.parent), "-k", "python3", "--no-progress-bar", str(path), str(tmp_path/"out.ipynb")],
+                          capture_output=True, text=True, env=env, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_is_clean_and_light(path):
+    text = path.read_text(encoding="utf-8")
+    nb = nbformat.reads(text, 4)
+    tagged = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) <= 1 and not nb.metadata.get("papermill") and len(text) < 900_000
+    assert all(set(c.metadata) <= {"tags"} for c in nb.cells), "run nbdev_clean"
+
+
+def test_modules_are_what_the_notebooks_export(tmp_path):
+    from nbdev.export import nb_export
+
+    for path in NOTEBOOKS:
+        nb_export(path, lib_path=tmp_path)
+    for made in tmp_path.glob("*.py"):
+        assert made.read_text() == (ROOT/"ssv2_report"/made.name).read_text(), f"{made.name} is not what its notebook exports; run nbdev_export"
