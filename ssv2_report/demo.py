@@ -14,8 +14,8 @@ from pathlib import Path
 
 import av
 import numpy as np
-from .demo_art import (COLOURS, MARK, SHAPES, SKIN, SLEEVES, TUBS, blit, bunting, cloth, ground, hand, pick, rgb, shadow, shifted, solid,
-                                  two)
+from ssv2_report.demo_art import (COLOURS, MARK, PROFILES, SHAPES, SKIN, SLEEVES, TUBS, blit, bunting, cloth, ground, hand, pick, rgb, shadow,
+    shifted, solid, two)
 
 # %% ../nbs/00a_demo_world.ipynb #00a-006
 VERSION = 2
@@ -69,7 +69,7 @@ class Scene:
     def thing(self, key, half, shapes=SHAPES, fit=1., tilt=0.):
         "An object of about this half-height and at most `fit` half-width: sprite, half-height, half-width."
         pattern, shape, self.objects[key] = pick(self.rng, self.split, shapes)
-        wide = max(r for _, r in {**SHAPES, **TUBS}[shape])
+        wide = PROFILES[shape][1].max()
         half = min(half, fit/wide)
         return solid(pattern, shape, self.colours[int(key[-1])], half, self.size, self.rng, self.lit, tilt), half, wide*half
 
@@ -272,7 +272,9 @@ def make_world(root, # Folder to write; made if it is not there
                shortcut:bool=False, # Hang flags on the wall whose colour gives the class away
                progress=None # Called with (clips done, clips in all)
               )->Path:
-    "Write clips, labels and boxes in SSv2's and Something-Else's formats, the same bytes for the same parameters; returns at once if they are there. Raises ValueError for a folder that holds something else."
+    """Write clips, labels and boxes in SSv2's and Something-Else's formats, the same bytes for the same parameters, and return `root`; at once if they
+    are there. Raises ValueError for a folder that holds another world or other files. A script that calls it with `workers` > 1 needs the
+    guard `if __name__ == '__main__'`, as for any process pool."""
     root, counts = Path(root), dict(zip(SPLITS, (train_per_class, val_per_class, test_per_class)))
     if size < 32 or size % 2: raise ValueError(f'A demo world needs frames with an even side of at least 32 pixels, not {size}.')
     if min(counts.values()) < 0 or not sum(counts.values()): raise ValueError('A demo world needs at least one clip of every class, and no negative counts.')

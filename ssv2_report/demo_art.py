@@ -31,6 +31,7 @@ def ink(rgba, # float32 [h,w,4], painted in place
         px:float, # Side of a pixel
         line:float=.007 # Width of the outline, or 0 for none
        ):
+    "Fill a shape over what is there."
     for edge, c in ((d, .45*np.asarray(colour)), (d + line, colour)) if line else ((d, colour),):
         cover = np.clip(.5 - edge/px, 0, 1)[..., None].astype(np.float32)
         rgba *= 1 - cover
@@ -63,6 +64,7 @@ def blit(frame, # float32 [H,W,3], painted in place
          key, # The name of what is painted, or None
          s:Sprite, x, y # Where its anchor goes, in pixels
         ):
+    "Paint a sprite; what it covers shows the less."
     x, y, (h, w) = x + s.left, y + s.top, s.rgba.shape[:2]
     ix, iy = int(np.floor(x)), int(np.floor(y))
     r0, r1, c0, c1 = max(iy + 1, 0), min(iy + h, frame.shape[0]), max(ix + 1, 0), min(ix + w, frame.shape[1])
@@ -100,8 +102,8 @@ def pick(rng, split:str, # 'train' or 'validation'
          shapes # Names to choose among
         )->tuple: # pattern, shape, name
     "An object that may occur in this split."
-    p, s = [(p, s) for p, s, v in OBJECTS if v == (split != 'train') and s in shapes][rng.integers(sum(
-        v == (split != 'train') and s in shapes for _, s, v in OBJECTS))]
+    fit = [(p, s) for p, s, kept in OBJECTS if kept == (split != 'train') and s in shapes]
+    p, s = fit[rng.integers(len(fit))]
     return p, s, s if p == 'plain' else f'{p} {s}'
 
 # %% ../nbs/00b_demo_art.ipynb #00b-011
@@ -160,6 +162,7 @@ def hand(part:str, # 'skin', 'thumb' (which may pass behind an object) or 'sleev
          scale:float, # Of the whole hand; 1 is about a third of the frame long, wrist to tip
          size:int # Side of the frame in pixels
         )->Sprite:
+    "One part of a hand whose fingertips are about its anchor; drawn in the order thumb, sleeve, skin they make a whole."
     c, s = float(np.cos(reach)), float(np.sin(reach))
     def paint(rgba, X, Y, px):
         x, y, px = side*(Y*c - X*s)/scale, (X*c + Y*s)/scale, px/scale
