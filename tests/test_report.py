@@ -1,5 +1,5 @@
 "The renderer without Quarto: what a reader sees, in a browser without a network."
-import base64, io, json, os, re, shutil, subprocess
+import base64, io, os, re, shutil, subprocess
 from pathlib import Path
 
 import matplotlib
@@ -130,3 +130,164 @@ def site(project, tmp_path_factory):
 @pytest.fixture(scope='module')
 def index(site, tmp_path_factory):
     return render(site, tmp_path_factory.mktemp('out'), quarto=None)
+
+
+@pytest.fixture(scope='module')
+def text(index):
+    return index.read_text()
+
+
+def test_staged_notebooks_are_valid_and_carry_the_run(site):
+    for path in site.glob('*.ipynb'):
+        nbformat.validate(nbformat.read(path, as_version=4))
+        assert 'has_sd' not in path.read_text() and 'output-file' not in path.read_text()
+    source = '\n'.join(cell.source for cell in nbformat.read(site/'index.ipynb', as_version=4).cells)
+    assert 'A gain of 12.5 points (9.1 to 15.8)' in source and 'over 480 clips' in source and '{{{< var x >}}}' in source
+    models = nbformat.read(site/'01_models.ipynb', as_version=4).cells
+    assert 'title: Models' in models[0].source and 'description: Two kinds of them' in models[0].source
+    assert any(cell.source == 'Why one should care.' for cell in models)
+    assert not any(re.search(r'#\| *(export|default_exp|hide)', cell.source) for cell in models)
+
+
+def test_nothing_changed_nothing_written(project, site, index):
+    root, books = project
+    before = {p: p.stat().st_mtime_ns for folder in (site, index.parent) for p in folder.rglob('*')}
+    assert render(stage(site, books, VARIABLES, root), index.parent, quarto=None) == index
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_only_the_changed_page_is_made_again(project, tmp_path):
+    root, books = project
+    out = render(stage(tmp_path/'site', books, VARIABLES, root), tmp_path/'out', quarto=None).parent
+    before = {p.name: p.stat().st_mtime_ns for p in out.glob('*.html')}
+    changed = dict(books, index=write(tmp_path/'index.ipynb', [*report_cells(), md('One more cell.')]))
+    render(stage(tmp_path/'site', changed, VARIABLES, root), out, quarto=None)
+    assert 'One more cell.' in (out/'index.html').read_text()
+    assert (out/'01_models.html').stat().st_mtime_ns == before['01_models.html'] and (out/'index.html').stat().st_mtime_ns > before['index.html']
+
+
+def test_numbers_captions_references_and_citations(text):
+    plain = ' '.join(re.sub(r'<[^>]+>', '', text).replace('\xa0', ' ').split())
+    for words in ('Figure 1: Accuracy over 480 clips, after Carreira and Zisserman (2017)', 'Table 1: Accuracy by class.', 'Table 2: A small table.',
+                  'Figure 2: The same clip.', 'Figure 3: Inner figure.', 'On 480 clips 3D gains 12.5 points (Goyal et al. 2017)',
+                  'See Figure 1, Table 1, Table 2, Figure 2, Section 2, Equation (1) and the models.', '{{&lt; var x &gt;}}', 'step 2 red'):
+        assert words in plain, words
+    assert '?@' not in plain and 'secret' not in plain and 'step 1' not in plain and ':::' not in plain and '#|' not in plain
+    assert plain.index('References Carreira') < plain.index('Goyal, Raghav')
+    targets = set(re.findall(r'\bid="([^"]+)"', text))
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= targets
+    assert 'href="01_models.html#fig-inner"' in text and 'alt="Two curves: the 3D one rises to 0.95, the 2D one stays at &quot;half&quot;."' in text
+
+
+def test_raw_output_passes_untouched(text):
+    assert PLAYER % ('p1', 'p1') in text and PLAYER % ('p2', 'p2') in text and '<!--output-' not in text
+
+
+def test_nothing_comes_from_the_network(index):
+    for page in index.parent.glob('*.html'):
+        assert not re.search(r'(src|srcset)="https?:|<link[^>]+href="https?:|@import', page.read_text())
+
+
+def test_exported_functions_are_documented(index):
+    page = (index.parent/'01_models.html').read_text()
+    plain = re.sub(r'<[^>]+>', '', page)
+    assert 'id="double"' in page and 'id="shape"' in page and 'Repeat a clip in time.' in plain and '# How often' in plain
+    assert '_private' not in plain and 'hidden()' not in plain and 'example.invalid' not in page and 'Source' in plain
+
+
+def test_pdf_says_the_same(index, tmp_path):
+    pdf = index.with_suffix('.pdf')
+    assert pdf.read_bytes()[:5] == b'%PDF-'
+    if not shutil.which('pdftotext'): pytest.skip('pdftotext (poppler-utils) is not installed, so the words of the PDF cannot be read')
+    words = ' '.join(subprocess.run(['pdftotext', str(pdf), '-'], capture_output=True, text=True, check=True).stdout.replace('\xa0', ' ').split())
+    for part in ('What do networks attend to?', 'Some University', 'Abstract', '1 Introduction', '2.1 Data', 'Figure 3: Inner figure.', 'Table 1: Accuracy by class.',
+                 'A gain of 12.5 points (9.1 to 15.8)', 'Mind', 'References', 'Goyal, Raghav', 'Interactive; see the page on the web.'):
+        assert part in words, part
+    assert 'plot(history)' not in words
+
+
+def test_mistakes_are_one_sentence(project, tmp_path):
+    root, books = project
+    page = lambda *cells: dict(index=write(tmp_path/'index.ipynb', list(cells)))
+    for cells, words in [([md('# A\n\n{{< var no.such >}}')], "Page 'index' uses the variable 'no.such'"),
+                         ([md('# A\n\n{{< var accuracy >}}')], "the variable 'accuracy'"),
+                         ([md('{{< embed 05_analysis#fig-x >}}')], "embeds the cell 'fig-x' of '05_analysis'"),
+                         ([code('#| export\ndef f(x=nowhere): pass')], "The exported cells of 'index' do not run (NameError")]:
+        with pytest.raises(ReportError, match=re.escape(words)) as error: stage(tmp_path/'site', page(*cells), VARIABLES, root)
+        assert str(error.value).endswith('.') and '\n' not in str(error.value)
+    with pytest.raises(ReportError, match="named 'index'"): stage(tmp_path/'site', {'01_models': books['01_models']}, VARIABLES, root)
+    with pytest.raises(FileNotFoundError, match='does not exist; run the step'): stage(tmp_path/'site', {'index': tmp_path/'none.ipynb'}, VARIABLES, root)
+    with pytest.raises(FileNotFoundError, match='stage its notebooks first'): render(tmp_path/'empty', tmp_path/'out')
+    site = stage(tmp_path/'site2', page(code('#| label: [\nx', outputs=[show(text_plain='x')])), VARIABLES, root)
+    with pytest.raises(ReportError, match='are not YAML'): render(site, tmp_path/'out', quarto=None)
+    site = stage(tmp_path/'site3', page(md('# A\n\nAs @fig-none shows.')), VARIABLES, root)
+    with pytest.warns(UserWarning, match='no figure, table, section or equation is labelled @fig-none'): render(site, tmp_path/'out3', quarto=None)
+
+
+def test_quarto_renders_where_it_is(site, tmp_path):
+    quarto = tmp_path/'quarto'
+    quarto.write_text('#!/bin/sh\n[ "$1" = render ] && [ "$3" = --no-execute ] && mkdir -p "$2/_site" && echo by Quarto > "$2/_site/index.html"\n')
+    quarto.chmod(0o755)
+    copy = shutil.copytree(site, tmp_path/'site')
+    assert render(copy, tmp_path/'out', quarto=str(quarto)).read_text() == 'by Quarto\n'
+    quarto.write_text('#!/bin/sh\necho "ERROR: no such cell" >&2; exit 1\n')
+    (copy/'extra.txt').write_text('changed')
+    with pytest.raises(ReportError, match='ERROR: no such cell'): render(copy, tmp_path/'out', quarto=str(quarto))
+
+
+@pytest.fixture(scope='module')
+def browser():
+    reason = None
+    try: from playwright.sync_api import sync_playwright
+    except ImportError: reason = 'playwright is not installed (pip install playwright)'
+    if not reason and not Path(CHROMIUM).exists(): reason = f'there is no Chromium at {CHROMIUM} (apt install chromium)'
+    if reason: (pytest.fail if os.environ.get('SSV2_REQUIRE_BROWSER') == '1' else pytest.skip)(f'The pages were not opened: {reason}.')
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-background-networking',
+                                       '--disable-component-update', '--disable-sync', '--no-first-run'])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize('width, scheme', [(1280, 'light'), (390, 'dark')])
+def test_pages_work_in_a_browser_without_a_network(browser, index, width, scheme):
+    context = browser.new_context(offline=True, viewport={'width': width, 'height': 800}, color_scheme=scheme)
+    page, complaints = context.new_page(), []
+    page.on('console', lambda m: complaints.append(m.text) if m.type in ('error', 'warning') else None)
+    page.on('pageerror', lambda e: complaints.append(str(e)))
+    page.on('requestfailed', lambda r: complaints.append(r.url))
+    for path in sorted(index.parent.glob('*.html')):
+        page.goto(path.as_uri())
+        assert page.evaluate('document.documentElement.scrollWidth') <= width
+        assert page.evaluate('[...document.images].every(i => i.complete && i.naturalWidth > 0)')
+    page.goto(index.as_uri())
+    for name in ('p1', 'p2'):
+        assert page.get_attribute(f'#{name}', 'data-ready') == 'yes'
+        page.focus(f'#{name} input')
+        page.keyboard.press('ArrowRight')
+        assert page.inner_text(f'#{name} output') == '1'
+    page.focus('#tabset-1-1-tab')
+    page.keyboard.press('ArrowRight')
+    assert page.is_visible('#tabset-1-2') and not page.is_visible('#tabset-1-1')
+    dark = lambda: page.evaluate('getComputedStyle(document.body).backgroundColor') != 'rgb(255, 255, 255)'
+    assert dark() == (scheme == 'dark')
+    page.click('#theme')
+    assert dark() == (scheme != 'dark')
+    if width == 390: page.click('.pages summary')
+    page.click('.pages >> text=Models')
+    page.wait_for_url('**/01_models.html')
+    assert dark() == (scheme != 'dark') and page.title() == 'Models – 2D & 3D networks'
+    assert complaints == []
+    context.close()
+
+
+def test_axe_finds_nothing(browser, index):
+    axe = pytest.importorskip('axe_playwright_python', reason='axe-playwright-python is not installed, so axe does not check the pages')
+    context = browser.new_context(offline=True, viewport={'width': 390, 'height': 800})
+    page = context.new_page()
+    for path in sorted(index.parent.glob('*.html')):
+        page.goto(path.as_uri())
+        page.evaluate((Path(axe.__file__).parent/'axe.min.js').read_text())
+        violations = page.evaluate('axe.run().then(r => r.violations.map(v => [v.id, v.nodes[0].html]))')
+        assert violations == [], path.name
+    context.close()

@@ -14,10 +14,11 @@ local function number(id)
   return names[k] .. '\u{a0}' .. counts[k]
 end
 
-local function captioned(id, caption, blocks, class)
-  local label = pandoc.Inlines { pandoc.Span({ pandoc.Str(number(id)) }, { class = 'caption-number' }) }
+local function captioned(id, caption, blocks)
+  local name = pandoc.Str(number(id))
+  local label = pandoc.Inlines { html and pandoc.Span(name, { class = 'caption-number' }) or pandoc.Strong(name) }
   if #caption > 0 then label:extend { pandoc.Str ': ' }; label:extend(caption) end
-  local attr = pandoc.Attr(id, { kind(id), class })
+  local attr = pandoc.Attr(id, { kind(id) })
   if not html and kind(id) == 'tbl' then
     for _, block in ipairs(blocks) do
       if block.t == 'Table' then
@@ -35,8 +36,6 @@ local function read_meta(meta)
 end
 
 local function read_sections(doc)
-  toplevel = 9
-  doc:walk { Header = function(h) toplevel = math.min(toplevel, h.level) end }
   pandoc.Blocks(pandoc.utils.make_sections(numbered, nil, doc.blocks)):walk {
     Div = function(div)
       local head = div.content[1]
@@ -70,15 +69,14 @@ local function cell(div)
   end
   local k = kind(label)
   if #shown > 0 and (k == 'fig' or k == 'tbl') then
-    shown = pandoc.Blocks(captioned(label, caption, shown, div.attributes.column))
+    shown = pandoc.Blocks(captioned(label, caption, shown))
   elseif #caption > 0 then
     shown:insert(pandoc.Div(pandoc.Para(caption), { class = 'caption' }))
   end
   code:extend(shown)
   if not html then return code end
   local id = k ~= 'fig' and k ~= 'tbl' and label or ''
-  local class = div.attributes.column and ('cell ' .. div.attributes.column) or 'cell'
-  return pandoc.Div(code, pandoc.Attr(id, { class }))
+  return pandoc.Div(code, pandoc.Attr(id, { 'cell' }))
 end
 
 local function callout(div, type)
@@ -151,13 +149,8 @@ local numbering = {
   end,
   Figure = function(fig)
     local caption = pandoc.utils.blocks_to_inlines(fig.caption.long)
-    local content = fig.content:walk { Image = function(img)
-      if img.attributes['fig-alt'] then img.caption = pandoc.Inlines(img.attributes['fig-alt']); img.attributes['fig-alt'] = nil end
-      return img
-    end }
-    if kind(fig.identifier) == 'fig' then return captioned(fig.identifier, caption, content), false end
-    fig.content = content
-    return fig, false
+    if kind(fig.identifier) ~= 'fig' then return nil, false end
+    return captioned(fig.identifier, caption, fig.content), false
   end,
   Table = function(tbl)
     if kind(tbl.identifier) ~= 'tbl' then return nil, false end
@@ -169,12 +162,15 @@ local numbering = {
     local last, math = para.content[#para.content], para.content[1]
     local id = last and last.t == 'Str' and last.text:match '^{#(eq%-[%w_-]+)}$'
     if not id or math.t ~= 'Math' then return nil end
-    local label = pandoc.Span({ pandoc.Str('(' .. number(id):match '%d+' .. ')') }, { class = 'equation-number' })
-    return pandoc.Div({ pandoc.Para { math, pandoc.Space(), label } }, pandoc.Attr(id, { 'equation' })), false
+    number(id)
+    local label = '(' .. refs[id] .. ')'
+    local row = html and { pandoc.Para { math, pandoc.Space(), pandoc.Str(label) } }
+      or { raw '#numbered[', pandoc.Plain { math }, raw('][' .. label .. ']') }
+    return pandoc.Div(row, pandoc.Attr(id, { 'equation' })), false
   end,
 }
 
-local blocks = {
+local containers = {
   Div = function(div)
     for _, class in ipairs(div.classes) do
       local type = class:match '^callout%-(%a+)$'
@@ -183,15 +179,43 @@ local blocks = {
     if div.classes:includes 'panel-tabset' then return tabset(div) end
     if div.classes:includes 'source-link' and not html then return {} end
   end,
+  RawBlock = function(el)
+    if html or el.format ~= 'html' then return nil end
+    return el.text:lower():find '<table' and pandoc.read(el.text, 'html').blocks or {}
+  end,
+}
+
+local function aligned(tbl)
+  for i, spec in ipairs(tbl.colspecs) do
+    local digits = true
+    for _, body in ipairs(tbl.bodies) do
+      for _, row in ipairs(body.body) do
+        local cell = row.cells[i]
+        if cell and pandoc.utils.stringify(cell.contents):match '%a%a%a' then digits = false end
+      end
+    end
+    if spec[1] == 'AlignDefault' then tbl.colspecs[i] = { digits and 'AlignRight' or 'AlignLeft', spec[2] } end
+  end
+  for _, rows in ipairs { tbl.head.rows, table.unpack(tbl.bodies:map(function(b) return b.body end)) } do
+    for _, row in ipairs(rows) do
+      for _, cell in ipairs(row.cells) do cell.alignment = 'AlignDefault' end
+    end
+  end
+  return tbl
+end
+
+local finish = {
   Header = function(h)
     if not html then h.level = h.level - toplevel + 1; return h end
   end,
   Table = function(tbl)
     if html then return pandoc.Div(tbl, { class = 'scroll' }) end
+    return aligned(tbl)
   end,
-  RawBlock = function(el)
-    if html or el.format ~= 'html' then return nil end
-    return el.text:lower():find '<table' and pandoc.read(el.text, 'html').blocks or {}
+  Image = function(img)
+    img.caption = pandoc.Inlines(img.attributes['fig-alt'] or pandoc.utils.stringify(img.caption))
+    img.attributes['fig-alt'] = nil
+    return img
   end,
 }
 
@@ -223,9 +247,28 @@ local function link(el)
   return el.target:match '^%a+:' and el or el.content
 end
 
+local function cites(doc)
+  local found = false
+  local function look(cite) found = found or not names[kind(cite.citations[1].id:lower())] end
+  doc:walk { Cite = look }
+  if doc.meta.abstract then pandoc.Pandoc(pandoc.Blocks(doc.meta.abstract)):walk { Cite = look } end
+  return found
+end
+
 function Pandoc(doc)
   read_meta(doc.meta)
+  doc = doc:walk(containers)
+  local last = 1
+  toplevel = 9
+  doc = doc:walk { traverse = 'topdown', Header = function(h)
+    last = math.min(h.level, last + 1)
+    h.level, toplevel = last, math.min(toplevel, last)
+    return h
+  end }
+  if cites(doc) then
+    local title = pandoc.Header(math.min(toplevel, 2), 'References', { id = 'references', class = 'unnumbered' })
+    doc.blocks:extend { title, pandoc.Div({}, { id = 'refs' }) }
+  end
   read_sections(doc)
-  doc = doc:walk(numbering):walk { Cite = crossref }
-  return doc:walk(blocks):walk { Link = link }
+  return doc:walk(numbering):walk { Cite = crossref }:walk(finish):walk { Link = link }
 end

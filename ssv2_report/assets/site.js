@@ -31,7 +31,7 @@
   }
 
   const reachable = () => all("pre, .scroll, .cell-output, .equation, math[display=block]").forEach(box => {
-    const inside = box.querySelector("button, a[href], input, select, summary");
+    const inside = box.querySelector("button, a[href]:not([tabindex]), input, select, summary");
     if (box.scrollWidth > box.clientWidth + 1 && !inside) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   });
