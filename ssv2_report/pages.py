@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['ReportError', 'asset', 'digest', 'cell_options', 'Page', 'navigation', 'write_html', 'write_pdf']
 
-# %% ../nbs/06a_pages.ipynb #a8eeef8a
+# %% ../nbs/06a_pages.ipynb #bed8d509
 import base64, fnmatch, hashlib, html, json, re, shutil, subprocess, tempfile, warnings
 from importlib.resources import files
 from pathlib import Path
 
 import yaml
 
-# %% ../nbs/06a_pages.ipynb #56b0c12e
+# %% ../nbs/06a_pages.ipynb #6396371d
 class ReportError(ValueError):
     "A report that cannot be made; the message is one sentence that says why and what to do."
 
-# %% ../nbs/06a_pages.ipynb #2762b86e
+# %% ../nbs/06a_pages.ipynb #c894d49c
 def asset(name:str)->Path: # Path of the file in the installed package
     "One of the files that come with the package: `filter.lua`, `page.html`, `page.typ`, `style.css`, `site.js`, `quarto.scss`."
     return Path(str(files('ssv2_report')/'assets'/name))
@@ -27,7 +27,7 @@ def digest(
     "One digest of several things, to tell whether any of them changed."
     return hashlib.sha256(json.dumps([p.hex() if isinstance(p, bytes) else p for p in parts], sort_keys=True, default=str).encode()).hexdigest()
 
-# %% ../nbs/06a_pages.ipynb #6c8ca648
+# %% ../nbs/06a_pages.ipynb #2f22f353
 def cell_options(
     source:str, # Source of a code cell
 )->tuple: # Its options as a dict, and the code without them
@@ -38,7 +38,7 @@ def cell_options(
     if not isinstance(options, dict): raise ReportError(f"The cell options {head.strip()!r} are not YAML; write each as '#| name: value'.")
     return options, source[len(head):].strip('\n')
 
-# %% ../nbs/06a_pages.ipynb #9e911eaa
+# %% ../nbs/06a_pages.ipynb #b8c7e5f0
 _still = ['text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg']
 _rich = dict(html=['text/html', *_still, 'text/latex', 'text/plain'], typst=[*_still, 'text/html', 'text/latex', 'text/plain'])
 
@@ -53,7 +53,7 @@ def _terminal(text):
     text = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', ''.join(text))
     return '\n'.join(line.rstrip('\r').rpartition('\r')[2] for line in text.rstrip().split('\n'))
 
-# %% ../nbs/06a_pages.ipynb #379ddea1
+# %% ../nbs/06a_pages.ipynb #71dee8a5
 class Page:
     "Markdown of one staged notebook for one target, `html` or `typst`, with the files and the raw HTML that it refers to."
     def __init__(self, nb, name, to, config):
@@ -130,7 +130,7 @@ class Page:
         self.images[path] = data
         return path
 
-# %% ../nbs/06a_pages.ipynb #fc22018a
+# %% ../nbs/06a_pages.ipynb #03a8f343
 def navigation(
     config:dict, # Content of `_quarto.yml`
     titles:dict, # Title of each page by its name
@@ -149,7 +149,7 @@ def navigation(
     walk(((config.get('website') or {}).get('sidebar') or {}).get('contents'), None)
     return found + [(None, page, titles[page]) for page in sorted(titles) if page not in [f[1] for f in found]]
 
-# %% ../nbs/06a_pages.ipynb #5e9a0c5f
+# %% ../nbs/06a_pages.ipynb #eeb7153d
 def _links(config, nav, current):
     "Sidebar, top bar and the links to the pages before and after, as HTML."
     def a(target, text): return f'<a href="{target}.html"{" aria-current=page" if target == current else ""}>{html.escape(text)}</a>'
@@ -164,7 +164,7 @@ def _links(config, nav, current):
     return dict(sidebar=''.join(side) + '</ul>', navbar=f'<nav aria-label="Main">{top}</nav>' if top else '',
                 turn=''.join(turn) if site.get('page-navigation') else '')
 
-# %% ../nbs/06a_pages.ipynb #0055a304
+# %% ../nbs/06a_pages.ipynb #6e97563a
 def _pandoc(page, site, pages, variables):
     "Run pandoc on a page's Markdown; its output."
     import pypandoc
@@ -193,7 +193,7 @@ def _pandoc(page, site, pages, variables):
     if notes: warnings.warn(f"Page '{page.name}': {notes}")
     return run.stdout
 
-# %% ../nbs/06a_pages.ipynb #7065cac9
+# %% ../nbs/06a_pages.ipynb #8163a663
 def _save_images(page, folder):
     for path, data in page.images.items():
         (folder/path).parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +216,7 @@ def write_html(
     path.write_text(text, encoding='utf-8')
     return path
 
-# %% ../nbs/06a_pages.ipynb #8880b39c
+# %% ../nbs/06a_pages.ipynb #f42d3153
 def write_pdf(
     page:Page, # For the target `typst`
     site:Path, # Staged folder

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['substitute', 'split_title', 'embed', 'stage', 'render']
 
-# %% ../nbs/06_report.ipynb #1bbb9047
+# %% ../nbs/06_report.ipynb #b5771f4d
 import hashlib, json, linecache, re, shutil, subprocess, sys, types
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import nbformat, yaml
 
 from .pages import Page, ReportError, asset, digest, navigation, write_html, write_pdf
 
-# %% ../nbs/06_report.ipynb #3b50cebb
+# %% ../nbs/06_report.ipynb #038476f9
 def substitute(
     text:str, # Markdown with Quarto's `var` shortcodes
     variables:dict, # Values by name, possibly nested
@@ -29,7 +29,7 @@ def substitute(
         return str(found)
     return re.sub(r'(?<!\{)\{\{< *var +([^\s>]+) *>\}\}', value, text)
 
-# %% ../nbs/06_report.ipynb #36c275cc
+# %% ../nbs/06_report.ipynb #c5dc2712
 def _cell(kind, source):
     return dict(cell_type=kind, metadata={}, source=source) | (dict(outputs=[], execution_count=None) if kind == 'code' else {})
 
@@ -47,7 +47,7 @@ def split_title(
         return cells[:i] + [cell | {'source': '\n'.join(head)}] + [_cell('markdown', rest)] * bool(rest) + cells[i+1:]
     return cells
 
-# %% ../nbs/06_report.ipynb #18368277
+# %% ../nbs/06_report.ipynb #55586aa2
 def embed(
     cells:list, # Cells of a page
     sources:dict, # Cells of every page, by the page's name
@@ -69,10 +69,16 @@ def embed(
                     _cell('markdown', f'::: {{.source-link}}\n[From {source}]({source}.ipynb#{part})\n:::')]
     return out
 
-# %% ../nbs/06_report.ipynb #bbfb3950
+# %% ../nbs/06_report.ipynb #a85e6524
 def _documentation(nb, name):
-    "Give the `show_doc` cells that nbdev put into `nb` their outputs."
+    "Put nbdev's `show_doc` cells before the source that they document, and give them their outputs."
     from nbdev.showdoc import show_doc
+    if not any(c.get('has_sd') for c in nb.cells): return
+    ordered, at = [], 0
+    for cell in nb.cells:
+        if not cell.get('has_sd'): at = len(ordered)
+        ordered.insert(at, cell)
+    nb.cells = ordered
     source = '\n\n'.join(c.source for c in nb.cells if {'export', 'exports', 'exporti'} & set(c.get('directives_', {})))
     module = types.ModuleType(f'documented_{name}')
     module.__file__ = f'<exported by {name}>'
@@ -89,7 +95,7 @@ def _documentation(nb, name):
         raise ReportError(f"The exported cells of '{name}' do not run ({type(error).__name__}: {error}); correct that notebook.") from error
     finally: del sys.modules[module.__name__]
 
-# %% ../nbs/06_report.ipynb #5e8b0d65
+# %% ../nbs/06_report.ipynb #24cfcab2
 def _process(cells, metadata, path, name):
     "Pass a notebook through nbdev's processors, `exec_show_docs` replaced by `_documentation`."
     from execnb.nbio import dict2nb, nb2dict
@@ -102,11 +108,11 @@ def _process(cells, metadata, path, name):
         if cell['cell_type'] == 'code' and public: cell['source'] = re.sub(r'(?m)\A((?:#\|.*\n)*#\| *export)\s*$', r'\1s', cell['source'])
     nb = dict2nb(dict(cells=cells, metadata={'kernelspec': metadata.get('kernelspec', {})}, nbformat=4, nbformat_minor=5))
     nb.path_ = str(path)
-    procs = [Documented if p.__name__ == 'exec_show_docs' else p for p in FilterDefaults().procs()]
+    procs = [Documented if p.__name__ == 'exec_show_docs' else p for p in FilterDefaults().procs() if p.__name__ != 'mv_exports']
     NBProcessor(nb=nb, procs=procs, process=True)
     return nb2dict(nb)['cells']
 
-# %% ../nbs/06_report.ipynb #52cbcc2e
+# %% ../nbs/06_report.ipynb #8cb4f4a9
 def _front_matter(source, page):
     "The page's metadata with nbdev's file name for it taken out."
     fm = yaml.safe_load(source.strip().strip('-')) | {}
@@ -136,7 +142,7 @@ def _tidy(cells, page, links):
         cells[i] = keep
     return cells
 
-# %% ../nbs/06_report.ipynb #b4e92e7b
+# %% ../nbs/06_report.ipynb #3a510d0e
 def _staged(cells, metadata, variables, path, page, links):
     "The notebook of one page, ready to be written."
     def filled(cell):
@@ -151,7 +157,7 @@ def _staged(cells, metadata, variables, path, page, links):
     nbformat.validate(nb)
     return nbformat.writes(nb) + '\n'
 
-# %% ../nbs/06_report.ipynb #a32171f0
+# %% ../nbs/06_report.ipynb #dcf60c37
 def _code(): return [asset('../pages.py'), asset('../report.py'), *sorted(asset('').iterdir())]
 
 def _remembered(path):
@@ -164,7 +170,7 @@ def _copy(source, target):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
 
-# %% ../nbs/06_report.ipynb #81712182
+# %% ../nbs/06_report.ipynb #16697e06
 def stage(
     site:Path, # Folder to write, which Quarto and `render` both read
     notebooks:dict, # Path of the executed notebook by page name; `index` is the report
@@ -195,7 +201,7 @@ def stage(
     if done != known: (site/'.staged.json').write_text(json.dumps(done, indent=1), encoding='utf-8')
     return site
 
-# %% ../nbs/06_report.ipynb #2f91709f
+# %% ../nbs/06_report.ipynb #9fbc690c
 def _by_quarto(quarto, site, out):
     run = subprocess.run([quarto, 'render', str(site), '--no-execute'], capture_output=True, text=True)
     if run.returncode:
@@ -221,7 +227,7 @@ def _embedded(site, out, config, inputs, known):
     for name in known.keys() - made.keys(): (out/f'{name}.html').unlink(missing_ok=True)
     return made
 
-# %% ../nbs/06_report.ipynb #6e219183
+# %% ../nbs/06_report.ipynb #4da6525a
 def render(
     site:Path, # Folder that `stage` wrote
     out:Path, # Folder of the pages

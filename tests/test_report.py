@@ -192,6 +192,7 @@ def test_exported_functions_are_documented(index):
     page = (index.parent/'01_models.html').read_text()
     plain = re.sub(r'<[^>]+>', '', page)
     assert 'id="double"' in page and 'id="shape"' in page and 'Repeat a clip in time.' in plain and '# How often' in plain
+    assert page.index('id="shape"') < page.index('id="double"') < page.index('<summary>Source')
     assert '_private' not in plain and 'hidden()' not in plain and 'example.invalid' not in page and 'Source' in plain
 
 
