@@ -158,7 +158,7 @@ def _check(model, logits, layers, taken, n_clips):
         if name not in taken: raise ValueError(f"Layer '{name}' does not run in this model's forward pass: choose another.")
         if len(taken[name]) % n_clips: raise ValueError(f"Layer '{name}' gives {len(taken[name])} maps, which {n_clips} clips do not divide.")
 
-# %% ../nbs/04_gradcam.ipynb #00000017
+# %% ../nbs/04_gradcam.ipynb #0000001d
 def resize_maps(
     maps:torch.Tensor, # [B,t,h,w]
     size:tuple[int,int,int], # (T,H,W)
@@ -186,7 +186,7 @@ def common_grid(
     size = tuple(min(m.shape[i] for m in maps) for i in (1, 2, 3))
     return [resize_maps(m, size) for m in maps]
 
-# %% ../nbs/04_gradcam.ipynb #0000001a
+# %% ../nbs/04_gradcam.ipynb #00000020
 def overlay(
     frames:np.ndarray, # uint8 [T,H,W,3]
     map, # [T,H,W], non-negative
@@ -208,7 +208,7 @@ def outline(frames, mask, colour):
     inner = edge[:, :-2, 1:-1] & edge[:, 2:, 1:-1] & edge[:, 1:-1, :-2] & edge[:, 1:-1, 2:]
     return np.where((mask & ~inner)[..., None], np.uint8(colour), frames)
 
-# %% ../nbs/04_gradcam.ipynb #0000001b
+# %% ../nbs/04_gradcam.ipynb #00000021
 def strip(
     rows:dict, # Name -> pictures uint8 [T,H,W,3], as for `player`
     most:int=8, # At most this many time steps, evenly chosen
@@ -227,7 +227,7 @@ def strip(
     fig.subplots_adjust(0.04, 0.01, 0.995, 1 - 0.2 / fig.get_figheight(), 0.02, 0.02)
     return fig
 
-# %% ../nbs/04_gradcam.ipynb #0000001e
+# %% ../nbs/04_gradcam.ipynb #00000024
 _CSS = (".ssv2-player{margin:1em 0;max-width:100%;font:inherit;color:inherit}"
 ".ssv2-cols{display:flex;flex-wrap:wrap;gap:8px}"
 ".ssv2-cols figure{flex:1 1 104px;min-width:0;max-width:220px;margin:0!important;padding:0}"
@@ -252,7 +252,7 @@ b.textContent='Pause';b.setAttribute('aria-label','Pause');o.setAttribute('aria-
 p.addEventListener('keydown',function(e){var d={ArrowLeft:-1,ArrowRight:1}[e.key];if(d){e.preventDefault();stop();show(+r.value+d);}});
 show(0);});})();""".replace("\n", "")
 
-# %% ../nbs/04_gradcam.ipynb #0000001f
+# %% ../nbs/04_gradcam.ipynb #00000025
 def _sprites(columns, kilobytes):
     "Each column's frames side by side as a WebP data URI, all together within a size: quality goes first, then pixels."
     for shrink in (1, 2, 4):
@@ -280,7 +280,7 @@ class Player:
         Image.open(buffer).convert("RGB").quantize(96).save(small := io.BytesIO(), "png", optimize=True)
         return small.getvalue()
 
-# %% ../nbs/04_gradcam.ipynb #00000020
+# %% ../nbs/04_gradcam.ipynb #00000026
 def player(
     columns:dict, # Name -> pictures uint8 [T,H,W,3], the same T for all
     title:str="", # What a screen reader calls it, such as the clip's label
