@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 
-# %% ../nbs/00c_boxes.ipynb #00c-005
+# %% ../nbs/00c_boxes.ipynb #00c-006
 def iter_videos(path): # Yields (id, frames)
     "The videos of a Something-Else JSON file, one at a time; `ValueError` when it is not such a file."
     text, decode, at = Path(path).read_text(encoding='utf-8'), json.JSONDecoder().raw_decode, 0
@@ -28,7 +28,7 @@ def iter_videos(path): # Yields (id, frames)
     except (ValueError, IndexError, RecursionError):
         raise ValueError(f'{path} is not a Something-Else JSON file (it breaks off or goes wrong at character {at:,}): copy it again.') from None
 
-# %% ../nbs/00c_boxes.ipynb #00c-007
+# %% ../nbs/00c_boxes.ipynb #00c-008
 @dataclass
 class Boxes:
     "Boxes of many videos: rows `first[i]:first[i+1]` are those of `ids[i]`, sorted; `frame` counts from 0 at 12 fps, `xyxy` in pixels of the video."
@@ -37,6 +37,7 @@ class Boxes:
     frame: np.ndarray # int16
     kind: np.ndarray # int8: 0 hand, 1 object, -1 annotated and empty
     xyxy: np.ndarray # float32 [rows,4]
+    unreadable: dict[str, str] # What could not be read, by id
 
     def __contains__(self, id): return self.rows(id).start is not None
     def __len__(self): return len(self.ids)
@@ -46,12 +47,13 @@ class Boxes:
 
 def _frame_rows(frame): # (frame index, kind, x1, y1, x2, y2) of one annotated frame
     t = int(Path(frame['name']).stem.split('_')[-1]) - 1
+    if not 0 <= t < 2**15: raise ValueError('frame number')
     for b in frame['labels']:
         hand = b.get('standard_category', b.get('category')) == 'hand'
         yield t, 0 if hand else 1, *(float(b['box2d'][k]) for k in ('x1', 'y1', 'x2', 'y2'))
     if not frame['labels']: yield t, -1, *[np.nan]*4
 
-# %% ../nbs/00c_boxes.ipynb #00c-008
+# %% ../nbs/00c_boxes.ipynb #00c-009
 def box_files(path) -> list[Path]:
     "The box files at `path`: a JSON file, a folder of them, or a dataset with a folder `boxes`."
     path = Path(path)
@@ -64,23 +66,25 @@ def load_boxes(root_or_file, # Dataset with a folder `boxes`, a folder of parts,
                ids=None, # Only these videos
               ) -> Boxes:
     "Hand and object boxes in Something-Else's format (Materzynska et al., CVPR 2020); what cannot be read in a frame leaves that frame unknown."
-    wanted, found = None if ids is None else set(ids), {}
+    wanted, found, unreadable = None if ids is None else set(ids), {}, {}
     for path in box_files(root_or_file):
         for id, frames in iter_videos(path):
-            if wanted is None or id in wanted: found[id] = _video_rows(frames)
-    ids = sorted(found, key=str.encode)
-    rows = np.concatenate([found[id] for id in ids]) if ids else np.zeros((0, 6))
+            if wanted is None or id in wanted: found[id] = _video_rows(id, frames, unreadable)
+    ids = sorted(found, key=lambda id: id.encode('utf-8', 'replace'))
+    rows = np.concatenate([found[id] for id in ids]) if ids else np.zeros((0, 6), 'float32')
     first = np.cumsum([0] + [len(found[id]) for id in ids])
-    return Boxes(np.array([id.encode() for id in ids], dtype='S'), first, rows[:, 0].astype('int16'), rows[:, 1].astype('int8'), rows[:, 2:].astype('float32'))
+    keys = np.array([id.encode('utf-8', 'replace') for id in ids], dtype='S')
+    return Boxes(keys, first, rows[:, 0].astype('int16'), rows[:, 1].astype('int8'), rows[:, 2:], unreadable)
 
-def _video_rows(frames):
+def _video_rows(id, frames, unreadable):
     rows = []
-    for frame in frames if isinstance(frames, list) else ():
+    if not isinstance(frames, list): unreadable[id], frames = 'not a list of frames', []
+    for k, frame in enumerate(frames):
         try: rows += list(_frame_rows(frame))
-        except (KeyError, TypeError, ValueError, AttributeError): pass
-    return np.array(rows, dtype='float64').reshape(-1, 6)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError): unreadable[id] = f'entry {k} of the list'
+    return np.array(rows, dtype='float32').reshape(-1, 6)
 
-# %% ../nbs/00c_boxes.ipynb #00c-009
+# %% ../nbs/00c_boxes.ipynb #00c-010
 def transform_boxes(xyxy, # [N,4] pixels of the video
                     hw, # Height and width of the video
                     window, # Top, left, height, width as fractions of the picture
@@ -93,7 +97,7 @@ def transform_boxes(xyxy, # [N,4] pixels of the video
     if flipped: x = size - x[:, ::-1]
     return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1).astype('float32')
 
-# %% ../nbs/00c_boxes.ipynb #00c-010
+# %% ../nbs/00c_boxes.ipynb #00c-011
 def draw_boxes(boxes:Boxes, id:str, frames, # Frame indices from 0 at 12 fps [T]
                size:int, hw, window, flipped:bool=False,
               ) -> dict: # hand, object: bool [T,size,size]; known: bool [T]

@@ -178,7 +178,7 @@ def build_cache(index, folder, # Caches of several resolutions may share it
     _announce(todo, folder, short_side, kind)
     done, failed = len(clips) - len(todo), []
     jobs = [(id, path, folder, short_side, kind) for id, path in zip(todo['id'], todo['path'])]
-    for k, error, fault in in_processes(_add, jobs, workers, limit=60):
+    for k, error, fault in in_processes('ssv2_report.cache:_add', jobs, workers, limit=60):
         if error or fault: failed.append(error or f'{jobs[k][0]} {fault} the decoder: run `ssv2 audit` on the dataset.')
         if progress: progress(done := done + 1, len(clips))
     (folder/'torn.txt').unlink(missing_ok=True)

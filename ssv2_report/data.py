@@ -123,7 +123,7 @@ def _record(r, split, place, known):
     return id, split, target, *rest, *problem
 
 # %% ../nbs/00_data.ipynb #00-019
-@dataclass
+@dataclass(repr=False)
 class Index:
     "Which clips there are: `clips` has the columns id, split, target (-1: unknown), label, placeholders (JSON), path (empty: no file)."
     root: Path
@@ -136,6 +136,7 @@ class Index:
     def _repr_markdown_(self):
         counts = self.clips.groupby('split').size()
         return f'{len(self.classes)} classes; ' + ', '.join(f'{counts[s]:,} {s}' for s in SPLITS if s in counts) + ' clips'
+    __repr__ = _repr_markdown_
 
 # %% ../nbs/00_data.ipynb #00-021
 def choose_classes(classes, known) -> list[str]: # Names in the order of `known`
@@ -185,7 +186,7 @@ def load_index(root, # Folder of the dataset
     path = pd.array([media.get(id, '') for id in rows['id']], dtype='string[pyarrow]')
     return Index(Path(root), chosen, rows.drop(columns=['problem', 'detail']).assign(path=path).reset_index(drop=True))
 
-# %% ../nbs/00_data.ipynb #00-029
+# %% ../nbs/00_data.ipynb #00-031
 def sample_frames(n:int, # Frames in the clip
                   n_out:int, # Frames wanted
                   mode:str='uniform', # 'uniform', 'middle', 'segment' (one at random of each part), 'random' or 'dense'
@@ -204,12 +205,12 @@ def sample_frames(n:int, # Frames in the clip
     if mode == 'segment': return np.minimum(((part + rng.random(n_out))*n/n_out).astype('int64'), n-1)
     return np.sort(rng.choice(n, n_out, replace=n < n_out)).astype('int64')
 
-# %% ../nbs/00_data.ipynb #00-032
+# %% ../nbs/00_data.ipynb #00-034
 def clip_rng(seed:int, epoch:int, id:str) -> np.random.Generator:
     "The generator of all random choices for a clip in an epoch: a pure function of its arguments."
     return np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.blake2b(f'{seed}/{epoch}/{id}'.encode(), digest_size=16).digest(), 'little')))
 
-# %% ../nbs/00_data.ipynb #00-035
+# %% ../nbs/00_data.ipynb #00-037
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def crop_window(h:int, w:int, rng=None, scale=(0.6, 1.0), ratio=(0.8, 1.25)) -> tuple[int, int, int, int]: # Top, left, height, width
@@ -220,7 +221,7 @@ def crop_window(h:int, w:int, rng=None, scale=(0.6, 1.0), ratio=(0.8, 1.25)) -> 
     ch, cw = (min(max(round(np.sqrt(v)), 1), m) for v, m in ((area/aspect, h), (area*aspect, w)))
     return int(rng.integers(h-ch+1)), int(rng.integers(w-cw+1)), ch, cw
 
-# %% ../nbs/00_data.ipynb #00-036
+# %% ../nbs/00_data.ipynb #00-038
 @functools.cache
 def _scale(): return torch.tensor(MEAN).view(3,1)*255, torch.tensor(STD).view(3,1)*255
 
@@ -247,7 +248,7 @@ def denormalise(clip:torch.Tensor) -> np.ndarray: # uint8 [T,H,W,C]
     mean, std = (v.view(3,1,1,1) for v in _scale())
     return (clip.detach().cpu().float()*std + mean).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
 
-# %% ../nbs/00_data.ipynb #00-037
+# %% ../nbs/00_data.ipynb #00-039
 def flip_targets(classes) -> np.ndarray: # int64 [n]: the target of a mirrored clip of each class
     "Swaps left/right twins; `ValueError` when a class speaks of left or right and has no twin among `classes`."
     out = np.arange(len(classes))
@@ -257,7 +258,7 @@ def flip_targets(classes) -> np.ndarray: # int64 [n]: the target of a mirrored c
             raise ValueError(f'Clips cannot be flipped: a mirrored {name!r} has no class here; switch flip off or add {twin or "its twin"!r}.')
     return out
 
-# %% ../nbs/00_data.ipynb #00-038
+# %% ../nbs/00_data.ipynb #00-040
 ORDERS = ('ordered', 'reversed', 'shuffled', 'frozen')
 
 class ClipDataset(torch.utils.data.Dataset):
