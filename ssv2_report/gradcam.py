@@ -229,8 +229,8 @@ def strip(
 
 # %% ../nbs/04_gradcam.ipynb #00000024
 _CSS = (".ssv2-player{margin:1em 0;max-width:100%;font:inherit;color:inherit}"
-".ssv2-cols{display:flex;flex-wrap:wrap;gap:8px}"
-".ssv2-cols figure{flex:1 1 104px;min-width:0;max-width:220px;margin:0!important;padding:0}"
+".ssv2-cols{display:grid;grid-template-columns:repeat(auto-fit,minmax(104px,1fr));gap:8px}"
+".ssv2-cols figure{min-width:0;margin:0!important;padding:0}"
 ".ssv2-cols figcaption{font-size:.8em;line-height:1.3;text-align:center;color:inherit}"
 ".ssv2-view{overflow:hidden;width:100%;background:#8884}"
 ".ssv2-view img{display:block;height:100%!important;max-width:none!important;max-height:none!important;margin:0!important;padding:0;border:0;border-radius:0}"
@@ -277,7 +277,8 @@ class Player:
         fig = strip(self.columns, most=6)
         fig.savefig(buffer := io.BytesIO(), format="png", dpi=90)
         plt.close(fig)
-        Image.open(buffer).convert("RGB").quantize(96).save(small := io.BytesIO(), "png", optimize=True)
+        img = Image.open(buffer).convert("RGB")
+        img.quantize(palette=img.quantize(256, Image.Quantize.MAXCOVERAGE)).save(small := io.BytesIO(), "png", optimize=True)
         return small.getvalue()
 
 # %% ../nbs/04_gradcam.ipynb #00000026
@@ -304,4 +305,4 @@ def player(
            f'step="1" aria-label="Frame" aria-valuetext="{esc(labels[0])}"><output aria-live="polite">{esc(labels[0])}</output></div>')
     note = f'<p class="ssv2-note">{esc(note)}</p>' if note else ""
     return Player(f'<div class="ssv2-player" role="group" aria-label="{esc(title or "clip")}" data-ms="{round(1000 / fps)}" '
-                  f'data-labels="{esc(json.dumps(labels))}"><style>{_CSS}</style><div class="ssv2-cols">{figures}</div>{bar}{note}<script>{_JS}</script></div>', columns)
+                  f'data-labels="{esc(json.dumps(labels))}"><style>{_CSS}</style><div class="ssv2-cols" style="max-width:{220 * len(columns)}px">{figures}</div>{bar}{note}<script>{_JS}</script></div>', columns)

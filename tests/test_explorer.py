@@ -1,7 +1,15 @@
 "The explorer under code's hand: what changes, how fast, and what it says."
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
 import time
 
+import nbformat
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -49,3 +57,59 @@ def test_the_explorer_says_what_is_wrong_and_goes_on():
     clips = {"one": dict(clip=torch.full((3, 4, 8, 8), torch.nan), frames=np.zeros((4, 8, 8, 3), np.uint8))}
     box = explorer(clips, {"a": space}, {"a": ["block"]}, list("wxyz"))
     assert "not finite" in box.controls["left_text"].value and bytes(box.controls["left_image"].value).startswith(b"\x89PNG")
+
+
+SOURCE = """import numpy as np, torch
+from torch import nn
+from ssv2_report.explorer import explorer
+frames = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+net = nn.Sequential(nn.Conv3d(3, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 2))
+explorer({"c": dict(clip=torch.randn(3, 8, 32, 32), frames=frames)}, {"net": net}, {"net": ["1"]}, ["a", "b"])"""
+
+
+@pytest.fixture
+def lab(tmp_path):
+    "A JupyterLab of our own with one notebook, on a free port; gone afterwards."
+    pytest.importorskip("jupyterlab")
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SOURCE)], metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")))
+    nbformat.write(nb, tmp_path/"explore.ipynb")
+    with (tmp_path/"log").open("w") as log:
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0", "--ip=127.0.0.1", "--IdentityProvider.token=",
+                                   "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"], cwd=tmp_path, stdout=log, stderr=log,
+                                  env={**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path/"config"), "JUPYTER_DATA_DIR": str(tmp_path/"data")})
+    try:
+        for _ in range(600):
+            if found := re.search(r"http://127\.0\.0\.1:\d+/", (tmp_path/"log").read_text()): break
+            if server.poll() is not None: pytest.fail((tmp_path/"log").read_text()[-2000:])
+            time.sleep(0.1)
+        yield found[0]
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.mark.slow
+def test_dragging_the_slider_in_jupyterlab_changes_the_picture(lab, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not path: pytest.skip("no Chromium on this machine (apt install chromium)")
+    with playwright.sync_playwright() as pw:
+        browser = pw.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page(viewport=dict(width=1280, height=1000))
+        page.set_default_timeout(120_000)
+        page.goto(f"{lab}doc/tree/explore.ipynb")
+        page.locator(".jp-Notebook .cm-content").first.click()
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+        page.keyboard.press("Shift+Enter")
+        image = page.locator(".jp-OutputArea img.widget-image").first
+        image.wait_for()
+        shown = lambda: hashlib.md5(image.screenshot()).hexdigest()
+        before, box = shown(), page.locator(".widget-hslider", has_text="Frame").locator(".noUi-handle").bounding_box()
+        page.mouse.move(box["x"] + 5, box["y"] + 5), page.mouse.down()
+        page.mouse.move(box["x"] + 90, box["y"] + 5, steps=8), page.mouse.up()
+        page.wait_for_function("e => e.textContent.trim() != '0'", arg=page.locator(".widget-hslider", has_text="Frame").locator(".widget-readout").element_handle())
+        deadline = time.time() + 60
+        while shown() == before and time.time() < deadline: page.wait_for_timeout(200)
+        page.screenshot(path=tmp_path/"lab.png")
+        assert shown() != before
+        browser.close()
