@@ -116,8 +116,8 @@ def choose_cases(scored, is_3d, n=6) -> pd.DataFrame:
 # %% ../nbs/05_analysis.ipynb #c017
 COLOURS = ["#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#999999", "#000000"]   # Okabe and Ito
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "savefig.dpi": 200, "svg.fonttype": "none",
-         "pdf.fonttype": 42, "legend.frameon": False, "figure.constrained_layout.use": True}
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 140, "savefig.dpi": 200, "svg.fonttype": "none",
+         "pdf.fonttype": 42, "legend.frameon": False}
 
 def look(experiments) -> dict:
     "Colour and marker of each experiment."
@@ -144,18 +144,19 @@ def curves(history, titles, ax):
         for _, one in h.groupby("seed"): ax.plot(one["epoch"], 100 * one["val_top1"], color=style["color"], lw=0.6, alpha=0.5)
         mean = h.groupby("epoch")["val_top1"].mean()
         ax.plot(mean.index, 100 * mean, label=titles[e], ms=3.5, lw=1.5, **style)
+    ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylabel="validation top-1 (%)", ylim=(0, 102)); ax.legend(loc="lower right", fontsize=8)
 
 def pair_matrices(scored, pairs, classes, titles):
     "A figure of 2 x 2 matrices, a row an experiment and a column a pair: how often clips of each class (rows) are taken for each of the two."
     pairs = [p for p in pairs if set(p) <= set(classes)]
-    fig, axes = plt.subplots(len(titles), len(pairs), figsize=(1.35 * len(pairs) + 1.2, 1.15 * len(titles) + 0.9), squeeze=False)
+    fig, axes = plt.subplots(len(titles), len(pairs), figsize=(1.35 * len(pairs) + 1.2, 1.15 * len(titles) + 0.9), squeeze=False, layout="constrained")
     for r, e in enumerate(titles):
         for c, pair in enumerate(pairs):
             ax, share = axes[r, c], [scored[(scored["experiment"] == e) & (scored["target"] == classes.index(x))]["pair_right"].mean() for x in pair]
             m = np.array([[share[0], 1 - share[0]], [1 - share[1], share[1]]])
             ax.imshow(m, cmap="Blues", vmin=0, vmax=1.25)
-            for (i, j), v in np.ndenumerate(m): ax.text(j, i, "–" if np.isnan(v) else f"{100 * v:.0f}", ha="center", va="center", fontsize=9)
+            for (i, j), v in np.ndenumerate(m): ax.text(j, i, "–" if np.isnan(v) else f"{100 * v:.0f}", ha="center", va="center", fontsize=9, color="white" if v > 0.6 else "black")
             ax.set_xticks([0, 1], "ab"); ax.set_yticks([0, 1], "ab"); ax.tick_params(length=0, labelsize=8)
             for side in ax.spines.values(): side.set_visible(False)
             if r == 0: ax.set_title(f"pair {c + 1}", fontsize=9)

@@ -44,6 +44,7 @@ class Experiment(_Strict):
     output_stride: int | None = None          # of the timm backbone: 8, 16 or 32
     pool: Literal["mean", "max"] = "mean"     # how a 2D network pools its frames' logits
     n_frames: int = Field(8, ge=1)
+    min_area: float = Field(0.6, gt=0, le=1)  # smallest random window in training, as a share of the centre square
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(16, ge=1)
     opt: str = "adamw"                        # a timm optimiser
@@ -108,7 +109,8 @@ def _study_file(study, root) -> Path:
     raise FileNotFoundError(f"There is no study {str(study)!r} in experiments/; {nearest(study, known)}")
 
 def _sentence(error, path) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         known = {k for m in (Study, Data, Demo, Experiment, Cam) for k in m.model_fields} | {"settings"}
@@ -120,11 +122,12 @@ def load_study(
     study:str,      # Name of a file in experiments/ without its ending, or a path to a YAML file
     root=None,      # The project's folder; found from the current folder by default
 ) -> Study:
-    """Read and check a study. `settings` of the file are the defaults of each of its experiments.
+    """Read and check a study. `settings` of the file are the defaults of each of its experiments; a relative `data.root` starts at the project's folder.
 
     Raises FileNotFoundError for an unknown study and ValueError for anything wrong inside, each in one sentence.
     """
-    path = _study_file(study, root or project_root())
+    root = root or project_root()
+    path = _study_file(study, root)
     try: raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(e).split())}.") from None
@@ -138,6 +141,7 @@ def load_study(
     except ValidationError as e: raise ValueError(_sentence(e, path)) from None
     except TypeError: raise ValueError(f"{path}: 'name' is the file's own name; remove the key.") from None
     _check_inits(out, path)
+    out.data.root = str((root/out.data.root).resolve())
     return out
 
 # %% ../nbs/03a_experiments.ipynb #c014

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['build_model', 'save_run', 'load_run', 'start_from', 'EpochSampler', 'predict', 'metrics', 'source_files',
            'fingerprint', 'save_checkpoint', 'load_checkpoint', 'train_epoch', 'fit', 'write_table', 'clips_of',
-           'cache_of']
+           'action_frames', 'cache_of']
 
 # %% ../nbs/03_train.ipynb #c002
 import hashlib, json, os, time
@@ -220,7 +220,7 @@ def fit(
     saved = time.time()
     for epoch in range(epoch, exp.epochs):
         began = time.time()
-        train_set.set_epoch(epoch)
+        loader.set_epoch(epoch)
         sampler.epoch, sampler.skip = epoch, (step - epoch * steps) * batch_size
         step = train_epoch(model, loader, optimizer, scheduler, accelerator, exp, step, totals, on_step)
         trained = time.time() - began
@@ -245,10 +245,17 @@ def write_table(table, path):
     os.replace(tmp, path)
 
 # %% ../nbs/03_train.ipynb #c025
-def clips_of(study, split, results=None) -> Index:
-    "The clips of a study's split. With `results`, those its audit excluded are left out, and an audit that is missing or out of date is an error."
+def clips_of(study, split, results=None, per_class=None) -> Index:
+    "The clips of a study's split, `per_class` of each class if given. With `results`, those its audit excluded are left out, and an audit that is missing or out of date is an error."
     excluded = load_audit(Path(results)/"audit.json", study.data.root).excluded if results else ()
-    return load_index(study.data.root, splits=(split,), classes=study.data.classes, per_class=study.data.per_class, exclude=excluded)
+    return load_index(study.data.root, splits=(split,), classes=study.data.classes, per_class=per_class or study.data.per_class, exclude=excluded)
+
+def action_frames(root, ids, frames) -> np.ndarray | None:
+    "Which of the frames [B,T] lie in their clip's action, bool [B,T], where the dataset knows it (the demo world does), else None."
+    if not (about := Path(root)/"demo.json").is_file(): return None
+    spans = json.loads(about.read_text())["clips"]
+    first, last = np.array([(spans[i]["first"], spans[i]["last"]) for i in ids]).T
+    return (frames >= first[:, None]) & (frames <= last[:, None])
 
 def cache_of(study, index, results, **kw) -> FrameCache:
     "The frames of an index at the study's resolution; what is missing, stale or torn is decoded first."

@@ -1,0 +1,53 @@
+"""A study file is read completely or refused in one sentence."""
+import pytest
+import yaml
+
+from ssv2_report.experiments import experiment, load_study, project_root
+
+GOOD = dict(title="t", data=dict(root="d"), seeds=[0], settings=dict(epochs=3),
+            experiments={"flat": dict(title="a", model="resnet18"), "deep": dict(title="b", model="r3d_18", init="flat", epochs=7)})
+
+
+def write(tmp_path, value):
+    path = tmp_path/"study.yaml"
+    path.write_text(value if isinstance(value, str) else yaml.safe_dump(value, sort_keys=False))
+    return path
+
+
+def changed(**kw):
+    return {**GOOD, **kw}
+
+
+def test_settings_are_defaults_of_every_experiment(tmp_path):
+    s = load_study(write(tmp_path, GOOD))
+    assert s.name == "study" and s.runs == [("flat", 0), ("deep", 0)]
+    assert s.experiments["flat"].epochs == 3 and s.experiments["deep"].epochs == 7
+    assert s.experiments["deep"].is_3d and not s.experiments["flat"].is_3d
+
+
+@pytest.mark.parametrize("name", [p.stem for p in (project_root()/"experiments").glob("*.yaml")])
+def test_the_projects_studies_are_valid(name):
+    assert load_study(name).experiments
+
+
+@pytest.mark.parametrize("value, says", [
+    (changed(sedes=[0]), "'sedes'; did you mean 'seeds'"),
+    (changed(settings=dict(epoch=3)), "did you mean 'epochs'"),
+    (changed(data=dict(root="d", demo=dict(sized=3))), "did you mean 'size'"),
+    (changed(seeds=[]), "seeds"),
+    (changed(experiments={"a": dict(title="a", model="resnet18", init="b")}), "starts from 'b', which is not there"),
+    (changed(experiments={"a": dict(title="a", model="r", init="b"), "b": dict(title="b", model="r", init="a")}), "in a circle"),
+    (changed(experiments=["a"]), "experiments must be a mapping"),
+    (changed(settings=dict(lr=-1)), "lr"),
+    (changed(name="x"), "file's own name"),
+    ("a: [", "not valid YAML"), ("- 1", "a study is a mapping"), ("", "a study is a mapping"),
+])
+def test_mistakes_are_named_in_one_sentence(tmp_path, value, says):
+    with pytest.raises(ValueError) as e: load_study(write(tmp_path, value))
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_unknown_names_offer_the_nearest(tmp_path):
+    with pytest.raises(FileNotFoundError, match="did you mean 'demo'"): load_study("dem")
+    with pytest.raises(ValueError, match="did you mean 'flat'"): experiment(load_study(write(tmp_path, GOOD)), "falt")
+    with pytest.raises(FileNotFoundError, match="not inside the project's clone"): project_root(tmp_path)
