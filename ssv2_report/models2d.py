@@ -6,7 +6,7 @@
 __all__ = ['POOLS', 'WRAPPINGS', 'PREFIXES', 'FrameNet', 'read_weights', 'unwrap', 'load_weights', 'timm_resnet', 'create_2d',
            'stages', 'cam_layer', 'stage_outputs', 'cost', 'channels_last', 'checkpoint_stages']
 
-# %% ../nbs/01_models2d.ipynb #84d81b39
+# %% ../nbs/01_models2d.ipynb #0d2f452c
 import pickle
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-# %% ../nbs/01_models2d.ipynb #c6a0be64
+# %% ../nbs/01_models2d.ipynb #64f8d925
 POOLS = ('mean', 'max', 'feature-mean', 'feature-max')
 
 def _over_time(x, pool): return x.mean(1) if pool.endswith('mean') else x.amax(1)
@@ -40,7 +40,7 @@ class FrameNet(nn.Module):
         if self.pool.startswith('feature'): return self.backbone.fc(_over_time(x, self.pool))
         return _over_time(self.backbone.fc(x), self.pool)
 
-# %% ../nbs/01_models2d.ipynb #f7955f1e
+# %% ../nbs/01_models2d.ipynb #0754bc73
 def _open_weights(path):
     "The object inside a safetensors or torch file."
     with open(path, 'rb') as f: head = f.read(9)
@@ -61,7 +61,7 @@ def read_weights(
     except (SafetensorError, RuntimeError, EOFError, OSError): raise ValueError(f"{path} is cut short or damaged: fetch it again.") from None
     return unwrap(found, path)
 
-# %% ../nbs/01_models2d.ipynb #f4338fb6
+# %% ../nbs/01_models2d.ipynb #db48b079
 WRAPPINGS = ('state_dict', 'model_state_dict', 'model', 'net', 'weights')
 PREFIXES = ('module.', '_orig_mod.', 'model.', 'backbone.')
 
@@ -78,7 +78,7 @@ def unwrap(
         found = {k[len(prefix):]: v for k, v in found.items()}
     return found
 
-# %% ../nbs/01_models2d.ipynb #2fb7fc58
+# %% ../nbs/01_models2d.ipynb #2666fafd
 def _some(names, n=3): return ', '.join(names[:n]) + (f' and {len(names) - n} more' if len(names) > n else '')
 
 def load_weights(
@@ -99,7 +99,7 @@ def load_weights(
     body.load_state_dict(state, strict=False)
     return head
 
-# %% ../nbs/01_models2d.ipynb #81640154
+# %% ../nbs/01_models2d.ipynb #bbbcc7dc
 def timm_resnet(backbone, num_classes, output_stride=None, maxpool=True, pretrained=False):
     "A timm ResNet with its own stem or without the stem's max-pool; `ValueError` for a name that is none."
     known = timm.list_models(module='resnet')
@@ -127,7 +127,7 @@ def create_2d(
     if pretrained not in (None, 'timm'): load_weights(model, pretrained)
     return model
 
-# %% ../nbs/01_models2d.ipynb #27cd9990
+# %% ../nbs/01_models2d.ipynb #793a1dc4
 def stages(
     model:nn.Module, # 2D or 3D
 )->dict: # 'stem', 'layer1'..'layer4' -> dotted module name
@@ -143,7 +143,7 @@ def cam_layer(
     "The default Grad-CAM layer: the last stage. Its final ReLU is the last thing that writes to it, in place or not, so hooks see the true map."
     return stages(model)['layer4']
 
-# %% ../nbs/01_models2d.ipynb #59088d53
+# %% ../nbs/01_models2d.ipynb #27ebd2ea
 @contextmanager
 def _hooked(model, found):
     "Collect the outputs of every stage of `model` in `found`."
@@ -166,7 +166,7 @@ def stage_outputs(
     found = {k: found[k] for k in stages(model)}
     return {k: v if v.dim() == 5 else v.unflatten(0, (len(clip), -1)).transpose(1, 2) for k, v in found.items()} | dict(logits=logits)
 
-# %% ../nbs/01_models2d.ipynb #8a3d6457
+# %% ../nbs/01_models2d.ipynb #7360d0d9
 def cost(
     model:nn.Module, # 2D or 3D
     clip_shape=(3, 8, 64, 64), # [C, T, H, W]
@@ -176,7 +176,7 @@ def cost(
     with FlopCounterMode(display=False) as counter, torch.no_grad(): model(torch.empty(1, *clip_shape, device='meta'))
     return dict(params=sum(p.numel() for p in model.parameters()), gflops=counter.get_total_flops() / 2e9)
 
-# %% ../nbs/01_models2d.ipynb #9c9cde5a
+# %% ../nbs/01_models2d.ipynb #7c0a734c
 def channels_last(
     model:nn.Module, # 2D or 3D, changed in place
 )->nn.Module: # The same model
@@ -184,7 +184,7 @@ def channels_last(
     is_3d = any(p.dim() == 5 for p in model.parameters())
     return model.to(memory_format=torch.channels_last_3d if is_3d else torch.channels_last)
 
-# %% ../nbs/01_models2d.ipynb #9b4a6582
+# %% ../nbs/01_models2d.ipynb #1e33aed1
 @contextmanager
 def _frozen_statistics(module):
     "Batch norms of `module` normalise by the batch, but do not record it."
@@ -197,14 +197,15 @@ def _frozen_statistics(module):
             m.momentum = momentum
             m.num_batches_tracked.copy_(count)
 
+class _Checkpointed(nn.Sequential):
+    "A stage that forgets its inside after the forward pass."
+    def forward(self, x):
+        if not (self.training and torch.is_grad_enabled()): return super().forward(x)
+        return checkpoint(super().forward, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _frozen_statistics(self)))
+
 def checkpoint_stages(
     model:nn.Module, # 2D or 3D, changed in place
-)->nn.Module: # The same model
+)->nn.Module: # The same model, its parameters under the same names
     "Recompute the insides of the four stages on the way back: less memory, about a third more time, the same gradients and statistics."
-    for name in list(stages(model).values())[1:]:
-        stage = model.get_submodule(name)
-        def forward(x, stage=stage, plain=stage.forward):
-            if not (stage.training and torch.is_grad_enabled()): return plain(x)
-            return checkpoint(plain, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _frozen_statistics(stage)))
-        stage.forward = forward
+    for name in list(stages(model).values())[1:]: model.get_submodule(name).__class__ = _Checkpointed
     return model
