@@ -18,7 +18,7 @@ from ssv2_report.demo_art import (COLOURS, MARK, PROFILES, SHAPES, SKIN, SLEEVES
     shifted, solid, two)
 
 # %% ../nbs/00a_demo_world.ipynb #00a-006
-VERSION = 2
+VERSION = 3
 PAIRS = [  # family, class played forwards, class played backwards, mirrored left to right (None: either)
     ('push', 'Pushing [something] from left to right', 'Pulling [something] from right to left', False),
     ('push', 'Pushing [something] from right to left', 'Pulling [something] from left to right', True),
@@ -113,7 +113,7 @@ def _lower(s, rng, reach, x, y, depth, held):
 
 def _into(s, rng):
     "An object goes down into a container, whose front hides it."
-    sprite, half, _ = s.thing('object 0', rng.uniform(.13, .15), fit=.12)
+    sprite, half, _ = s.thing('object 0', rng.uniform(.12, .13), [k for k in SHAPES if k != 'mug'], fit=.1)   # a handle would stick out
     tub, th, tw = s.thing('object 1', rng.uniform(.14, .16), TUBS, fit=.2)
     front, x, y = tub._replace(rgba=tub.rgba.copy()), rng.uniform(.4, .6), s.stand - .02 - half
     front.rgba[:max(0, round(-th*s.size) - tub.top)] = 0

@@ -94,9 +94,9 @@ SHAPES = dict(  # half-width at heights from top (-1) to bottom (1), in units of
     pawn=[(-1, .16), (-.9, .36), (-.7, .43), (-.5, .36), (-.42, .22), (.3, .34), (.6, .56), (.75, .66), (1, .66)],
     bell=[(-1, .08), (-.85, .1), (-.84, .28), (-.5, .45), (.4, .56), (.8, .8), (1, .84)])
 TUBS = dict(bucket=[(-1, 1.05), (-.8, 1.05), (-.79, 1.), (1, .75)], crate=[(-1, 1.1), (1, 1.1)],
-            bowl=[(-1, 1.3), (-.2, 1.2), (.5, .85), (.85, .5), (.86, .55), (1, .55)])
+            bowl=[(-1, 1.3), (-.1, 1.25), (.5, 1.08), (.86, .82), (.87, .7), (1, .7)])
 PROFILES = {k: np.array(v).T for k, v in {**SHAPES, **TUBS}.items()}
-OBJECTS = [(p, s, (i + j) % 4 == 3) for i, s in enumerate([*SHAPES, *TUBS, 'cloth']) for j, p in enumerate(PATTERNS)]
+OBJECTS = [(p, s, (i + j) % 4 == 3) for i, s in enumerate([*SHAPES, 'cloth', *TUBS]) for j, p in enumerate(PATTERNS)]
 
 def pick(rng, split:str, # 'train' or 'validation'
          shapes # Names to choose among
@@ -186,10 +186,11 @@ def cloth(pattern:str, colours, wide:float, # Half-width at the hem
     ys, rs = np.array([(-.02, .02), (0, .05), (.12, .55), (.35, .82), (1, 1), (1.2, 1)]).T
     def paint(rgba, x, y, px):
         r = np.maximum(np.interp(y/tall, ys, rs).astype(np.float32)*wide, 1e-3)
-        u, hem = x/r, .010*np.sin(2*k*np.pi*x/wide + p)
-        mix = PATTERNS[pattern](f*u, 2*f*y/tall)[..., None]
+        u, hem = x/r, y - tall - .012*np.sin(2*k*np.pi*x/wide + p)
+        mix, trim = PATTERNS[pattern](f*u, 2*f*y/tall)[..., None], soft(hem + .035, 1/px)[..., None]
         fold = (1 + .16*np.sin(k*np.pi*u + p) - .12*u**2)[..., None]
-        ink(rgba, np.maximum((np.abs(x) - r)*.8, np.maximum(y - tall - hem, -y)), np.clip(((1 - mix)*colours[0] + mix*colours[1])*fold, 0, 1), px)
+        colour = (1 - trim)*((1 - mix)*colours[0] + mix*colours[1]) + trim*rgb('f6f0e0')
+        ink(rgba, np.maximum((np.abs(x) - r)*.8, np.maximum(hem, -y)), np.clip(colour*fold, 0, 1), px)
     return sprite(paint, -wide - .02, -.02, wide + .02, tall + .03, size)
 
 def waves(x, y, rng, n=5):

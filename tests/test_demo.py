@@ -85,11 +85,12 @@ def test_boxes_are_tight_around_the_pixels_that_show(target):
             assert 0 <= x1 < x2 <= scene.size and 0 <= y1 < y2 <= scene.size
 
 
-def test_what_is_covered_has_no_box():
-    scene = Scene(CLASSES.index('Covering something with something'), seed=3)
-    _, boxes = render(scene)
-    assert {'hand', 'object 0', 'object 1'} == set(boxes[0])
-    assert 'object 0' not in boxes[-1] and 'object 1' in boxes[-1]
+@pytest.mark.parametrize('name', ['Covering something with something', 'Putting something into something'])
+def test_what_is_hidden_has_no_box(name):
+    for seed in range(5):
+        _, boxes = render(Scene(CLASSES.index(name), seed=seed))
+        assert {'hand', 'object 0', 'object 1'} == set(boxes[0])
+        assert 'object 0' not in boxes[-1] and 'object 1' in boxes[-1]
 
 
 @pytest.mark.parametrize('target', [t for t, k in enumerate(KINDS) if k[0] == 'push'])
