@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'PAIRS', 'PLAIN', 'KINDS', 'CLASSES', 'FAMILIES', 'CODEC', 'FOLDER', 'SPLITS', 'drift', 'ramp', 'Scene',
-           'render', 'write_clip', 'mark_colour', 'make_world']
+           'render', 'write_clip', 'mark_colour', 'draws', 'make_world']
 
 # %% ../nbs/00a_demo_world.ipynb #00a-002
 import colorsys, hashlib, json, multiprocessing, os, shutil
@@ -18,7 +18,7 @@ from ssv2_report.demo_art import (COLOURS, MARK, PROFILES, SHAPES, SKIN, SLEEVES
     shifted, solid, two)
 
 # %% ../nbs/00a_demo_world.ipynb #00a-006
-VERSION = 3
+VERSION = 4
 PAIRS = [  # family, class played forwards, class played backwards, mirrored left to right (None: either)
     ('push', 'Pushing [something] from left to right', 'Pulling [something] from right to left', False),
     ('push', 'Pushing [something] from right to left', 'Pulling [something] from left to right', True),
@@ -212,10 +212,16 @@ def mark_colour(target:int)->tuple: # rgb in [0, 1]
     "The colour that tells the class in a world with a shortcut."
     return colorsys.hsv_to_rgb(target/len(CLASSES), .9, .55 if target % 2 else 1.)
 
+def draws(target:int, split:str)->int:
+    """The class whose draws a class's clips are: its own in training; in validation both classes of a pair show the same scenes, one of them backwards,
+    so that a network blind to order is right on exactly half of the pair's clips."""
+    family, _, _, mirrored = KINDS[target]
+    return target if split == 'train' else min(i for i, k in enumerate(KINDS) if (k[0], k[3]) == (family, mirrored))
+
 def _write_one(root, seed, size, shortcut, task):
     "Draw, render and write one clip; returns its id, its boxes and what is known of it."
     id, split, target, i = task
-    s = Scene(target, 'train' if split == 'train' else 'validation', [seed, SPLITS.index(split), target, i], size)
+    s = Scene(target, 'train' if split == 'train' else 'validation', [seed, SPLITS.index(split), draws(target, split), i], size)
     frames, boxes = render(s, mark_colour(target) if shortcut else None)
     path = Path(root)/FOLDER/f'{id}.webm'
     write_clip(frames, path)

@@ -206,3 +206,15 @@ def test_the_shortcut_changes_nothing_but_its_strip(tmp_path):
     assert gaps.min() > .3
     about = read(make_world(tmp_path/'w', 1, 0, 0, size=64, workers=1, shortcut=True), 'demo.json')
     assert about['mark'] == [0, 0, 64, 8] and about['parameters']['shortcut']
+
+
+def test_validation_pairs_are_each_others_reversal_to_the_pixel(tmp_path):
+    from ssv2_report.media import read_frames
+    root = make_world(tmp_path/'w', train_per_class=1, val_per_class=1, test_per_class=0, size=32, workers=1)
+    clips = json.loads((root/'demo.json').read_text())['clips']
+    of = {CLASSES[c['target']]: root/FOLDER/f'{i}.webm' for i, c in clips.items() if c['split'] == 'validation'}
+    train = {CLASSES[c['target']]: root/FOLDER/f'{i}.webm' for i, c in clips.items() if c['split'] == 'train'}
+    plain = [[t.replace('[', '').replace(']', '') for t in p[1:3]] for p in PAIRS]
+    for a, b in plain:
+        assert np.array_equal(read_frames(of[a])[::-1], read_frames(of[b]))
+        assert not np.array_equal(read_frames(train[a])[::-1][:9], read_frames(train[b])[:9])
