@@ -237,7 +237,6 @@ def reproduce(
     study: StudyName = "demo",
     results: Results = None,
     cores: Annotated[Optional[int], typer.Option(min=1, help="Jobs at a time, each on one core; default all cores.")] = None,
-    profile: Annotated[Optional[Path], typer.Option(help="A Snakemake profile, such as workflow/profiles/slurm.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
 ):
     "Do everything: data, audit, training, maps, analysis, report. A second call with nothing changed does nothing."
@@ -247,7 +246,7 @@ def reproduce(
     cores = cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores or os.cpu_count()
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--directory", ".", "--cores", str(cores),
                "--config", f"study={study}", f"results={out}", "--rerun-incomplete", "--keep-going", "--nocolor",
-               *(["--profile", str(profile)] if profile else []), *(["--dry-run"] if dry_run else [])]
+               *(["--dry-run"] if dry_run else [])]
     tracker, log = Tracker(s, out), []
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1,
                           env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:

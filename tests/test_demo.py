@@ -210,7 +210,7 @@ def test_the_shortcut_changes_nothing_but_its_strip(tmp_path):
 
 def test_validation_pairs_are_each_others_reversal_to_the_pixel(tmp_path):
     from ssv2_report.media import read_frames
-    root = make_world(tmp_path/'w', train_per_class=1, val_per_class=1, test_per_class=0, size=32, workers=1)
+    root = make_world(tmp_path/'w', train_per_class=1, val_per_class=1, test_per_class=0, size=64, workers=1)
     clips = json.loads((root/'demo.json').read_text())['clips']
     of = {CLASSES[c['target']]: root/FOLDER/f'{i}.webm' for i, c in clips.items() if c['split'] == 'validation'}
     train = {CLASSES[c['target']]: root/FOLDER/f'{i}.webm' for i, c in clips.items() if c['split'] == 'train'}
