@@ -106,18 +106,18 @@ def _known_sums(root): # sha256 by path below the root, as `sha256sum` or the de
     return sums
 
 # %% ../nbs/00e_audit.ipynb #00e-010
-def _audit_files(root, records, media, workers, progress): # Findings, and (frames, h, w, fps) by id
-    sums, todo = _known_sums(root), records[~records['id'].map(lambda id: '#' in id or not media.get(id, ''))].drop_duplicates('id')
+def _audit_files(root, records, media, workers, progress): # Findings, and (frames, h, w, fps) of sound clips by id
+    sums, todo = _known_sums(root), records[np.array([bool(media.get(id)) for id in records['id']], bool)].drop_duplicates('id')
     findings = [(id, split, *(('link out of the dataset', 'not followed') if id in media else ('missing', 'no video and no folder of frames')))
-                for id, split in zip(records['id'], records['split']) if not media.get(id) and '#' not in id]
+                for id, split, problem in zip(records['id'], records['split'], records['problem']) if not media.get(id) and problem not in ('no id', 'unsafe id')]
     jobs = [(path := media[id], sums.get(os.path.relpath(path, root), '')) for id in todo['id']]
     shapes = {}
     for done, (k, out, fault) in enumerate(in_processes('ssv2_report.media:probe', jobs, workers), 1):
         id, split = todo['id'].iloc[k], todo['split'].iloc[k]
         if fault: findings.append((id, split, f'decoder {fault}', 'no answer within 10 s' if fault == 'hangs' else 'the process died'))
         else:
-            shapes[id] = out['frames'], out['h'], out['w'], out['fps']
             if out['reason']: findings.append((id, split, out['reason'], out['detail']))
+            if out['reason'] in ('', *NOTES): shapes[id] = out['frames'], out['h'], out['w'], out['fps']
         if progress: progress(done, len(jobs))
     return findings, shapes
 

@@ -112,7 +112,7 @@ def read_records(root, splits, classes) -> pd.DataFrame: # One row a record: id,
     return out.astype({c: 'string[pyarrow]' for c in out.columns if c != 'target'}).astype({'target': 'int16'})
 
 def _record(r, split, place, known):
-    if not isinstance(r, dict) or not isinstance(r.get('id'), (str, int)):
+    if not isinstance(r, dict) or not isinstance(r.get('id'), (str, int)) or not str(r['id']):
         return place, split, -1, '', '[]', 'no id', f'{place} is not a record with an id'
     id, template, label = str(r['id']), r.get('template'), r.get('label', '')
     rest = (label if isinstance(label, str) else '', json.dumps(r.get('placeholders', []), ensure_ascii=False))
@@ -156,7 +156,7 @@ def choose_classes(classes, known) -> list[str]: # Names in the order of `known`
         raise ValueError(f'{c!r} is not a class in labels.json' + (f'; did you mean {near[0]!r}?' if near else ': give a template without brackets.'))
     return [c for c in known if c in set(wanted)]
 
-def _rank(id, seed): return hashlib.blake2b(f'{seed}/{id}'.encode(), digest_size=8).digest()
+def _rank(id, seed): return int.from_bytes(hashlib.blake2b(f'{seed}/{id}'.encode(), digest_size=6).digest(), 'little')
 
 # %% ../nbs/00_data.ipynb #00-022
 def load_index(root, # Folder of the dataset
@@ -179,7 +179,7 @@ def load_index(root, # Folder of the dataset
         keep = (rows['target'] < 0) | (new[rows['target']] >= 0)
         rows = rows[keep].assign(target=lambda d: new[d['target']])
     if per_class:
-        rank = rows['id'].map(lambda id: _rank(id, seed))
+        rank = pd.Series([_rank(id, seed) for id in rows['id']], rows.index)
         rows = rows[rank.groupby([rows['split'], rows['target']]).rank('first') <= per_class]
     if rows.empty: raise ValueError(f'No clip of {root} is left in {", ".join(splits)}: check the classes and splits asked for.')
     media = list_media(root)
@@ -276,9 +276,10 @@ class ClipDataset(torch.utils.data.Dataset):
                  flip:bool=False, # Mirror half the training clips and swap their labels
                  boxes=None, # Boxes to bring along
                  sampling:str|None=None, # Mode of `sample_frames`; None: 'segment' in training, else 'uniform'
-                 stride:int=2): # Of 'dense'
+                 stride:int=2, # Of 'dense'
+                 min_area:float=.6): # Training: the smallest window, as a share of the centre square's area
         if order not in ORDERS: raise ValueError(f'{order!r} is no order of frames: take {", ".join(ORDERS)}.')
-        self.n_frames, self.size, self.train, self.seed, self.order, self.flip, self.stride = n_frames, size, train, seed, order, flip, stride
+        self.n_frames, self.size, self.train, self.seed, self.order, self.flip, self.stride, self.min_area = n_frames, size, train, seed, order, flip, stride, min_area
         self.cache, self.boxes, self.sampling = cache, boxes, sampling or ('segment' if train else 'uniform')
         self.twin = flip_targets(index.classes) if flip else None
         self.ids, self.paths, self.targets = index.clips['id'].array, index.clips['path'].array, index.clips['target'].to_numpy()
@@ -302,7 +303,7 @@ class ClipDataset(torch.utils.data.Dataset):
             hw = frames.shape[1:3]
         else: frames, hw = self.cache.read(id, self.paths[i], pick)
         x, (h, w) = torch.from_numpy(frames).permute(0, 3, 1, 2), frames.shape[1:3]
-        top, left, ch, cw = crop_window(h, w, rng if self.train else None)
+        top, left, ch, cw = crop_window(h, w, rng if self.train else None, (self.min_area, 1.0))
         x = TF.resized_crop(x, top, left, ch, cw, [self.size]*2, antialias=True)
         flipped = self.train and self.flip and bool(rng.random() < .5)
         if flipped: x, target = x.flip(-1), int(self.twin[target]) if target >= 0 else -1

@@ -7,7 +7,7 @@ __all__ = ['MEDIA', 'VIDEO', 'decord', 'list_media', 'frame_files', 'container',
            'in_processes']
 
 # %% ../nbs/00b_media.ipynb #00b-002
-import hashlib, importlib.util, multiprocessing, os, pkgutil, re, time
+import hashlib, importlib.util, multiprocessing, os, pkgutil, re, sys, time, types
 from multiprocessing.connection import wait
 from pathlib import Path
 import numpy as np
@@ -59,6 +59,17 @@ def container(path) -> str|None: # 'matroska or webm', 'mp4', ...; None for what
     "The container a file starts like."
     with open(path, 'rb') as f: start = f.read(12)
     return next((name for name, magic in _MAGIC.items() if re.match(magic, start, re.S)), None)
+
+def _promised(path): # Bytes that a webm's own header gives it; 0 when it does not say
+    with open(path, 'rb') as f: head = f.read(256)
+    def size(at): # Value and width of an EBML number
+        width = 9 - head[at].bit_length()
+        return int.from_bytes(head[at:at+width], 'big') - (1 << 7*width), width
+    n, width = size(4)
+    at = 4 + width + n
+    if head[at:at+4] != b'\x18\x53\x80\x67': return 0
+    n, width = size(at+4)
+    return 0 if n == (1 << 7*width) - 1 else at + 4 + width + n
 
 def _resolve(indices, n):
     if not n: raise ValueError('no frame in it')
@@ -123,6 +134,7 @@ def _probe_file(path, sha256, out):
     if not os.path.getsize(path): raise _Unsound('empty file', 'zero bytes')
     if not (found := container(path)): raise _Unsound('not a video', 'does not start like a video container')
     if sha256 and hashlib.sha256(Path(path).read_bytes()).hexdigest() != sha256: raise _Unsound('checksum differs', f'not {sha256[:12]}…')
+    if found == 'matroska or webm' and (whole := _promised(path)) > os.path.getsize(path): raise _Unsound('truncated', f'{os.path.getsize(path):,} bytes of {whole:,}')
     with av.open(path, options={'err_detect': 'explode'}) as video:
         s = video.streams.video[0]
         seconds, fps, n = (video.duration or 0)/1e6, float(s.average_rate or s.guessed_rate or 0), sum(1 for _ in video.decode(s))
@@ -153,7 +165,9 @@ def _hire(name):
     context = multiprocessing.get_context('spawn')
     here, there = context.Pipe()
     process = context.Process(target=pkgutil.resolve_name('ssv2_report.media:_serve'), args=(there, name), daemon=True)
-    process.start()
+    main, sys.modules['__main__'] = sys.modules['__main__'], types.ModuleType('__main__')
+    try: process.start()
+    finally: sys.modules['__main__'] = main
     there.close()
     return here, process
 
@@ -163,7 +177,7 @@ def in_processes(name:str, # 'module:function' of a function that returns its re
                 ): # Yields (position of the job, result, '' or 'hangs' or 'crashes'), as they finish
     "Runs jobs in worker processes; one that dies or takes too long is replaced, and its job reported."
     jobs, team = list(enumerate(jobs))[::-1], {}
-    def hire(): conn, process = _hire(name); team[conn] = [process, None, time.monotonic() + 60]
+    def hire(): conn, process = _hire(name); team[conn] = [process, None, time.monotonic() + 300]
     def leave(conn): process = team.pop(conn)[0]; process.kill(); process.join(); conn.close()
     try:
         for _ in range(min(workers, len(jobs))): hire()
@@ -173,14 +187,14 @@ def in_processes(name:str, # 'module:function' of a function that returns its re
                 try: result, fault = conn.recv(), ''
                 except (EOFError, OSError): result, fault = None, 'crashes'
                 if job is not None: yield job, result, fault
-                elif fault: raise RuntimeError('A worker process could not start: is `if __name__ == "__main__":` missing in the calling script?')
+                elif fault: raise RuntimeError('A worker process could not start; its own message stands above.')
                 if fault: leave(conn); (hire() if jobs else None); continue
                 if not jobs: leave(conn); continue
                 k, args = jobs.pop()
                 conn.send(args)
                 team[conn][1:] = k, time.monotonic() + limit
             for conn in [c for c, (_, _, end) in team.items() if end < time.monotonic()]:
-                if (job := team[conn][1]) is None: raise RuntimeError('A worker process did not start within a minute: is this machine overloaded?')
+                if (job := team[conn][1]) is None: raise RuntimeError('A worker process did not start within five minutes: is this machine overloaded?')
                 yield job, None, 'hangs'
                 leave(conn); (hire() if jobs else None)
     finally:
