@@ -7,7 +7,7 @@ __all__ = ['ANY_DIM', 'PLACES', 'DEPTHS', 'MODES', 'VIDEO_NAMES', 'TimeConv3d', 
            'inflate_kernel', 'name_map', 'InflationReport', 'time_field', 'smooth_clips', 'boring_clips',
            'response_errors', 'inflate']
 
-# %% ../nbs/02_models3d_inflation.ipynb #c341b869
+# %% ../nbs/02_models3d_inflation.ipynb #177e1d6b
 import json, re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from torchvision.models import video
 from .models2d import FrameNet, create_2d, load_weights, stage_outputs, timm_resnet, _some
 from .r2plus1d import factorise
 
-# %% ../nbs/02_models3d_inflation.ipynb #245752aa
+# %% ../nbs/02_models3d_inflation.ipynb #f55e71f5
 class TimeConv3d(nn.Conv3d):
     "A 3D convolution that pads space with zeros and time by repeating the first and last frame."
     def _conv_forward(self, x, weight, bias):
@@ -37,7 +37,7 @@ class PerFrame(nn.Module):
         self.layer = layer
     def forward(self, x): return self.layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
 
-# %% ../nbs/02_models3d_inflation.ipynb #a95b9a23
+# %% ../nbs/02_models3d_inflation.ipynb #0b4f2cb8
 ANY_DIM = (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity, nn.Linear, nn.Dropout)
 
 def _twin(layer, length, stride, padding):
@@ -56,7 +56,7 @@ def _twin(layer, length, stride, padding):
     if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d, BlurPool2d)): return PerFrame(layer)
     return layer if isinstance(layer, ANY_DIM) else None
 
-# %% ../nbs/02_models3d_inflation.ipynb #8092e0dd
+# %% ../nbs/02_models3d_inflation.ipynb #20902425
 PLACES = ('stem', 'layer1', 'layer2', 'layer3', 'layer4')
 
 def _five(value, name, odd=False):
@@ -84,7 +84,7 @@ def _to_i3d(model, temporal, time_strides, padding):
     model.global_pool = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(1))
     return model
 
-# %% ../nbs/02_models3d_inflation.ipynb #b216662a
+# %% ../nbs/02_models3d_inflation.ipynb #35131c44
 class _VideoResNet(video.resnet.VideoResNet):
     "torchvision's video ResNet, `width` channels (64 in torchvision's) in its first stage."
     def __init__(self, *args, width=64, num_classes=400, **kwargs):
@@ -112,7 +112,7 @@ def _video_resnet(kind, depth, num_classes, width):
     return _VideoResNet(r.Bottleneck if depth > 34 else r.BasicBlock, [r.Conv3DSimple if kind == 'r3d' else r.Conv2Plus1D] * 4,
                         list(DEPTHS[depth]), lambda: _stem(kind, width), width=width, num_classes=num_classes)
 
-# %% ../nbs/02_models3d_inflation.ipynb #b3fc1382
+# %% ../nbs/02_models3d_inflation.ipynb #fff26002
 def create_3d(
     arch:str='r3d_18', # 'r3d_18', 'r2plus1d_18' (also _10, _34, _50), or 'i3d:' and any timm ResNet
     num_classes:int=174,
@@ -142,7 +142,7 @@ def _kinetics(arch):
     try: return video.__dict__[f"{'R3D' if arch == 'r3d_18' else 'R2Plus1D'}_18_Weights"].DEFAULT.get_state_dict()
     except OSError as e: raise ValueError(f"The Kinetics weights of {arch} could not be fetched ({e}): give a local file instead.") from e
 
-# %% ../nbs/02_models3d_inflation.ipynb #67958be9
+# %% ../nbs/02_models3d_inflation.ipynb #f14f2435
 MODES = ('center', 'average')
 
 def time_taps(
@@ -158,7 +158,7 @@ def time_taps(
     taps[seen] = 1 / len(taps[seen])
     return taps
 
-# %% ../nbs/02_models3d_inflation.ipynb #cb81b857
+# %% ../nbs/02_models3d_inflation.ipynb #65f16b4a
 def inflate_kernel(
     kernel:torch.Tensor, # [out, in, h, w]
     taps:torch.Tensor, # [t]
@@ -166,7 +166,7 @@ def inflate_kernel(
     "A 2D kernel spread over time."
     return kernel[:, :, None] * taps.to(kernel)[:, None, None]
 
-# %% ../nbs/02_models3d_inflation.ipynb #f8fe7ac2
+# %% ../nbs/02_models3d_inflation.ipynb #9a1b44dc
 VIDEO_NAMES = (('stem.0', 'conv1'), ('stem.1', 'bn1'), (r'(layer\d\.\d+)\.conv(\d)\.0', r'\1.conv\2'), (r'(layer\d\.\d+)\.conv(\d)\.1', r'\1.bn\2'),
                (r'(layer\d\.\d+\.downsample\.\d)', r'\1'), ('fc', 'fc'))
 
@@ -178,7 +178,7 @@ def name_map(
     if not hasattr(target, 'stem'): return {n: n for n in layers}
     return {n: re.sub(f'^{pattern}$', name, n) for n in layers for pattern, name in VIDEO_NAMES if re.fullmatch(pattern, n)}
 
-# %% ../nbs/02_models3d_inflation.ipynb #c9871637
+# %% ../nbs/02_models3d_inflation.ipynb #f35d78ef
 @dataclass
 class InflationReport:
     "What an inflation carried over. `table`: a row per target parameter; `errors`: a row per stage."
@@ -219,7 +219,7 @@ class InflationReport:
         found = json.loads(Path(path).read_text())
         return cls(**{**found, 'table': pd.DataFrame(found['table']), 'errors': pd.DataFrame(found['errors']).astype({'error': float, 'interior': float})})
 
-# %% ../nbs/02_models3d_inflation.ipynb #9b82ea8b
+# %% ../nbs/02_models3d_inflation.ipynb #b91ea773
 def time_field(
     model:nn.Module, # 3D
 )->dict: # Stage -> (frames it sees to each side, time stride)
@@ -242,7 +242,7 @@ def boring_clips(
     "Clips of one repeated frame each."
     return clips[:, :, clips.shape[2] // 2, None].expand(-1, -1, clips.shape[2], -1, -1)
 
-# %% ../nbs/02_models3d_inflation.ipynb #f4b227df
+# %% ../nbs/02_models3d_inflation.ipynb #f09705b9
 def _relative(a, b): return ((a - b).norm() / b.norm()).item() if b.numel() else float('nan')
 
 def response_errors(
@@ -264,7 +264,7 @@ def response_errors(
     rows.append(dict(stage='logits', error=_relative(b['logits'], a['logits']) if same else float('nan'), frames=1, interior=float('nan')))
     return pd.DataFrame(rows)[['stage', 'error', 'interior', 'frames']]
 
-# %% ../nbs/02_models3d_inflation.ipynb #06c0246b
+# %% ../nbs/02_models3d_inflation.ipynb #009769c7
 def _match_head(source, target, source_classes, target_classes):
     "Rows of the source's head for the target's classes, and the reason."
     if source_classes is None or target_classes is None: return None, 'fresh, as no class names were given to match'
@@ -288,7 +288,7 @@ def _plan(source, target, mode, rows, frames):
         plan[k] = (of, 'fresh' if value is None else 'factorised', value, spare, why or (f'{spare} values of spare channels are fresh' if spare else ''))
     return plan
 
-# %% ../nbs/02_models3d_inflation.ipynb #59518edd
+# %% ../nbs/02_models3d_inflation.ipynb #f291dffd
 def _spread(x, n): return x[torch.linspace(0, len(x) - 1, min(n, len(x))).long()]
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ssv2_report.models2d import create_2d, stage_outputs
 from ssv2_report.models3d import InflationReport, boring_clips, create_3d, inflate, name_map, response_errors, smooth_clips, time_taps
-from ssv2_report.r2plus1d import calibrate, factorised_units, idempotent, low_rank, paired, sensitivity
+from ssv2_report.r2plus1d import calibrate, factorised_units, idempotent, importance, low_rank, paired, patch_moments
 
 torch.set_num_threads(1)
 CLASSES = [f'class {i}' for i in range(6)]
@@ -33,6 +33,7 @@ def trained(name, steps=12, size=32, **kwargs):
         opt.zero_grad()
         loss.backward()
         opt.step()
+    opt.zero_grad()
     return model.eval()
 
 @pytest.fixture(scope='module')
@@ -188,19 +189,20 @@ def test_calibration_is_the_frames_own_statistics(source):
     assert not net.backbone.layer1[0].conv1._forward_hooks
 
 def test_the_stem_keeps_what_the_last_stage_answers_to(source):
-    net, x = source('resnet18', maxpool=False), images(8, 32, 4)[0]
-    g = sensitivity(net.backbone, net.backbone.bn1, x)
-    assert g.shape == (64, 64) and g.diag().mean() == pytest.approx(1) and torch.linalg.eigvalsh(g).min() > -1e-9
-    assert not net.backbone.bn1._forward_hooks
-    def error(weight):
-        parts = low_rank(net.backbone.conv1, net.backbone.bn1, x, 30, weight)
-        hook = net.backbone.bn1.register_forward_hook(lambda m, i, o: F.batch_norm(
-            torch.einsum('om,nmhw->nohw', parts.temporal, F.conv2d(x, parts.spatial, stride=2, padding=3) + (parts.middle['bias'] - parts.middle['running_mean'])[:, None, None]),
-            parts.outer['running_mean'], parts.outer['running_var'], parts.outer['weight'], parts.outer['bias'], eps=m.eps))
-        with torch.no_grad(): y = net.backbone.forward_features(x)
-        hook.remove()
-        with torch.no_grad(): return ((y - net.backbone.forward_features(x)).norm() / y.norm()).item()
-    assert error(g) < error(torch.eye(64).double()) < .5
+    net, x = source('resnet18', maxpool=False).eval(), images(32, 32, 4)[0]
+    body = net.backbone
+    filters, patches = importance(body, body.conv1, body.bn1, x)
+    assert filters.shape == (64, 64) and patches.shape == (147, 147) and all(torch.linalg.eigvalsh(m).min() > -1e-9 for m in (filters, patches))
+    assert not body.bn1._forward_hooks and all(p.grad is None for p in body.parameters())
+    @torch.no_grad()
+    def error(filters, patches, x=images(16, 32, 40)[0]):
+        parts, narrow = low_rank(body.conv1, body.bn1, images(32, 32, 4)[0], 40, filters, patches), deepcopy(body)
+        narrow.conv1.weight.copy_(torch.einsum('om,mihw->oihw', parts.temporal, parts.spatial))
+        narrow.bn1.running_mean.copy_(parts.outer['running_mean'] - parts.temporal @ (parts.middle['bias'] - parts.middle['running_mean']))
+        y = body.forward_features(x)
+        return ((narrow.forward_features(x) - y).norm() / y.norm()).item()
+    by_filters, by_patches = error(torch.eye(64).double(), torch.eye(147).double()), error(torch.eye(64).double(), patch_moments(body.conv1, x)[1])
+    assert error(filters, patches) < by_patches < by_filters
 
 def test_silent_channels_learn(factorised):
     _, target, _ = factorised
