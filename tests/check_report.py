@@ -1,9 +1,12 @@
 """A rendered report as its reader meets it: `pytest tests/check_report.py --report _report/demo`."""
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 PAGES = ["index", "00_data", "01_models2d", "02_models3d_inflation", "03_train", "04_gradcam", "05_analysis"]
 
 
@@ -73,3 +76,23 @@ def test_players_move(browser, report):
 def test_the_report_is_also_a_pdf(report):
     pdf = report/"index.pdf"
     assert pdf.read_bytes()[:5] == b"%PDF-" and pdf.stat().st_size > 20_000
+
+
+def planned(study, results):
+    "The jobs that `ssv2 reproduce` would run: rule, and experiment where it has one."
+    command = [sys.executable, "-m", "ssv2_report.cli", "reproduce", str(study), "--results", str(results), "--dry-run"]
+    log = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    blocks = re.findall(r"(?ms)^(?:local)?rule (\w+):\n(.*?)(?:\n\n|\Z)", log)
+    return {(rule, m[1] if (m := re.search(r"experiment=([\w-]+)", text)) else None) for rule, text in blocks} - {("all", None)}
+
+
+def test_only_what_a_change_concerns_is_redone(report, tmp_path):
+    name = report.name
+    results, study = ROOT/"results"/name, tmp_path/f"{name}.yaml"
+    text = (ROOT/"experiments"/f"{name}.yaml").read_text()
+    assert planned(name, results) == set()
+    study.write_text(text.replace("    title: 3D from scratch\n", "    title: 3D from scratch\n    weight_decay: 0.04\n"))
+    after = {("analysis", None), ("render", None)}
+    assert planned(study, results) == after | {("train", "3d-scratch"), ("gradcam", "3d-scratch")}
+    study.write_text(text.replace("    title: 2D, eight frames\n", "    title: 2D, eight frames\n    weight_decay: 0.04\n"))
+    assert planned(study, results) == after | {(rule, e) for rule in ("train", "gradcam") for e in ("2d-multi", "3d-inflated")}
