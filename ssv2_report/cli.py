@@ -60,7 +60,7 @@ class Steps:
 @app.command("demo-data")
 def demo_data(
     folder: Annotated[Path, typer.Argument(help="Folder to write the demo world to.")],
-    train_per_class: Annotated[int, typer.Option(min=1)] = 40,
+    train_per_class: Annotated[int, typer.Option(min=1)] = 60,
     val_per_class: Annotated[int, typer.Option(min=1)] = 16,
     size: Annotated[int, typer.Option(min=32, help="Side of the square frames in pixels.")] = 112,
     seed: int = 0,

@@ -269,7 +269,7 @@ def _complete(root, parameters):
     return all(p.exists() and p.stat().st_size == b for p, b in sizes.items()) and all((root/f).exists() for f in world['files'])
 
 def make_world(root, # Folder to write; made if it is not there
-               train_per_class:int=48, # Training clips of every class
+               train_per_class:int=60, # Training clips of every class
                val_per_class:int=16, # Validation clips of every class
                test_per_class:int=1, # Test clips of every class
                size:int=112, # Side of the square frames in pixels, even

@@ -19,7 +19,7 @@ class _Strict(BaseModel):
 
 class Demo(_Strict):
     "Parameters of a generated demo world (see `ssv2_report.demo.make_world`)."
-    train_per_class: int = Field(40, ge=1)
+    train_per_class: int = Field(60, ge=1)
     val_per_class: int = Field(16, ge=1)
     size: int = Field(112, ge=32)             # side of the square frames, pixels
     seed: int = 0
