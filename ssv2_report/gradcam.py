@@ -12,6 +12,7 @@ import difflib
 import html
 import io
 import json
+import textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -221,10 +222,10 @@ def strip(
     fig, axes = plt.subplots(len(rows), n, figsize=(width, width / n * len(rows) * h / w * 1.06), squeeze=False)
     for ax in axes.flat: ax.set(xticks=[], yticks=[]), ax.spines[:].set_visible(False)
     for axs, (name, pictures) in zip(axes, rows.items()):
-        axs[0].set_ylabel(name, fontsize=7)
+        axs[0].set_ylabel(textwrap.fill(name, 14), fontsize=7)
         for ax, t in zip(axs, steps[name]): ax.imshow(pictures[t])
     for ax, t in zip(axes[0], next(iter(steps.values()))): ax.set_title(f"frame {t + 1}", fontsize=7, pad=2)
-    fig.subplots_adjust(0.04, 0.01, 0.995, 1 - 0.2 / fig.get_figheight(), 0.02, 0.02)
+    fig.subplots_adjust(0.05, 0.01, 0.995, 1 - 0.2 / fig.get_figheight(), 0.02, 0.02)
     return fig
 
 # %% ../nbs/04_gradcam.ipynb #00000024
