@@ -13,6 +13,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import timm, torch
+from timm.layers import AvgPool2dSame
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -112,6 +113,8 @@ def timm_resnet(backbone, num_classes, output_stride=None, maxpool=True, pretrai
         if not pretrained: raise
         raise ValueError(f"The ImageNet weights of {backbone} could not be fetched ({type(e).__name__}): give a local file instead.") from e
     if not maxpool: model.maxpool = nn.Identity()
+    for name, layer in list(model.named_modules()): # padded on the right and at the bottom alone, each moves the map by half a cell
+        if isinstance(layer, AvgPool2dSame): model.set_submodule(name, nn.Identity())
     return model
 
 def create_2d(

@@ -221,3 +221,14 @@ def test_what_we_save_we_read(tmp_path):
     again = create_3d('i3d:test_resnet', 5, pretrained=tmp_path / 'w.safetensors').eval()
     clip = torch.randn(1, 3, 4, 32, 32)
     torch.testing.assert_close(again(clip), model.eval()(clip))
+
+@pytest.mark.parametrize('name', ['test_resnet', 'resnet18', 'resnet50d'])
+def test_a_cell_of_the_map_sees_what_lies_under_it(name):
+    body = create_2d(name, num_classes=4, output_stride=8).backbone.eval()
+    x = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    cell = 8
+    body.forward_features(x)[..., cell, cell].square().sum().backward()
+    seen = x.grad.abs().sum((0, 1))
+    for axis in (0, 1):
+        centre = (seen.sum(axis) * torch.arange(128)).sum() / seen.sum()
+        assert abs(centre - (8 * cell + 3.5)) < 4
