@@ -249,7 +249,7 @@ def reproduce(
                *(["--dry-run"] if dry_run else [])]
     tracker, log = Tracker(s, out), []
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1,
-                          env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
+                          env={**os.environ, "PYTHONUNBUFFERED": "1", "SSV2_PYTHON": sys.executable}) as process:
         follow(process, tracker, cores, log)
     if not dry_run: (out/"reproduce.log").write_text("".join(log))
     if process.returncode:

@@ -82,7 +82,7 @@ def planned(study, results):
     "The jobs that `ssv2 reproduce` would run: rule, and experiment where it has one."
     command = [sys.executable, "-m", "ssv2_report.cli", "reproduce", str(study), "--results", str(results), "--dry-run"]
     log = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    blocks = re.findall(r"(?ms)^(?:local)?rule (\w+):\n(.*?)(?:\n\n|\Z)", log)
+    blocks = re.findall(r"(?ms)^(?:local)?rule (\w+):\n(.*?)(?=^\[|\n\n|\Z)", log)
     return {(rule, m[1] if (m := re.search(r"experiment=([\w-]+)", text)) else None) for rule, text in blocks} - {("all", None)}
 
 
