@@ -8,16 +8,16 @@ __all__ = ['OFFICIAL', 'NOTES', 'Audit', 'dataset_digest', 'load_audit', 'box_pr
 # %% ../nbs/00e_audit.ipynb #00e-002
 import json, os
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 import numpy as np, pandas as pd
 from .boxes import Boxes, load_boxes
 from .data import SPLITS, label_file, read_classes, read_records
-from .media import in_processes, list_media
+from .media import MEDIA, in_processes, list_media
 
 # %% ../nbs/00e_audit.ipynb #00e-006
 OFFICIAL = {'train': 168_913, 'validation': 24_777, 'test': 27_157}
-NOTES = ('wrong container', 'box outside the picture', 'damaged box', 'box of no frame', 'unreadable box', 'frame rate is not the boxes\'', 'boxes without a clip')
+NOTES = ('wrong container', 'box outside the picture', 'damaged box', 'box of no frame', 'unreadable box', 'frame rate is not the boxes\'', 'boxes without a clip', 'changed boxes')
 
 @dataclass(repr=False)
 class Audit:
@@ -34,20 +34,37 @@ class Audit:
     def excluded(self) -> list[str]: # Ids no training should see
         return sorted(set(self.fatal['id']) - {''})
     @property
+    def lost(self) -> pd.DataFrame: # Those that take something from training or validation, or are about a whole label file
+        return self.fatal[(self.fatal['split'] != 'test') | (self.fatal['id'] == '')]
+    @property
     def ok(self) -> bool: # Does training see all that the labels promise?
-        return self.fatal.empty
+        return self.lost.empty
+
+    def summary(self) -> str:
+        "One sentence: how many clips training does without, and why."
+        n, lost = sum(c['records'] for s, c in self.counts.items() if s != 'test'), self.lost.drop_duplicates('id')
+        why = ', '.join(f'{k:,} {reason}' for reason, k in lost['reason'].value_counts().items())
+        return f'The audit excludes {len(lost):,} of {n:,} training and validation clips ({why}).' if why else f'The audit found all {n:,} training and validation clips sound.'
+
+    def check(self, allowed:int=0): # Clips that training may do without
+        "`ValueError` in one sentence when training would see less than the labels promise, but for so many clips."
+        labels = self.lost[self.lost['id'] == '']
+        if not labels.empty: raise ValueError(f'{self.root}: {labels["reason"].iloc[0]} ({labels["detail"].iloc[0]}): mend the label files and run `ssv2 audit` again.')
+        if (n := self.lost['id'].nunique()) > allowed:
+            raise ValueError(f'{self.summary()[:-1]}, more than the {allowed:,} allowed: mend this copy, or put `max_excluded: {n}` under `data` in the study to go on without them.')
 
     def save(self, path):
         "Writes the audit as JSON."
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.__dict__ | {'table': self.table.to_dict('records')}, indent=1, ensure_ascii=False), encoding='utf-8')
+        (part := path.with_name(f'{path.name}.part')).write_text(json.dumps(self.__dict__ | {'table': self.table.to_dict('records')}, indent=1, ensure_ascii=False), encoding='utf-8')
+        os.replace(part, path)
 
     def _repr_markdown_(self):
         head = '| split | records | usable | excluded |' + (' official |' if self.official else '') + '\n' + '|---|---:' + '|---:'*(2+self.official) + '|\n'
         rows = [f'| {s} | {c["records"]:,} | {c["usable"]:,} | {c["records"]-c["usable"]:,} |' + (f' {OFFICIAL[s]:,} |' if self.official else '') for s, c in self.counts.items()]
         found = self.table.groupby('reason').agg(clips=('id', 'nunique'), example=('id', 'first'), detail=('detail', 'first')).sort_values('clips', ascending=False)
-        list_ = [f'| {reason}{" (note)" if reason in NOTES else ""} | {r.clips:,} | {r.example} | {_cell(r.detail)} |' for reason, r in found.iterrows()]
+        list_ = [f'| {reason}{" (note)" if reason in NOTES else ""} | {r.clips:,} | {_cell(r.example)} | {_cell(r.detail)} |' for reason, r in found.iterrows()]
         return head + '\n'.join(rows) + ('\n\n| finding | clips | for example | detail |\n|---|---:|---|---|\n' + '\n'.join(list_) if list_ else '\n\nNothing is wrong.')
 
     __repr__ = _repr_markdown_
@@ -70,12 +87,13 @@ def load_audit(path, # File that `Audit.save` wrote
                root=None, # The dataset, to check that the audit is of its present state
               ) -> Audit:
     "An audit; `FileNotFoundError` when there is none and `ValueError` when it is no audit or the dataset has changed since."
-    if not Path(path).is_file(): raise FileNotFoundError(f'There is no audit {path}: run `ssv2 audit` on the dataset first.')
+    again = f'run `ssv2 audit {root or "FOLDER"} --out {path}`'
+    if not Path(path).is_file(): raise FileNotFoundError(f'There is no audit {path}: {again} first.')
     try:
         found = json.loads(Path(path).read_text(encoding='utf-8'))
         audit = Audit(**found | {'table': pd.DataFrame(found['table'], columns=['id', 'split', 'reason', 'detail'])})
-    except (ValueError, TypeError, KeyError): raise ValueError(f'{path} is not an audit: run `ssv2 audit` on the dataset again.') from None
-    if root is not None and audit.digest != dataset_digest(root): raise ValueError(f'{root} has changed since the audit {path}: run `ssv2 audit {root}` again.')
+    except (ValueError, TypeError, KeyError): raise ValueError(f'{path} is not an audit: {again} anew.') from None
+    if root is not None and audit.digest != dataset_digest(root): raise ValueError(f'{root} has changed since the audit {path}: {again} again.')
     return audit
 
 # %% ../nbs/00e_audit.ipynb #00e-009
@@ -101,13 +119,19 @@ def _known_sums(root): # sha256 by path below the root, as `sha256sum` or the de
     if (root/'SHA256SUMS').is_file():
         sums = {n.lstrip(' *').removeprefix('./'): s for s, _, n in (l.partition(' ') for l in (root/'SHA256SUMS').read_text(errors='replace').splitlines())}
     if (root/'demo.json').is_file():
-        try: sums |= json.loads((root/'demo.json').read_text())['files']
-        except (ValueError, KeyError, TypeError): pass
+        try:
+            world = json.loads((root/'demo.json').read_text())
+            sums |= world['files'] | {f'{MEDIA[0]}/{id}.webm': clip['sha256'] for id, clip in world['clips'].items()}
+        except (ValueError, KeyError, TypeError, AttributeError): pass
     return sums
 
+def _audit_texts(root, sums): # Label and box files against their checksums
+    texts = [p for folder in ('labels', 'boxes', '.') for p in sorted((Path(root)/folder).glob('*.json')) if (name := os.path.relpath(p, root)) in sums]
+    return [('', '', 'changed boxes' if 'boxes' in p.parts else 'checksum differs', os.path.relpath(p, root)) for p in texts if sha256(p.read_bytes()).hexdigest() != sums[os.path.relpath(p, root)]]
+
 # %% ../nbs/00e_audit.ipynb #00e-010
-def _audit_files(root, records, media, workers, progress): # Findings, and (frames, h, w, fps) of sound clips by id
-    sums, todo = _known_sums(root), records[np.array([bool(media.get(id)) for id in records['id']], bool)].drop_duplicates('id')
+def _audit_files(root, records, media, sums, workers, progress): # Findings, and (frames, h, w, fps) of sound clips by id
+    todo = records[np.array([bool(media.get(id)) for id in records['id']], bool)].drop_duplicates('id')
     findings = [(id, split, *(('link out of the dataset', 'not followed') if id in media else ('missing', 'no video and no folder of frames')))
                 for id, split, problem in zip(records['id'], records['split'], records['problem']) if not media.get(id) and problem not in ('no id', 'unsafe id')]
     jobs = [(path := media[id], sums.get(os.path.relpath(path, root), '')) for id in todo['id']]
@@ -158,9 +182,9 @@ def audit(root, # Folder of the dataset
     "Checks every record, file and box of a dataset. `FileNotFoundError` when there is no dataset."
     label_file(root, 'labels')
     digest, media = dataset_digest(root), list_media(root)
-    records, findings, n_classes = _audit_labels(root)
-    found, shapes = _audit_files(root, records, media, workers, progress)
-    findings += found
+    (records, findings, n_classes), sums = _audit_labels(root), _known_sums(root)
+    found, shapes = _audit_files(root, records, media, sums, workers, progress)
+    findings += found + _audit_texts(root, sums)
     try: boxes = boxes if isinstance(boxes, Boxes) else load_boxes(boxes or root)
     except FileNotFoundError:
         if boxes: raise

@@ -94,7 +94,8 @@ def read_classes(root) -> list[str]: # Class names (templates without brackets),
         raise ValueError(f'{path} does not number its {len(found)} classes from 0 to {len(found)-1}, each once: copy it again from the labels package.')
     return [order[i] for i in range(len(order))]
 
-def class_name(template) -> str: # 'Pushing something' for 'Pushing [something]'
+def class_name(template:str) -> str: # 'Pushing something' for 'Pushing [something]'
+    "A template without its brackets, as `labels.json` has it."
     return template.replace('[', '').replace(']', '')
 
 # %% ../nbs/00_data.ipynb #00-017
@@ -103,13 +104,15 @@ def read_records(root, splits, classes) -> pd.DataFrame: # One row a record: id,
     known, rows = {name: i for i, name in enumerate(classes)}, []
     for split in splits:
         path = label_file(root, split)
-        for k, r in enumerate(_read_json(path, list)): rows.append(_record(r, split, f'{path.name}#{k}', known))
+        for k, r in enumerate(_read_json(path, list)): rows.append(tuple(map(_storable, _record(r, split, f'{path.name}#{k}', known))))
     out = pd.DataFrame(rows, columns=['id', 'split', 'target', 'label', 'placeholders', 'problem', 'detail'])
     places = out.groupby('id')['split'].agg(['size', 'nunique'])
     for rule, n in (('duplicate id', 'size'), ('id in two splits', 'nunique')):
         hit = out['id'].isin(places.index[places[n] > 1])
         out.loc[hit, ['problem', 'detail']] = rule, rule
     return out.astype({c: 'string[pyarrow]' for c in out.columns if c != 'target'}).astype({'target': 'int16'})
+
+def _storable(x): return x.encode('utf-8', 'backslashreplace').decode() if isinstance(x, str) else x # half a surrogate pair has no UTF-8
 
 def _record(r, split, place, known):
     if not isinstance(r, dict) or not isinstance(r.get('id'), (str, int)) or not str(r['id']):

@@ -15,7 +15,7 @@ from PIL import Image
 
 # %% ../nbs/00b_media.ipynb #00b-006
 MEDIA = ('20bn-something-something-v2', 'videos', '20bn-something-something-v2-frames', 'frames', 'rawframes', 'train', 'validation', 'test', '')
-VIDEO = ('.webm', '.mp4', '.mkv', '.avi', '.mov')
+VIDEO = ('.webm', '.mp4', '.mkv', '.avi', '.mov', '.m4v', '.3gp', '.mpg', '.mpeg', '.ogv', '.flv', '.wmv')
 
 def list_media(root) -> dict[str, str]: # Path of each clip's video file or folder of frames, by id; '' for a link out of the dataset
     "What lies in a dataset's media folders; the first folder of `MEDIA` counts, and a video before frames."
@@ -53,7 +53,7 @@ def _import_decord():
 decord = _import_decord()
 
 # %% ../nbs/00b_media.ipynb #00b-011
-_MAGIC = {'matroska or webm': b'\x1aE\xdf\xa3', 'mp4': b'....ftyp', 'avi': b'RIFF....AVI ', 'mpeg': b'\0\0\1[\xb3\xba]', 'ogg': b'OggS', 'flv': b'FLV\1'}
+_MAGIC = {'matroska or webm': b'\x1aE\xdf\xa3', 'mp4': b'....ftyp', 'avi': b'RIFF....AVI ', 'mpeg': b'\0\0\1[\xb3\xba]', 'ogg': b'OggS', 'flv': b'FLV\1', 'asf': b'0&\xb2u\x8ef\xcf\x11'}
 
 def container(path) -> str|None: # 'matroska or webm', 'mp4', ...; None for what is no video container
     "The container a file starts like."

@@ -1,16 +1,18 @@
 """The audit: whatever is wrong with a dataset is named, nothing crashes, hangs or is read outside of it."""
-import hashlib, json, os, shutil, time
+import ctypes, hashlib, json, os, shutil, time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from PIL import Image
 
 import worlds
 from ssv2_report.audit import NOTES, OFFICIAL, Audit, audit, box_problem, load_audit
 from ssv2_report.boxes import load_boxes
 from ssv2_report.data import load_index, read_frames
+from ssv2_report.demo import make_world
 from ssv2_report.media import in_processes
 
 MEDIA = '20bn-something-something-v2'
@@ -165,6 +167,39 @@ def test_json_of_any_shape_is_read_or_named(tmp_path, records, boxes):
     assert not good and (not records or len(found.table) > 0)
 
 
+def test_text_without_utf8_is_read_and_named(root):
+    records = json.loads((root/'labels/train.json').read_text())
+    (root/'labels/train.json').write_text(json.dumps([{'id': '\ud800', 'template': '\udfff', 'label': '\ud800', 'placeholders': ['\ud800']}, *records[1:]]))
+    found, names = findings(root)
+    assert names == {('\\ud800', 'unsafe id'), ('', 'boxes without a clip')}
+    found.save(root/'audit.json')
+    assert load_audit(root/'audit.json', root).excluded == ['\\ud800']
+
+
+def test_training_is_told_in_a_sentence_what_it_would_miss(root):
+    audit(root).check()
+    for id in ('1', '2'): (root/MEDIA/f'{id}.webm').unlink()
+    (root/MEDIA/'9.webm').write_bytes(b'')
+    (root/MEDIA/'13.webm').unlink()
+    found = audit(root)
+    assert found.summary() == 'The audit excludes 3 of 12 training and validation clips (2 missing, 1 empty file).' and '13' in found.excluded
+    with pytest.raises(ValueError, match='max_excluded: 3'): found.check(2)
+    found.check(3)
+    (root/'labels/train.json').write_text('{}')
+    with pytest.raises(ValueError, match='mend the label files'): audit(root).check(10**6)
+
+
+def test_the_demo_world_is_held_against_its_checksums(tmp_path):
+    root = make_world(tmp_path/'demo', 1, 1, test_per_class=0, workers=1)
+    assert audit(root).ok
+    def flip(path): data = bytearray(path.read_bytes()); data[len(data)//2] ^= 1; path.write_bytes(data)
+    flip(clip := sorted((root/MEDIA).iterdir())[3])
+    (root/'labels/validation.json').write_text((root/'labels/validation.json').read_text() + '\n')
+    (root/'boxes/bounding_box_smthsmth_part1.json').write_text((root/'boxes/bounding_box_smthsmth_part1.json').read_text() + '\n')
+    found, names = findings(root)
+    assert names == {(clip.stem, 'checksum differs'), ('', 'checksum differs'), ('', 'changed boxes')}
+
+
 def test_a_stale_or_foreign_audit_is_refused(root, tmp_path):
     audit(root).save(tmp_path/'audit.json')
     os.utime(root/MEDIA/'1.webm', ns=(0, 0))
@@ -186,6 +221,118 @@ def test_a_worker_that_hangs_or_dies_is_named_and_replaced():
     out = {k: fault for k, _, fault in in_processes('time:sleep', [(0,), (60,), (0,)], workers=1, limit=.5)}
     assert out == {0: '', 1: 'hangs', 2: ''}
     assert sorted((k, fault) for k, _, fault in in_processes('os:_exit', [(3,), (0,)], workers=2)) == [(0, 'crashes'), (1, 'crashes')]
+
+
+# --- damaged files, by hand and by hypothesis
+
+class Watch:
+    "Counts the files of folders that any process opens (inotify; Linux)."
+    def __init__(self, *folders):
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.fd = libc.inotify_init1(os.O_NONBLOCK)
+        for folder in folders: assert libc.inotify_add_watch(self.fd, str(folder).encode(), 0x20 | 0x1) > 0  # opened, read
+    def events(self):
+        try: return len(os.read(self.fd, 1 << 16))
+        except BlockingIOError: return 0
+
+
+def by_hand(root, outside, whole):
+    "Writes files of every kind of damage below `root`; what the audit may say of each, by id."
+    media, says = root/MEDIA, {}
+    def add(reasons, change, ext='.webm'):
+        says[id := str(1000 + len(says))] = reasons
+        path = media/f'{id}{ext}'
+        change(path) if callable(change) else path.write_bytes(change)
+    for k in range(1, 10): add({'truncated', 'does not decode'}, whole[:len(whole)*k//10])
+    for n in (1, 3, 4, 12, 60, 200, len(whole) - 1): add({'truncated', 'does not decode', 'not a video'}, whole[:n])
+    add({'empty file'}, b'')
+    for text in ('<html>404</html>', 'текст', '{"id": 1}', f'ffconcat version 1.0\nfile {outside}/secret.webm\n', f'#EXTM3U\n#EXTINF:1,\n{outside}/secret.webm\n', f'file:{outside}/secret.webm'):
+        add({'not a video'}, text.encode())
+    add({'not a file'}, lambda p: p.mkdir())
+    add({'not a file'}, lambda p: (p.mkdir(), (p/'00001.jpg').symlink_to(outside/'secret.jpg')))
+    add({'not a file'}, os.mkfifo)
+    add({'broken link'}, lambda p: p.symlink_to('nowhere.webm'))
+    add({'broken link'}, lambda p: p.symlink_to(p.name))
+    for target in (outside/'secret.webm', Path('../..')/outside.name/'secret.webm', outside): add({'link out of the dataset'}, lambda p: p.symlink_to(target))
+    for codec, format in (('mpeg4', 'mp4'), ('mpeg4', 'avi'), ('flv1', 'flv')): add({'wrong container'}, lambda p: worlds.write_video(p, worlds.scene(8)[0], codec=codec, format=format, fps=25))
+    add({'does not decode', 'not a video'}, lambda p: Image.new('RGB', (9, 9)).save(p, 'PNG'))
+    add({'does not decode'}, lambda p: wave(p))
+    add({'does not decode'}, whole[:4] + bytes(5000))
+    return says
+
+
+def wave(path): # A webm with sound and no picture
+    with av.open(str(path), 'w', format='webm') as file:
+        stream = file.add_stream('libopus', rate=48000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 960*2), 'int16'), layout='stereo')
+        frame.sample_rate = 48000
+        file.mux(stream.encode(frame)), file.mux(stream.encode())
+
+
+def test_every_kind_of_damaged_file_is_named_and_nothing_outside_is_opened(root, tmp_path):
+    whole, outside = (root/MEDIA/'1.webm').read_bytes(), tmp_path/'outside'
+    outside.mkdir()
+    (outside/'secret.webm').write_bytes(whole), Image.new('RGB', (9, 9)).save(outside/'secret.jpg')
+    says = by_hand(root, outside, whole)
+    odd = ['../../outside/secret', '../outside/secret.webm', '/etc/passwd', '..', '', 'a/b', '拿着', 'a\0b', 'x'*300, '1 ', '-'*33, 'чашка.webm']
+    worlds.dump(root/'labels/train.json', [worlds.record(id, worlds.CLASSES[0]) for id in ['1', *says, *odd]])
+    watch = Watch(outside)
+    start = time.monotonic()
+    found = audit(root)
+    reasons = dict(zip(found.table['id'], found.table['reason']))
+    assert not (wrong := {id: reasons.get(id) for id in says if reasons.get(id) not in says[id]}), wrong
+    assert all(reasons[id] == 'unsafe id' for id in odd if id) and f'train.json#{1 + len(says) + odd.index("")}' in reasons
+    assert time.monotonic() - start < 60 and not found.table['reason'].str.startswith('decoder').any()
+    index = load_index(root, ('train',), exclude=found.excluded)
+    for path in index.clips['path']: assert len(read_frames(path)) > 0
+    assert watch.events() == 0
+    (outside/'secret.jpg').read_bytes()
+    assert watch.events() > 0
+
+
+at = st.floats(0, 1, exclude_max=True)
+damage_ = st.lists(st.one_of(st.tuples(st.just('cut'), at), st.tuples(st.just('flip'), at, st.integers(1, 255)), st.tuples(st.just('write'), at, st.binary(min_size=1, max_size=300)),
+                             st.tuples(st.just('drop'), at, st.integers(1, 200)), st.tuples(st.just('insert'), at, st.binary(min_size=1, max_size=50)),
+                             st.tuples(st.just('start'), st.binary(max_size=64))), min_size=1, max_size=6)
+
+
+def damaged(data, steps):
+    data = bytearray(data)
+    for kind, *how in steps:
+        k = int(how[0]*len(data)) if kind != 'start' else 0
+        if kind == 'cut': del data[k:]
+        if kind == 'flip' and data: data[k] ^= how[1]
+        if kind == 'write': data[k:k+len(how[1])] = how[1]
+        if kind == 'drop': del data[k:k+how[1]]
+        if kind == 'insert': data[k:k] = how[1]
+        if kind == 'start': data[:len(how[0])] = how[0]
+    return bytes(data)
+
+
+@pytest.mark.parametrize('batches', [2, pytest.param(24, marks=pytest.mark.slow)])
+def test_files_damaged_by_hypothesis_are_named_or_decode(world, tmp_path, batches):
+    "In batches of 25. By decoding alone, what is not named has frames that can all be read; against checksums, every one is named."
+    root, tally = shutil.copytree(world, tmp_path/'world'), dict(files=0, named=0, slowest=0.)
+    whole, ids = (root/MEDIA/'1.webm').read_bytes(), [str(1000 + k) for k in range(25)]
+    worlds.dump(root/'labels/train.json', [worlds.record(id, worlds.CLASSES[0]) for id in ['1', *ids]])
+
+    @settings(max_examples=batches, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(st.lists(damage_.filter(lambda steps: damaged(whole, steps) != whole), min_size=25, max_size=25))
+    def campaign(batch):
+        for id, steps in zip(ids, batch): (root/MEDIA/f'{id}.webm').write_bytes(damaged(whole, steps))
+        (root/'SHA256SUMS').unlink(missing_ok=True)
+        start = time.monotonic()
+        found = audit(root)
+        named, start = set(found.table['id']) & {*ids}, time.monotonic() - start
+        assert '1' not in found.excluded and (found.table['detail'] != '').all() and not found.table['reason'].str.startswith('decoder hangs').any()
+        for id in {*ids} - {*found.excluded}: assert len(read_frames(root/MEDIA/f'{id}.webm')) > 0
+        (root/'SHA256SUMS').write_text(''.join(f'{hashlib.sha256(whole).hexdigest()}  {MEDIA}/{id}.webm\n' for id in ids))
+        assert {*ids} <= {*audit(root).excluded}
+        tally.update(files=tally['files'] + 25, named=tally['named'] + len(named), slowest=max(start, tally['slowest']))
+
+    campaign()
+    print(tally)
+    assert tally['files'] >= 25*min(batches, 20)
 
 
 @pytest.mark.slow
