@@ -12,6 +12,7 @@ from ssv2_report.boxes import box_masks, draw_boxes, load_boxes, transform_boxes
 from ssv2_report.cache import FrameCache, build_cache, cache_size, shrink
 from ssv2_report.data import (FLIP_TWINS, ORDERS, REVERSAL_PAIRS, ClipDataset, Index, choose_classes, clip_rng, denormalise, flip_targets, jitter_colour,
                               load_index, n_frames, read_classes, read_frames, sample_frames)
+from ssv2_report.demo import make_world
 from ssv2_report.media import _av_frames, list_media
 
 torch.set_num_threads(1)
@@ -86,9 +87,9 @@ def test_every_layout_gives_the_same_clips(own, index, layout):
 def test_other_containers_are_read(own):
     media = own/'20bn-something-something-v2'
     frames = read_frames(media/'1.webm')
-    for ext in ('mp4', 'avi', 'mkv', 'mov'):
+    for ext in ('mp4', 'avi', 'mkv', 'mov', 'm4v', 'mpg', 'flv', 'wmv'):
         (media/'1.webm').unlink(missing_ok=True)
-        worlds.write_video(media/f'1.{ext}', frames, codec='mpeg4')
+        worlds.write_video(media/f'1.{ext}', frames, codec=dict(mpg='mpeg1video', flv='flv1', wmv='wmv2').get(ext, 'mpeg4'), fps=25)
         assert load_index(own).clips['path'][0].endswith(ext) and read_frames(media/f'1.{ext}').shape == frames.shape
         (media/f'1.{ext}').unlink()
 
@@ -219,6 +220,19 @@ def test_chance_is_the_clip_s_own_whatever_the_loader(index):
     assert not torch.equal(late[7]['clip'], data[7]['clip'])
 
 
+@pytest.mark.parametrize('workers, batch', [(0, 5), (2, 4), (4, 2)])
+def test_a_restart_in_mid_epoch_goes_on_with_the_same_clips(index, workers, batch):
+    from ssv2_report.train import EpochSampler
+    def run(skip, **kw):
+        data, sampler = ClipDataset(index, train=True, flip=True, seed=3), EpochSampler(len(index), seed=3)
+        data.set_epoch(2)
+        sampler.epoch, sampler.skip = 2, skip
+        return [(id, clip) for b in torch.utils.data.DataLoader(data, sampler=sampler, **kw) for id, clip in zip(b['id'], b['clip'])]
+    whole, rest = run(0, batch_size=3), run(7, batch_size=batch, num_workers=workers)
+    assert len(rest) == len(index) - 7
+    for (a, clip), (b, other) in zip(whole[7:], rest): assert a == b and torch.equal(clip, other)
+
+
 def test_an_epoch_reaches_workers_that_live_on(index):
     data = ClipDataset(index, train=True)
     loader = torch.utils.data.DataLoader(data, batch_size=12, num_workers=1, persistent_workers=True)
@@ -288,6 +302,40 @@ def test_a_clip_and_its_boxes_agree_after_every_augmentation(root, index, tmp_pa
                         assert np.corrcoef(mean, want)[0, 1] > .98 and mean.argmax() == want.argmax()
                         if not train: assert np.abs(mean - want).max() < 25
     assert inside > 300
+
+
+@pytest.mark.parametrize('cached', [None, 72])
+def test_in_the_demo_world_the_colour_in_a_box_stays_the_object_s(tmp_path, monkeypatch, cached):
+    "The mean colour inside a box of the source frame, jittered as the clip was, is that inside the transformed box; in a mirrored box it is not."
+    import ssv2_report.data as of_data
+    root = make_world(tmp_path/'demo', 2, 1, test_per_class=0, workers=1)
+    index, boxes, jitter, drawn = load_index(root), load_boxes(root), of_data.jitter_colour, []
+    monkeypatch.setattr(of_data, 'jitter_colour', lambda *a, **kw: drawn.append(jitter(*a, **kw)) or drawn[-1])
+    data = ClipDataset(index, train=True, flip=True, boxes=boxes, cache=build_cache(index, tmp_path/'cache', cached, workers=1) if cached else None)
+    (mean, std), off, mirrored, flips = of_data._scale(), [], [], 0
+    for i in range(len(index)):
+        data.set_epoch(i)
+        item = data[i]
+        flips += item['flipped']
+        (matrix, shift), frames, rows = drawn[-1], read_frames(data.paths[i], item['frames']), boxes.rows(data.ids[i])
+        clip = (item['clip']*std.view(3, 1, 1, 1) + mean.view(3, 1, 1, 1)).permute(1, 2, 3, 0).numpy()
+        for t, f in enumerate(item['frames'].tolist()):
+            for kind, part in enumerate(('hand', 'object')):
+                if (inside := item[part][t]).sum() < 25: continue
+                xyxy = boxes.xyxy[rows][(boxes.frame[rows] == f) & (boxes.kind[rows] == kind)]
+                want = (matrix @ frames[t][_inside(xyxy, item['window'].numpy(), frames.shape[1:3])].mean(0)[:, None] + shift)[:, 0]
+                off.append(np.abs(clip[t][inside].mean(0) - want).max())
+                mirrored.append(np.abs(clip[t][inside[:, ::-1]].mean(0) - want).max())
+    print(len(off), np.percentile(off, [50, 99, 100]).round(1), np.median(mirrored).round(1))
+    assert len(off) > 250 and 5 < flips < 25
+    assert np.median(off) < 2 and np.percentile(off, 99) < 8 and np.median(mirrored) > 12
+
+
+def _inside(boxes, window, hw): # Pixels of the source frame in the boxes and in the window, bool [H,W]
+    (y, x), (top, left, h, w) = (np.arange(n) + .5 for n in hw), window*np.tile(hw, 2)
+    out = np.zeros(hw, bool)
+    for x1, y1, x2, y2 in boxes: out |= np.outer((y >= max(y1, top)) & (y < min(y2, top+h)), (x >= max(x1, left)) & (x < min(x2, left+w)))
+    return out
 
 
 def test_box_masks_are_those_of_the_evaluation_clip(root, index):
@@ -405,6 +453,16 @@ build_cache(types.SimpleNamespace(clips=pandas.read_parquet({str(tmp_path/'clips
     assert len(cache) == len(index) and 4 < steps[0] and steps[-1] == len(index)
 
 
+def test_a_worker_gives_back_the_pages_it_has_read(index, tmp_path, monkeypatch):
+    cache = build_cache(index, tmp_path, 32, workers=1)
+    monkeypatch.setattr('ssv2_report.cache.KEEP', 3*int(cache.records['nbytes'].max()))
+    cache, held = FrameCache(cache.folder), []
+    for _ in range(12):
+        _read(cache, index)
+        held.append(cache._maps[0])
+    assert 3 <= len({id(m) for m in held}) <= 6
+
+
 def test_clips_that_do_not_decode_are_named_after_the_rest_is_built(own, tmp_path):
     (own/'20bn-something-something-v2/3.webm').write_bytes(b'')
     (own/'20bn-something-something-v2/4.webm').unlink()
@@ -418,7 +476,8 @@ def test_clips_that_do_not_decode_are_named_after_the_rest_is_built(own, tmp_pat
 
 @pytest.mark.slow
 def test_records_cost_a_worker_next_to_nothing(tmp_path):
-    "A forked worker stays below 300 MB of its own memory over all of SSv2; a spawned one holds torch anew, and the records add less than 100 MB to that."
+    """A forked worker (Linux's default) stays below 300 MB of its own memory (USS) over all of SSv2; a spawned one holds torch anew, and the records add
+    less than 100 MB to that."""
     script = '''
 import sys
 if __name__ == '__main__':
