@@ -74,15 +74,16 @@ def demo_data(
 @app.command()
 def audit(
     root: Annotated[Path, typer.Argument(help="Folder of the dataset.")],
-    out: Annotated[Optional[Path], typer.Option(help="Write the audit to this JSON file.")] = None,
+    out: Annotated[Path, typer.Option(help="JSON file to write; training reads results/STUDY/audit.json.")] = Path("audit.json"),
     workers: Annotated[int, typer.Option(min=1)] = 2,
+    max_excluded: Annotated[int, typer.Option(min=0, help="Training and validation clips that may be unusable, as a study's data.max_excluded.")] = 0,
 ):
     "Check every record of a dataset against every file; exit code 1 when training would see less than the labels promise."
     from ssv2_report.audit import audit as audit_
     result = audit_(root, workers=workers, progress=Steps("audited"))
-    if out: result.save(out)
-    console.print(result._repr_markdown_())
-    if not result.ok: raise typer.Exit(1)
+    result.save(out)
+    print(result._repr_markdown_(), f"\n\nEvery finding: {out}")
+    result.check(max_excluded)
 
 # %% ../nbs/07_cli.ipynb #c010
 @app.command()
@@ -127,7 +128,7 @@ def chapter(study: StudyName, name: Annotated[str, typer.Argument(help=f"One of 
     "Execute one of the notebooks that do not depend on a run."
     s = load_study(study)
     if name not in CHAPTERS: raise ValueError(f"There is no chapter {name!r}; choose from {', '.join(CHAPTERS)}.")
-    run_notebook(name, results_folder(s, results)/"chapters"/f"{name}.ipynb", **({"root": s.data.root} if name == "00_data" else {}))
+    run_notebook(name, results_folder(s, results)/"chapters"/f"{name}.ipynb", **(dict(root=s.data.root, audit_file=str(results_folder(s, results)/"audit.json")) if name == "00_data" else {}))
 
 @app.command()
 def render(study: StudyName = "demo", results: Results = None):

@@ -32,6 +32,7 @@ class Data(_Strict):
     boxes: str | None = None                  # Something-Else JSON; None looks in root/boxes
     classes: str | list[str] | None = None    # a group ('reversal', 'temporal18', 'static16'), a file, or names
     per_class: int | None = None              # a seeded sample of so many clips a class and split
+    max_excluded: int = Field(0, ge=0)        # training and validation clips that the audit may find unusable; more stop the study
     size: int = Field(112, ge=16)
 
 # %% ../nbs/03a_experiments.ipynb #c006

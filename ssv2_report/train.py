@@ -246,8 +246,13 @@ def write_table(table, path):
 
 # %% ../nbs/03_train.ipynb #c025
 def clips_of(study, split, results=None, per_class=None) -> Index:
-    "The clips of a study's split, `per_class` of each class if given. With `results`, those its audit excluded are left out, and an audit that is missing or out of date is an error."
-    excluded = load_audit(Path(results)/"audit.json", study.data.root).excluded if results else ()
+    """The clips of a study's split, `per_class` of each class if given. With `results`, those its audit excluded are left out; ValueError when it is out of
+    date or excludes more than `data.max_excluded`, FileNotFoundError when there is none."""
+    excluded = ()
+    if results:
+        audit = load_audit(Path(results)/"audit.json", study.data.root)
+        audit.check(study.data.max_excluded)
+        excluded = audit.excluded
     return load_index(study.data.root, splits=(split,), classes=study.data.classes, per_class=per_class or study.data.per_class, exclude=excluded)
 
 def action_frames(root, ids, frames) -> np.ndarray | None:
