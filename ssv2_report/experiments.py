@@ -77,6 +77,7 @@ class Study(_Strict):
     seeds: list[int] = Field(min_length=1)
     experiments: dict[str, Experiment] = Field(min_length=1)
     cam: Cam = Cam()
+    second_world: str | None = None           # a study whose data hold a planted shortcut, to validate the measures of attention (04c_validation)
 
     def folder(self, experiment, seed) -> str:
         "Name of the folder of one run."
@@ -142,6 +143,7 @@ def load_study(
     except ValidationError as e: raise ValueError(_sentence(e, path)) from None
     except TypeError: raise ValueError(f"{path}: 'name' is the file's own name; remove the key.") from None
     _check_inits(out, path)
+    if out.second_world: _study_file(out.second_world, root)
     out.data.root = str((root/out.data.root).resolve())
     return out
 
