@@ -420,4 +420,11 @@ d = { 'settings': { 'branch': 'main',
                                    'ssv2_report.train.source_files': ('train.html#source_files', 'ssv2_report/train.py'),
                                    'ssv2_report.train.start_from': ('train.html#start_from', 'ssv2_report/train.py'),
                                    'ssv2_report.train.train_epoch': ('train.html#train_epoch', 'ssv2_report/train.py'),
-                                   'ssv2_report.train.write_table': ('train.html#write_table', 'ssv2_report/train.py')}}}
+                                   'ssv2_report.train.write_table': ('train.html#write_table', 'ssv2_report/train.py')},
+            'ssv2_report.validation': { 'ssv2_report.validation.agreement': ('validation.html#agreement', 'ssv2_report/validation.py'),
+                                        'ssv2_report.validation.cliffs_delta': ( 'validation.html#cliffs_delta',
+                                                                                 'ssv2_report/validation.py'),
+                                        'ssv2_report.validation.saved_maps': ('validation.html#saved_maps', 'ssv2_report/validation.py'),
+                                        'ssv2_report.validation.separation': ('validation.html#separation', 'ssv2_report/validation.py'),
+                                        'ssv2_report.validation.strip_ratio': ('validation.html#strip_ratio', 'ssv2_report/validation.py'),
+                                        'ssv2_report.validation.world_rows': ('validation.html#world_rows', 'ssv2_report/validation.py')}}}

@@ -40,9 +40,11 @@ MEASURES = pd.DataFrame([
 def right_maps(
     hand:np.ndarray, # bool [B,T,H,W]
     object:np.ndarray, # bool [B,T,H,W]
+    action:np.ndarray|None=None, # bool [B,T]: frames to stay within; None: all
 )->torch.Tensor: # [B,T,H,W], sum 1
-    "The map a perfect attention would give: even over hand and object, zero elsewhere. The upper bound of the measures of where."
-    return normalise(torch.as_tensor(hand | object).float())
+    "The map a perfect attention would give: even over hand and object (while the action lasts), zero elsewhere. The upper bound of the measures."
+    here = hand | object
+    return normalise(torch.as_tensor(here if action is None else here & action[..., None, None]).float())
 
 def random_maps(
     grid:tuple[int,int,int,int], # (B,t,h,w): as coarse as the map it stands beside
