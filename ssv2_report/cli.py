@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'StudyName', 'Results', 'CHAPTERS', 'run_notebook', 'results_folder', 'Steps', 'demo_data', 'audit',
-           'cache', 'train', 'gradcam', 'analyse', 'chapter', 'render', 'expected_seconds', 'Tracker', 'check_writable',
-           'check_data', 'reproduce', 'follow', 'plan', 'figures', 'explore', 'main']
+           'cache', 'train', 'gradcam', 'validate', 'analyse', 'chapter', 'render', 'expected_seconds', 'Tracker',
+           'check_writable', 'check_data', 'reproduce', 'follow', 'plan', 'figures', 'explore', 'main']
 
 # %% ../nbs/07_cli.ipynb #c002
 import json, os, re, shutil, subprocess, sys, tempfile, time
@@ -114,6 +114,13 @@ def gradcam(study: StudyName, name: Annotated[str, typer.Argument(help="An exper
     run_notebook("04_gradcam", out/"runs"/s.folder(name, seed)/"04_gradcam.ipynb", study=study, experiment_name=name, seed=seed, results=str(out))
 
 @app.command()
+def validate(study: StudyName = "demo", results: Results = None):
+    "Put the measures of attention to the test (04c_validation)."
+    s = load_study(study)
+    out = results_folder(s, results)
+    run_notebook("04c_validation", out/"04c_validation.ipynb", study=study, results=str(out))
+
+@app.command()
 def analyse(study: StudyName = "demo", results: Results = None):
     "Tables, figures and variables of a study from its runs (05_analysis)."
     s = load_study(study)
@@ -140,6 +147,7 @@ def render(study: StudyName = "demo", results: Results = None):
     run = out/"runs"/s.folder(list(s.experiments)[-1], s.seeds[0])
     pages = {"index": root/"nbs"/"index.ipynb", **{c: out/"chapters"/f"{c}.ipynb" for c in CHAPTERS}, "03_train": run/"03_train.ipynb",
              "04_gradcam": run/"04_gradcam.ipynb", "05_analysis": out/"05_analysis.ipynb"}
+    if s.second_world or len(s.seeds) > 1: pages["04c_validation"] = out/"04c_validation.ipynb"
     if missing := [str(p) for p in pages.values() if not p.is_file()]:
         raise FileNotFoundError(f"{missing[0]} is missing; run `ssv2 reproduce {study}` to make it.")
     report.stage(out/"site", pages, yaml.safe_load((out/"variables.yml").read_text()), root)
@@ -154,7 +162,7 @@ def expected_seconds(study, rule, wildcards=None) -> float:
         e = study.experiments[wildcards["experiment"]]
         return 12 + clips * e.epochs * e.n_frames * (study.data.size / 64) ** 2 * (0.006 if e.is_3d else 0.003)
     return {"demo_data": 5 + clips * 0.1, "audit": 5 + clips * 0.01, "cache": 5 + clips * 0.02, "gradcam": 15 + clips * 0.02, "analysis": 25,
-            "render": 20}.get(rule, 12)
+            "render": 20, "validation": 25, "shortcut_demo_data": 40, "shortcut_train": 60}.get(rule, 12)
 
 class Tracker:
     "Reads Snakemake's log line by line and knows what is done, running and still to do."
@@ -171,7 +179,7 @@ class Tracker:
         elif m := re.match(r"\s+jobid: (\d+)", line):
             if not self.rule: self.jobs.pop(m[1], None); return None
             self.id, self.jobs[m[1]] = m[1], (self.rule, {}, time.time())
-            if self.rule not in ("all", "train", "gradcam", "chapter"): return f"started  {self.name(m[1])}"
+            if self.rule.removeprefix("shortcut_") not in ("all", "train", "gradcam", "chapter"): return f"started  {self.name(m[1])}"
         elif m := re.match(r"\s+wildcards: (.*)", line):
             self.jobs[self.id] = (self.rule, dict(x.split("=", 1) for x in m[1].split(", ")), time.time())
             return f"started  {self.name(self.id)}"
