@@ -325,9 +325,16 @@ def figures(study: StudyName = "demo", results: Results = None, out: Annotated[P
     print(f"{len(found)} files in {out}")
 
 @app.command()
-def explore():
-    "Open JupyterLab on the explorer of maps."
-    subprocess.run([sys.executable, "-m", "jupyterlab", str(project_root()/"nbs"/"04b_explorer.ipynb")])
+def explore(study: StudyName = "demo", results: Results = None):
+    "Open JupyterLab on the explorer of a study's trained networks, or of two random ones where none is trained."
+    import papermill
+    s, root = load_study(study), project_root()
+    out = results_folder(s, results)
+    page = root/"results"/s.name/"explore.ipynb"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(str(root/"nbs"/"04b_explorer.ipynb"), str(page), prepare_only=True, progress_bar=False, kernel_name="python3",
+                               parameters=dict(study=study, results=str(out) if any(out.glob("runs/*/weights.safetensors")) else ""))
+    subprocess.run([sys.executable, "-m", "jupyterlab", str(page)])
 
 # %% ../nbs/07_cli.ipynb #c021
 def main():

@@ -106,6 +106,19 @@ def test_what_is_not_known_is_missing_never_zero():
     assert clips.loc["b", "entropy"] == pytest.approx(np.log(3)) and list(clips.known_frames) == [2, 0] and np.isnan(clips.loc["a", "path_hand"])
 
 
+def test_clips_without_boxes_and_boxes_outside_the_frame():
+    from ssv2_report.boxes import Boxes, draw_boxes
+    rows = [(0, 0, -40, -40, -8, -8), (0, 1, 28, 28, 60, 60), (1, 0, 4, 4, 8, 8), (1, 1, 100, 100, 120, 120)]   # frame, kind, corners: beyond a corner; half in; in; beyond
+    frame, kind, xyxy = (np.array(x, t) for x, t in zip(([r[0] for r in rows], [r[1] for r in rows], [r[2:] for r in rows]), ("int16", "int8", "float32")))
+    boxes = Boxes(np.array([b"there"]), np.array([0, 4]), frame, kind, xyxy, {})
+    masks = [draw_boxes(boxes, id, [0, 1], 32, (32, 32), (0, 0, 1, 1)) for id in ("there", "not there")]
+    hand, object, known = (np.stack([m[k] for m in masks]) for k in ("hand", "object", "known"))
+    there, gone = (t for _, t in attention_rows(np.ones((2, 2, 32, 32)), hand, object, known, ["there", "not there"]).groupby("id", sort=False))
+    assert there.area_hand.tolist() == [0, 16 / 1024] and np.isnan(there.ratio_hand.iloc[0]) and there.area_object.tolist() == [16 / 1024, 0]   # cut off at the edge
+    assert there.ratio_object.iloc[0] == pytest.approx(1) and np.isnan(there.ratio_object.iloc[1]) and there.pointing.notna().all()
+    assert gone[["share_hand", "ratio_object", "pointing"]].isna().all().all() and gone.mass.notna().all()
+
+
 def test_mistakes_are_one_clear_sentence():
     hand, object = planted()
     maps, known = np.ones((2, 3, 4, 5)), np.ones((2, 3), bool)

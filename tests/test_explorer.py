@@ -59,6 +59,25 @@ def test_the_explorer_says_what_is_wrong_and_goes_on():
     assert "not finite" in box.controls["left_text"].value and bytes(box.controls["left_image"].value).startswith(b"\x89PNG")
 
 
+def test_ssv2_explore_opens_a_copy_that_knows_the_study(tmp_path, monkeypatch):
+    from ssv2_report import cli
+
+    root, opened = cli.project_root(), []
+    (tmp_path/"nbs").mkdir()
+    shutil.copy(root/"nbs"/"04b_explorer.ipynb", tmp_path/"nbs")
+    monkeypatch.setattr(cli, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(cli.subprocess, "run", lambda command: opened.append(command))
+    page = tmp_path/"results"/"smoke"/"explore.ipynb"
+    for trained in (False, True):
+        if trained:
+            (run := tmp_path/"elsewhere"/"runs"/"2d-multi-s0").mkdir(parents=True)
+            (run/"weights.safetensors").touch()
+        cli.explore("smoke", tmp_path/"elsewhere")
+        source = next(c.source for c in nbformat.read(page, 4).cells if "injected-parameters" in c.metadata.get("tags", []))
+        assert 'study = "smoke"' in source and (f'results = "{tmp_path}/elsewhere"' if trained else 'results = ""') in source
+        assert opened[-1][-1] == str(page)
+
+
 SOURCE = """import numpy as np, torch
 from torch import nn
 from ssv2_report.explorer import explorer

@@ -1,0 +1,138 @@
+"The test of the measures, itself put to the test: effect sizes by hand, verdicts that must fall either way, and the whole way on a tiny study."
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import mannwhitneyu
+
+from ssv2_report.attention import right_maps
+from ssv2_report.experiments import load_study, project_root
+from ssv2_report.gradcam import normalise
+from ssv2_report.validation import agreement, cliffs_delta, saved_maps, separation, strip_ratio
+
+
+def test_cliffs_delta_by_hand():
+    assert cliffs_delta([3, 4, np.nan], [1, 2])["effect"] == 1 and cliffs_delta([1, 2, 3], [2])["effect"] == 0
+    assert cliffs_delta([1, 2], [2, 3])["effect"] == -0.75          # of 4 pairs 3 lie below and 1 is a tie
+    assert all(np.isnan(v) for v in cliffs_delta([np.nan], [1]).values())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.lists(st.integers(0, 9), min_size=1, max_size=12))
+def test_cliffs_delta_is_mann_whitneys_u_and_turns_with_its_groups(a, b):
+    there, back = cliffs_delta(a, b), cliffs_delta(b, a)
+    np.testing.assert_allclose(there["effect"], 2 * mannwhitneyu(a, b).statistic / (len(a) * len(b)) - 1, atol=1e-12)
+    np.testing.assert_allclose(there["effect"], -back["effect"], atol=1e-12)
+    assert -1 <= there["lo"] <= there["effect"] + 1e-12 and there["effect"] - 1e-12 <= there["hi"] <= 1
+
+
+def test_the_interval_covers_the_truth():
+    "Two normal groups half a deviation apart: the true delta is 2 Phi(0.5 / sqrt 2) - 1."
+    rng, truth, hits = np.random.default_rng(0), 0.2763, 0
+    for _ in range(100):
+        d = cliffs_delta(rng.normal(0.5, 1, 60), rng.normal(0, 1, 60), n=400)
+        hits += d["lo"] <= truth <= d["hi"]
+    assert 88 <= hits <= 99
+
+
+def worlds(honest, shortcut, experiments=("a", "b"), n=60):
+    "Rows in which measure x has these means by experiment."
+    rng = np.random.default_rng(0)
+    return pd.concat([pd.DataFrame(dict(x=rng.normal(mean, 1, n), experiment=e, world=w)) for w, means in (("honest", honest), ("shortcut", shortcut))
+                      for e, mean in zip(experiments, means)])
+
+
+def ends(right, noise): return pd.DataFrame(dict(map=["right", "noise"], x=[right, noise]))
+
+
+@pytest.mark.parametrize("honest, shortcut, right, noise, told, separates", [
+    ((2, 2), (0, 0), 5, 0, [True, True], True),
+    ((0, 0), (2, 2), -5, 0, [True, True], True),       # a measure that falls towards the right map
+    ((0, 0), (2, 2), 5, 0, [False, False], False),     # the wrong way round
+    ((2, 0), (0, 0), 5, 0, [True, False], False),      # one network is not enough
+    ((2, 2), (0, 0), 1, 1, [False, False], False),     # a measure that cannot tell the right map from noise
+])
+def test_verdicts_fall_either_way(honest, shortcut, right, noise, told, separates):
+    t = separation(worlds(honest, shortcut), ends(right, noise), {"x": ("a title", 1.0)})
+    assert list(t["told_apart"]) == told and t["separates"].eq(separates).all() and list(t["experiment"]) == ["a", "b"]
+    assert list(t.columns) == ["measure", "title", "chance", "right_map", "noise_map", "experiment", "honest", "shortcut", "effect", "lo", "hi", "told_apart", "separates"]
+    assert (t["effect"].between(t["lo"], t["hi"])).all() and t["right_map"].eq(right).all() and t["chance"].eq(1).all()
+
+
+def test_networks_alike_in_both_worlds_are_seldom_told_apart():
+    rng, told = np.random.default_rng(1), 0
+    for _ in range(40):
+        rows = pd.DataFrame(dict(x=rng.normal(size=80), experiment="a", world=["honest", "shortcut"] * 40))
+        told += separation(rows, ends(1, 0), {"x": ("", 0)})["told_apart"].sum()
+    assert told <= 4                                    # one side of a 95 % interval: 1 in 40 is expected
+
+
+def test_a_missing_world_is_named():
+    rows = worlds((1, 1), (0, 0))
+    with pytest.raises(ValueError, match="'b' has no clips of the shortcut world"):
+        separation(rows[(rows["experiment"] == "a") | (rows["world"] == "honest")], ends(1, 0), {"x": ("", 0)})
+
+
+def test_strip_ratio_by_hand():
+    maps = torch.zeros(3, 2, 8, 8)
+    maps[0, :, 0], maps[1, 0, 0, 0], maps[1, 0, 5, 5] = 1, 1, 3
+    np.testing.assert_allclose(strip_ratio(normalise(maps), (0, 0, 1, 0.25)), [4, 1, np.nan])
+    np.testing.assert_allclose(strip_ratio(normalise(torch.ones(1, 2, 8, 8)), (0.5, 0, 1, 1)), [1])
+
+
+def test_right_maps_stay_within_the_action():
+    hand, object = np.zeros((2, 1, 3, 4, 4), bool)
+    hand[:, :, 0], object[:, :, 1] = True, True
+    maps = right_maps(hand, object, np.array([[True, False, True]]))
+    np.testing.assert_allclose(maps.sum((2, 3)), [[0.5, 0, 0.5]])
+    assert (maps[0, 0, :2] == 1 / 16).all() and (maps[0, 0, 2:] == 0).all()
+
+
+def test_agreement_compares_runs_of_different_seeds_only(tmp_path):
+    study = load_study("demo")
+    study.experiments = {k: study.experiments[k] for k in ("2d-multi", "3d-scratch")}
+    rng = np.random.default_rng(0)
+    base = rng.random((4, 2, 8, 8)).astype("float32")
+    noise = lambda: rng.random((4, 2, 8, 8)).astype("float32")
+    kept = {("2d-multi", 0): base, ("2d-multi", 1): base * 2, ("3d-scratch", 0): noise(), ("3d-scratch", 1): noise().repeat(2, 1)}
+    for (e, s), maps in kept.items():
+        (folder := tmp_path/"runs"/study.folder(e, s)/"maps").mkdir(parents=True)
+        np.savez_compressed(folder/"gradcam.npz", ids=np.array(list("wxyz")), maps=maps.astype("float16"), layer="l")
+    table = agreement(study, tmp_path).set_index(["a", "b"])
+    assert list(table.index) == [("2d-multi", "2d-multi"), ("2d-multi", "3d-scratch"), ("3d-scratch", "3d-scratch")]
+    assert table.loc[("2d-multi", "2d-multi"), "mean"] == pytest.approx(1, abs=1e-3) and abs(table.loc[("2d-multi", "3d-scratch"), "mean"]) < 0.3
+    assert table["clips"].eq(4).all() and saved_maps(tmp_path/"runs"/"2d-multi-s0")[0] == list("wxyz")
+    study.seeds = [0]
+    assert agreement(study, tmp_path).empty
+
+
+@pytest.mark.slow
+def test_a_tiny_study_and_its_second_world_from_data_to_verdicts(tmp_path):
+    "Through the workflow: the second world is made by the same rules, and each table has its rows. Accuracies mean nothing here."
+    import subprocess
+    import sys
+
+    demo, one = dict(train_per_class=2, val_per_class=2, size=32, seed=0), dict(title="flat", model="test_resnet", output_stride=8, n_frames=4, epochs=1, batch_size=4)
+    deep = dict(one, title="deep", model="i3d:test_resnet")
+    study = lambda name, shortcut, **kw: (tmp_path/f"{name}.yaml").write_text(yaml.safe_dump(dict(
+        title=name, data=dict(root=str(tmp_path/name), demo=dict(demo, shortcut=shortcut), size=32), **kw)))
+    study("second", True, seeds=[0], experiments={"flat": one})
+    study("first", False, seeds=[0, 1], experiments={"flat": one, "deep": deep}, second_world=str(tmp_path/"second.yaml"))
+    out, root = tmp_path/"out", project_root()
+    done = subprocess.run([sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--directory", ".", "--cores", "1", "--config", f"study={tmp_path}/first.yaml",
+                           f"results={out}", "--", str(out/"04c_validation.ipynb")], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    verdicts, checks, agree, learnt = (pd.read_csv(out/"tables_validation"/f"{n}.csv") for n in ("validation", "checks", "stability", "worlds"))
+    assert set(verdicts["experiment"]) == {"flat"} and "ratio_mark" in set(verdicts["measure"]) and verdicts["separates"].dtype == bool
+    right = verdicts.set_index("measure")["right_map"]
+    assert right["pointing"] == 1 and right["path_hand"] == pytest.approx(1, abs=1e-3) and right["ratio_mark"] < 1
+    assert set(checks["experiment"]) == {"flat", "deep"} and {"deletion", "deletion_random", "insertion", "sanity", "stability"} <= set(checks["check"])
+    assert len(agree) == 3 and len(learnt) == 2
+    cells = json.loads((out/"04c_validation.ipynb").read_text())["cells"]
+    labelled = {"".join(c["source"]).split("\n")[0]: c["outputs"] for c in cells if "".join(c["source"]).startswith("#| label")}
+    assert all(labelled[f"#| label: {k}"] for k in ("tbl-validation", "fig-validation", "fig-worlds", "tbl-checks", "fig-sane"))
