@@ -111,6 +111,11 @@ def test_agreement_compares_runs_of_different_seeds_only(tmp_path):
     assert agreement(study, tmp_path).empty
 
 
+def test_a_second_world_that_is_not_there_is_named(tmp_path):
+    (tmp_path/"study.yaml").write_text(yaml.safe_dump(dict(title="t", data=dict(root="d"), seeds=[0], experiments=dict(a=dict(title="a", model="r3d_18")), second_world="demo-shortcat")))
+    with pytest.raises(FileNotFoundError, match="did you mean 'demo-shortcut'"): load_study(tmp_path/"study.yaml", root=project_root())
+
+
 @pytest.mark.slow
 def test_a_tiny_study_and_its_second_world_from_data_to_verdicts(tmp_path):
     "Through the workflow: the second world is made by the same rules, and each table has its rows. Accuracies mean nothing here."
