@@ -122,7 +122,7 @@ def test_a_tiny_study_and_its_second_world_from_data_to_verdicts(tmp_path):
     import subprocess
     import sys
 
-    demo, one = dict(train_per_class=2, val_per_class=2, size=32, seed=0), dict(title="flat", model="test_resnet", output_stride=8, n_frames=4, epochs=1, batch_size=4)
+    demo, one = dict(train_per_class=2, val_per_class=2, size=64, seed=0), dict(title="flat", model="test_resnet", output_stride=8, n_frames=4, epochs=1, batch_size=4)
     deep = dict(one, title="deep", model="i3d:test_resnet")
     study = lambda name, shortcut, **kw: (tmp_path/f"{name}.yaml").write_text(yaml.safe_dump(dict(
         title=name, data=dict(root=str(tmp_path/name), demo=dict(demo, shortcut=shortcut), size=32), **kw)))
