@@ -51,3 +51,11 @@ def test_unknown_names_offer_the_nearest(tmp_path):
     with pytest.raises(FileNotFoundError, match="did you mean 'demo'"): load_study("dem")
     with pytest.raises(ValueError, match="did you mean 'flat'"): experiment(load_study(write(tmp_path, GOOD)), "falt")
     with pytest.raises(FileNotFoundError, match="not inside the project's clone"): project_root(tmp_path)
+
+
+def test_a_hypothesis_compares_experiments_of_its_study(tmp_path):
+    text = (project_root()/"experiments"/"smoke.yaml").read_text()
+    (path := tmp_path/"smoke.yaml").write_text(text.replace("of: 3d-scratch", "of: 3d-scrach", 1))
+    with pytest.raises(ValueError, match="'order' compares '3d-scrach'.*did you mean '3d-scratch'"): load_study(str(path))
+    path.write_text(text.replace("    to: 3d-inflated\n", ""))
+    with pytest.raises(ValueError, match="'closer'.*'similarity'"): load_study(str(path))
