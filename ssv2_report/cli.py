@@ -144,10 +144,11 @@ def render(study: StudyName = "demo", results: Results = None):
     from ssv2_report import report
     s, root = load_study(study), project_root()
     out = results_folder(s, results)
-    run = out/"runs"/s.folder(list(s.experiments)[-1], s.seeds[0])
+    runs = [out/"runs"/s.folder(*run) for run in sorted(s.runs, key=lambda run: s.seeds.index(run[1]))]
+    run = next((r for r in runs[len(s.experiments)-1::-1] + runs if (r/"04_gradcam.ipynb").is_file()), runs[0])   # the last experiment's, if it is there
     pages = {"index": root/"nbs"/"index.ipynb", **{c: out/"chapters"/f"{c}.ipynb" for c in CHAPTERS}, "03_train": run/"03_train.ipynb",
              "04_gradcam": run/"04_gradcam.ipynb", "05_analysis": out/"05_analysis.ipynb"}
-    if s.second_world or len(s.seeds) > 1: pages["04c_validation"] = out/"04c_validation.ipynb"
+    if (validated := out/"04c_validation.ipynb").is_file(): pages["04c_validation"] = validated
     if missing := [str(p) for p in pages.values() if not p.is_file()]:
         raise FileNotFoundError(f"{missing[0]} is missing; run `ssv2 reproduce {study}` to make it.")
     report.stage(out/"site", pages, yaml.safe_load((out/"variables.yml").read_text()), root)

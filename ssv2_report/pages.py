@@ -46,6 +46,13 @@ def _fence(text, attributes):
     ticks = '`' * max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
     return f'{ticks} {{{attributes}}}\n{text}\n{ticks}'
 
+def _fit(kind, value):
+    "Width of a picture in print, less than the line's where it is so tall that the page would be half empty."
+    if kind != 'image/png': return ''
+    data = base64.b64decode(value)
+    wide, tall = (int.from_bytes(data[i:i+4], 'big') for i in (16, 20))
+    return f' width={min(100, round(65 * wide / tall))}%' if tall > 0.65 * wide else ''
+
 def _quoted(text): return '"' + ' '.join(str(text).split()).replace('\\', '\\\\').replace('"', '\\"') + '"'
 
 def _terminal(text):
@@ -119,7 +126,7 @@ class Page:
             return _fence(value, '=html') if still else '*Interactive; see the page on the web.*'
         if kind.startswith('image/'):
             size = metadata.get(kind, {})
-            width = f' width={size["width"]}' if 'width' in size and self.to == 'html' else ''
+            width = f' width={size["width"]}' if 'width' in size and self.to == 'html' else _fit(kind, value) if self.to == 'typst' else ''
             return f'[![]({self.image(kind, value)}){{fig-alt={_quoted(options.get("fig-alt") or options.get("fig-cap") or "")}{width}}}]{{.image}}'
         return value if kind in ('text/markdown', 'text/latex') else _fence(_terminal(value), '.output')
 

@@ -26,7 +26,8 @@ def substitute(
         if found is None or isinstance(found, dict):
             raise ReportError(f"Page '{page}' uses the variable '{match[1]}', which the run did not write; "
                               "add it to the variables or correct its name.")
-        return str(found)
+        line = text[text.rfind('\n', 0, match.start()) + 1:]
+        return str(found).replace('\n', '\n' + re.match(r'[ \t]*', line)[0])   # further lines as far in as the first
     return re.sub(r'(?<!\{)\{\{< *var +([^\s>]+) *>\}\}', value, text)
 
 # %% ../nbs/06_report.ipynb #c5dc2712
@@ -65,6 +66,7 @@ def embed(
             found = next((c for c in sources.get(source, []) if re.search(rf'(?m)^#\| *label: *{part}\s*$', c['source'])), None)
             if found is None: raise ReportError(f"Page '{page}' embeds the cell '{part}' of '{source}', which has none of that label; "
                                                 "correct the label or run that notebook.")
+            if not found.get('outputs'): continue   # what the run had nothing to show for
             out += [found | {'source': '#| echo: false\n' + found['source']},
                     _cell('markdown', f'::: {{.source-link}}\n[From {source}]({source}.ipynb#{part})\n:::')]
     return out
@@ -146,7 +148,7 @@ def _tidy(cells, page, links):
 def _staged(cells, metadata, variables, path, page, links):
     "The notebook of one page, ready to be written."
     def filled(cell):
-        if cell['cell_type'] != 'code': return substitute(cell['source'], variables, page)
+        if cell['cell_type'] != 'code': return cell['source']
         return re.sub(r'(?m)^#\|.*$', lambda m: substitute(m[0], variables, page), cell['source'])
     cells = [cell | {'source': filled(cell)} for cell in cells]
     cells = _tidy(_process(cells, metadata, path, page), page, links)
@@ -194,7 +196,8 @@ def stage(
         others = {k: v['cells'] for k, v in read.items()}
         done[page] = digest(nb['cells'], variables, links, code, others if '< embed ' in str(nb['cells']) else None)
         if known.get(page) != done[page] or not (site/f'{page}.ipynb').exists():
-            text = _staged(embed(split_title(nb['cells']), others, page), nb['metadata'], variables, notebooks[page], page, links)
+            cells = [c if c['cell_type'] == 'code' else c | {'source': substitute(c['source'], variables, page)} for c in split_title(nb['cells'])]
+            text = _staged(embed(cells, others, page), nb['metadata'], variables, notebooks[page], page, links).replace(f'{root.resolve()}/', '')
             (site/f'{page}.ipynb').write_text(text, encoding='utf-8')
     for path in beside: _copy(path, site/path.name)
     for page in known.keys() - done.keys(): (site/f'{page}.ipynb').unlink(missing_ok=True)
