@@ -264,6 +264,8 @@ def against_compute(accuracies, gflops, titles, ax, anchors=()):
         ax.axhline(top1, color="0.4", lw=0.7, ls="--", zorder=0)
         ax.annotate(f"{name} ({source})", (1, top1), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=6.5)
     ax.set(xscale="log", xlabel="GFLOPs a clip (multiply-adds)", ylabel="top-1 (%)", ylim=(0, 102)); ax.grid(alpha=0.25)
+    ticks = sorted({float(f"{g:.1g}") for g in gflops.values()})
+    ax.set_xticks(ticks, [f"{g:g}" for g in ticks]); ax.set_xticks([], minor=True); ax.margins(x=0.15)
 
 # %% ../nbs/05_analysis.ipynb #c027
 def save_figure(fig, folder, name):

@@ -316,14 +316,22 @@ def plan(study: StudyName = "demo", tflops: Annotated[float, typer.Option(help="
 
 @app.command()
 def figures(study: StudyName = "demo", results: Results = None, out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("figures")):
-    "Copy every figure (PDF, SVG, PNG) and table (CSV) of a study to a folder."
+    "Every figure (PDF, SVG, PNG, at a paper's widths) and table (LaTeX, Markdown, CSV) of a study, and captions.csv: what each shows, its source cell and run."
+    import pandas as pd
+    import yaml
+    from ssv2_report.report import captions
     s = load_study(study)
-    folder = results_folder(s, results)
-    found = [p for kind in ("figures/*.*", "tables/*.csv") for p in sorted(folder.glob(kind))]
-    if not found: raise FileNotFoundError(f"{folder} has no figures yet; run `ssv2 reproduce {study}` first.")
+    folder, found = results_folder(s, results), []
+    if not (folder/"05_analysis.ipynb").is_file(): raise FileNotFoundError(f"{folder} has no figures yet; run `ssv2 reproduce {study}` first.")
     out.mkdir(parents=True, exist_ok=True)
-    for p in found: shutil.copy2(p, out/p.name)
-    print(f"{len(found)} files in {out}")
+    for label, caption in captions(folder/"05_analysis.ipynb", yaml.safe_load((folder/"variables.yml").read_text(encoding="utf-8"))).items():
+        kind, name = label.split("-", 1)
+        files = sorted((folder/dict(fig="figures", tbl="tables")[kind]).glob(f"{name}.*"))
+        for f in files: shutil.copy2(f, out/f"{kind}-{f.name}")
+        if files: found.append(dict(files=" ".join(f"{kind}-{f.name}" for f in files), caption=caption, cell=f"05_analysis.ipynb#{label}", run=f"{s.name}, seeds {s.seeds}"))
+    for f in sorted((folder/"figures").glob("case*.*")): shutil.copy2(f, out/f"fig-{f.name}")
+    pd.DataFrame(found).to_csv(out/"captions.csv", index=False)
+    print(f"{len(found)} figures and tables in {out}, described in {out/'captions.csv'}")
 
 @app.command()
 def explore(study: StudyName = "demo", results: Results = None):

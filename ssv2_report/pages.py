@@ -6,7 +6,7 @@
 __all__ = ['ReportError', 'asset', 'digest', 'cell_options', 'Page', 'navigation', 'write_html', 'write_pdf']
 
 # %% ../nbs/06a_pages.ipynb #bed8d509
-import base64, fnmatch, hashlib, html, json, re, shutil, subprocess, tempfile, warnings
+import base64, fnmatch, hashlib, html, io, json, re, shutil, subprocess, tempfile, warnings
 from importlib.resources import files
 from pathlib import Path
 
@@ -46,12 +46,13 @@ def _fence(text, attributes):
     ticks = '`' * max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
     return f'{ticks} {{{attributes}}}\n{text}\n{ticks}'
 
-def _fit(kind, value):
-    "Width of a picture in print, less than the line's where it is so tall that the page would be half empty."
+def _fit(kind, value, line=6.2):
+    "Width of a picture in print: its own in inches where it says so, within the line of so many inches and half a page's height."
     if kind != 'image/png': return ''
-    data = base64.b64decode(value)
-    wide, tall = (int.from_bytes(data[i:i+4], 'big') for i in (16, 20))
-    return f' width={min(100, round(65 * wide / tall))}%' if tall > 0.65 * wide else ''
+    from PIL import Image
+    with Image.open(io.BytesIO(base64.b64decode(value))) as image: (wide, tall), dpi = image.size, image.info.get('dpi', (0, 0))[0]
+    share = min(1, wide / dpi / line if dpi > 100 else 1, 0.65 * wide / tall)
+    return f' width={100 * share:.0f}%' if share < 0.99 else ''
 
 def _quoted(text): return '"' + ' '.join(str(text).split()).replace('\\', '\\\\').replace('"', '\\"') + '"'
 

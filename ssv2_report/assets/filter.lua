@@ -2,7 +2,7 @@
 local html = FORMAT:match 'html' ~= nil
 local names = { fig = 'Figure', tbl = 'Table', sec = 'Section', eq = 'Equation' }
 local counts, refs = { fig = 0, tbl = 0, eq = 0, tab = 0 }, {}
-local pages, numbered, toplevel = {}, false, 1
+local pages, numbered = {}, false
 local raw = function(text) return pandoc.RawBlock(html and 'html' or 'typst', text) end
 
 local function kind(id) return (id or ''):match '^(%a+)%-' end
@@ -206,7 +206,7 @@ end
 
 local finish = {
   Header = function(h)
-    if not html then h.level = h.level - toplevel + 1; return h end
+    if html then h.level = h.level + 1; return h end
   end,
   Table = function(tbl)
     if html then return pandoc.Div(tbl, { class = 'scroll' }) end
@@ -258,15 +258,15 @@ end
 function Pandoc(doc)
   read_meta(doc.meta)
   doc = doc:walk(containers)
-  local last = 1
-  toplevel = 9
+  local above = {}
   doc = doc:walk { traverse = 'topdown', Header = function(h)
-    last = math.min(h.level, last + 1)
-    h.level, toplevel = last, math.min(toplevel, last)
+    while above[1] and above[#above] >= h.level do table.remove(above) end
+    table.insert(above, h.level)
+    h.level = #above
     return h
   end }
   if cites(doc) then
-    local title = pandoc.Header(math.min(toplevel, 2), 'References', { id = 'references', class = 'unnumbered' })
+    local title = pandoc.Header(1, 'References', { id = 'references', class = 'unnumbered' })
     doc.blocks:extend { title, pandoc.Div({}, { id = 'refs' }) }
   end
   read_sections(doc)
