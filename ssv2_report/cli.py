@@ -258,6 +258,7 @@ def reproduce(
                "--config", f"study={study}", f"results={out}", "--rerun-incomplete", "--keep-going", "--nocolor",
                *(["--dry-run"] if dry_run else [])]
     tracker, log = Tracker(s, out), []
+    console.quiet = dry_run
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1,
                           env={**os.environ, "PYTHONUNBUFFERED": "1", "SSV2_PYTHON": sys.executable}) as process:
         follow(process, tracker, cores, log)
