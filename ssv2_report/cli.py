@@ -158,18 +158,28 @@ def render(study: StudyName = "demo", results: Results = None):
 def expected_seconds(study, rule, wildcards=None) -> float:
     "Rough cost of one job on one core; only their proportions matter once some are done."
     demo = study.data.demo
-    clips = 12 * (demo.train_per_class + demo.val_per_class) if demo else 200_000
+    clips = 10 * (demo.train_per_class + demo.val_per_class) if demo else 200_000
     if rule == "train":
-        e = study.experiments[wildcards["experiment"]]
-        return 12 + clips * e.epochs * e.n_frames * (study.data.size / 64) ** 2 * (0.006 if e.is_3d else 0.003)
-    return {"demo_data": 5 + clips * 0.1, "audit": 5 + clips * 0.01, "cache": 5 + clips * 0.02, "gradcam": 15 + clips * 0.02, "analysis": 25,
-            "render": 20, "validation": 25, "shortcut_demo_data": 40, "shortcut_train": 60}.get(rule, 12)
+        e = [study.experiments[wildcards["experiment"]]] if wildcards else study.experiments.values()
+        return sum(15 + clips * e.epochs * e.n_frames * (study.data.size / 64) ** 2 * (0.0025 if e.is_3d else 0.0015) for e in e) / len(e)
+    return {"demo_data": 4 + clips * 0.06, "audit": 5 + clips * 0.03, "cache": 5 + clips * 0.02, "gradcam": 8 + clips * 0.01, "validation": 25,
+            "analysis": 30, "chapter": 20, "all": 0}.get(rule, 12)
 
 class Tracker:
     "Reads Snakemake's log line by line and knows what is done, running and still to do."
     def __init__(self, study, results):
-        self.study, self.results, self.jobs, self.todo, self.began = study, results, {}, {}, time.time()
+        self.studies, self.jobs, self.todo, self.began = {"": (study, results)}, {}, {}, time.time()
+        if study.second_world: self.studies["shortcut_"] = load_study(study.second_world), results/"shortcut"
         self.done_cost, self.rule, self.errors = 0.0, None, []
+
+    def of(self, rule) -> tuple:
+        "The study, the results and the plain name of a rule; those of the second world carry a prefix."
+        prefix = "shortcut_" if rule.startswith("shortcut_") else ""
+        return *self.studies[prefix], rule.removeprefix(prefix)
+
+    def cost(self, rule, wild=None) -> float:
+        study, _, plain = self.of(rule)
+        return expected_seconds(study, plain, wild)
 
     def feed(self, line) -> str | None:
         "A sentence when `line` starts or ends a job."
@@ -191,7 +201,7 @@ class Tracker:
                 rule, wild, began = self.jobs.pop(m[1])
                 if rule == "all": return None
                 self.todo[rule] -= 1
-                self.done_cost += expected_seconds(self.study, rule, wild)
+                self.done_cost += self.cost(rule, wild)
                 return f"finished {name} in {time.time() - began:.0f} s"
 
     def name(self, job) -> str:
@@ -200,8 +210,9 @@ class Tracker:
 
     def epochs(self, rule, wild) -> tuple[int, int]:
         "Epochs done and asked for by a training job."
-        total = self.study.experiments[wild["experiment"]].epochs
-        history = self.results/"runs"/self.study.folder(wild["experiment"], wild["seed"])/"history.csv"
+        study, results, _ = self.of(rule)
+        total = study.experiments[wild["experiment"]].epochs
+        history = results/"runs"/study.folder(wild["experiment"], wild["seed"])/"history.csv"
         try: return min(total, history.read_text().count("\n") - 1), total
         except OSError: return 0, total
 
@@ -209,18 +220,16 @@ class Tracker:
         "Share of the work done, and a line that says what runs and how long the rest may take."
         running, partial, left = [], 0.0, 0.0
         for job, (rule, wild, began) in self.jobs.items():
-            if rule == "all" or rule == "train" and not wild: continue
-            cost, text = expected_seconds(self.study, rule, wild), self.name(job)
+            training = rule.removeprefix("shortcut_") == "train"
+            if rule == "all" or training and not wild: continue
+            cost, text = self.cost(rule, wild), self.name(job)
             share = min(0.9, (time.time() - began) / cost / 2)
-            if rule == "train":
+            if training:
                 epoch, of = self.epochs(rule, wild)
                 share, text = epoch / of, f"{text} epoch {epoch}/{of}"
             partial += share * cost; left += (1 - share) * cost
             running.append(text)
-        mean_train = sum(expected_seconds(self.study, "train", dict(experiment=e)) for e in self.study.experiments) / len(self.study.experiments)
-        for rule, n in self.todo.items():
-            waiting = n - sum(r == rule for r, *_ in self.jobs.values())
-            left += waiting * (mean_train if rule == "train" else 0 if rule == "all" else expected_seconds(self.study, rule))
+        for rule, n in self.todo.items(): left += (n - sum(r == rule for r, *_ in self.jobs.values())) * self.cost(rule)
         done, spent = self.done_cost + partial, time.time() - self.began
         pace = 1 / cores if done < 30 else spent / done
         return done / max(done + left, 1e-9), f"{', '.join(running) or 'waiting'}; about {max(left * pace / 60, 0.1):.1f} min left"
