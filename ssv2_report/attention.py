@@ -22,7 +22,7 @@ MEASURES = pd.DataFrame([
     ("mass", "frame", "share of the clip's attention", "1/T", "How much of the clip's attention the frame has"),
     ("share_hand, share_object, share_background", "frame", "share of the frame's attention", "the area's share", "Where the frame's attention is"),
     ("ratio_hand, ratio_object, ratio_background", "frame, clip", "times the area's share", "1", "Share of the attention over share of the picture"),
-    ("pointing", "frame, clip", "0 or 1", "area_both", "Whether the largest value lies on hand or object (ties: the share of tied places that do)"),
+    ("pointing", "frame, clip", "share of the peak, 0 to 1", "area_both", "Whether the largest value lies on hand or object: the share of the largest cell, or of tied places, that does"),
     ("centroid_y, centroid_x", "frame", "pixels", "the middle", "Centre of the frame's attention"),
     ("entropy", "clip", "nats", "ln T", "How evenly attention is spread over time"),
     ("effective_frames", "clip", "frames", "T", "exp(entropy): over how many frames attention is spread"),
@@ -71,6 +71,13 @@ def _pointing(maps, both):
     top = (maps >= maps.max((-2, -1), keepdims=True) * (1 - 1e-6)) & (maps > 0)
     return np.where(both.sum((-2, -1)) > 0, _ratio((top * both).sum((-2, -1)), top.sum((-2, -1))), np.nan)
 
+def _peaks(maps, own):
+    "Where to look for the largest value: the maps, or their own cells spread evenly over the places they cover."
+    if own is None: return maps
+    own = torch.as_tensor(own).float()
+    if len(own) != len(maps) or own.ndim != 4: raise ValueError(f"'own' must be {len(maps)} maps [B,t,h,w]; it is {tuple(own.shape)}.")
+    return F.interpolate(own[:, None], maps.shape[1:], mode="nearest-exact")[:, 0].numpy()
+
 def centroid(
     maps:np.ndarray, # [...,H,W], non-negative
 )->np.ndarray: # [...,2]: y, x in pixels, the first pixel's centre at 0; NaN where a map is zero
@@ -96,6 +103,7 @@ def attention_rows(
     known:np.ndarray, # bool [B,T]: whether the frame's boxes are known
     ids:list[str], # [B]
     frames:np.ndarray|None=None, # int [B,T]: the frames' numbers in the video; None: 0 to T-1
+    own:torch.Tensor|None=None, # [B,t,h,w]: the maps at their own size, for `pointing`; None: `maps`
 )->pd.DataFrame: # One row per clip and frame: id, t, frame and the measures per frame of `MEASURES`, areas, centroids of map, hand and object
     "Where attention is. Measures are NaN where boxes are unknown, the frame has no attention or, for ratios and centroids, the part is not in the picture."
     maps = _checked(maps, ("hand", hand, 4), ("object", object, 4), ("known", known, 2), ("ids", ids, 1), ("frames", frames, 2))
@@ -107,7 +115,7 @@ def attention_rows(
                            frame=np.ravel(frames) if frames is not None else np.tile(np.arange(T), B), mass=mass.ravel()))
     for name, s, a in zip(("hand", "object", "background"), share, area):
         df[f"share_{name}"], df[f"area_{name}"], df[f"ratio_{name}"] = s.ravel(), a.ravel(), _ratio(s, a).ravel()
-    df["pointing"], df["area_both"] = _pointing(maps, parts[0] + parts[1]).ravel(), (area[0] + area[1]).ravel()
+    df["pointing"], df["area_both"] = _pointing(_peaks(maps, own), parts[0] + parts[1]).ravel(), (area[0] + area[1]).ravel()
     for name, c in dict(centroid=at, hand=centroid(np.where(np.isnan(parts[0]), 0, hand)), object=centroid(np.where(np.isnan(parts[0]), 0, object))).items():
         df[f"{name}_y"], df[f"{name}_x"] = c[..., 0].ravel(), c[..., 1].ravel()
     return df
@@ -134,6 +142,7 @@ def clip_rows(
     known:np.ndarray, # bool [B,T]
     ids:list[str], # [B]
     action:np.ndarray|None=None, # bool [B,T]: whether the frame lies in the action's interval; None: not known
+    own:torch.Tensor|None=None, # [B,t,h,w]: the maps at their own size, for `pointing`; None: `maps`
 )->pd.DataFrame: # One row per clip: id and the measures per clip of `MEASURES`
     "Where over the whole clip, when, and whether attention follows. Shares are those of the attention in frames with known boxes."
     maps, T = _checked(maps, ("hand", hand, 4), ("object", object, 4), ("known", known, 2), ("ids", ids, 1), ("action", action, 2)), np.shape(maps)[1]
@@ -144,7 +153,7 @@ def clip_rows(
         share, area = _ratio(np.nansum(maps * p, (1, 2, 3)), seen), _ratio(np.nansum(p, (1, 2, 3)), np.sum(known, 1) * float(p[0, 0].size))
         df[f"share_{name}"], df[f"area_{name}"], df[f"ratio_{name}"] = share, area, _ratio(share, area)
     flat = lambda x: np.where(np.asarray(known)[..., None, None], x, 0).reshape(len(x), 1, -1)
-    df["pointing"] = np.where(seen > 0, _pointing(flat(maps), flat(np.asarray(hand) | object)), np.nan)
+    df["pointing"] = np.where(seen > 0, _pointing(flat(_peaks(maps, own)), flat(np.asarray(hand) | object)), np.nan)
     df["entropy"] = -np.sum(mass * np.log(np.where(mass > 0, mass, 1)), 1)
     df["effective_frames"], df["centre_of_time"] = np.exp(df["entropy"]), (mass * (np.arange(T) + 0.5)).sum(1) / T
     inside = np.full(mass.shape, np.nan) if action is None else np.asarray(action, float)

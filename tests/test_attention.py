@@ -9,7 +9,7 @@ from torch import nn
 
 from ssv2_report.attention import (MEASURES, attention_rows, centroid, clip_rows, faithfulness, faithfulness_curves, path_correlation,
                                    random_maps, rank_correlation, right_maps, sanity, stability, stages)
-from ssv2_report.gradcam import normalise
+from ssv2_report.gradcam import normalise, resize_maps
 
 PARTS = ("hand", "object", "background")
 
@@ -104,6 +104,23 @@ def test_what_is_not_known_is_missing_never_zero():
     clips = clip_rows(maps, hand, object, known, ["a", "b"]).set_index("id")
     assert clips.loc["b", [f"{k}_{p}" for k in ("share", "area", "ratio") for p in PARTS] + ["pointing", "path_hand", "share_action"]].isna().all()
     assert clips.loc["b", "entropy"] == pytest.approx(np.log(3)) and list(clips.known_frames) == [2, 0] and np.isnan(clips.loc["a", "path_hand"])
+
+
+def test_noise_points_by_chance_when_its_own_cells_are_given():
+    "The largest place of an upsampled noise map lies at the border; its largest cell may lie anywhere."
+    own, ring = torch.rand((300, 2, 8, 8), generator=torch.Generator().manual_seed(0)), np.ones((300, 2, 32, 32), bool)
+    ring[..., 4:-4, 4:-4] = False
+    maps, none, known, ids = normalise(resize_maps(own, (2, 32, 32))), np.zeros_like(ring), np.ones((300, 2), bool), [str(i) for i in range(300)]
+    for rows in (lambda own: attention_rows(maps, ring, none, known, ids, own=own), lambda own: clip_rows(maps, ring, none, known, ids, own=own)):
+        assert rows(None).pointing.mean() > 0.55 and abs(rows(own).pointing.mean() - 28 / 64) < 0.07
+    one = torch.zeros(1, 1, 4, 4)
+    one[0, 0, 1, 1] = 1                                                     # covers rows and columns 8 to 15 of both frames
+    hand = np.zeros((1, 2, 32, 32), bool)
+    hand[0, 0, 12:20, 8:12] = True                                          # 4 x 4 of the cell's 8 x 8 places, in one frame
+    even = normalise(torch.ones(1, 2, 32, 32))
+    assert attention_rows(even, hand, hand, np.ones((1, 2), bool), ["a"], own=one).pointing[0] == 16 / 64
+    assert clip_rows(even, hand, hand, np.ones((1, 2), bool), ["a"], own=one).pointing[0] == 16 / 128
+    with pytest.raises(ValueError, match="'own'"): clip_rows(even, hand, hand, np.ones((1, 2), bool), ["a"], own=one[0])
 
 
 def test_clips_without_boxes_and_boxes_outside_the_frame():
