@@ -40,10 +40,21 @@ def test_the_interval_covers_the_truth():
     assert 88 <= hits <= 99
 
 
+def test_values_of_one_scene_are_resampled_together():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.3, 1, 40), rng.normal(0, 1, 40)
+    width = lambda d: d["hi"] - d["lo"]
+    twice, scenes = (np.repeat(a, 2), np.repeat(b, 2)), (np.repeat(np.arange(40), 2),) * 2
+    one, whole, apart = cliffs_delta(a, b), cliffs_delta(*twice, scenes), cliffs_delta(*twice)
+    assert one["effect"] == pytest.approx(whole["effect"]) and width(whole) == pytest.approx(width(one), rel=0.1) and width(apart) < 0.8 * width(one)
+    a = np.where(np.arange(40) % 3, a, np.nan)
+    assert cliffs_delta(a, b, (np.arange(40), np.arange(40))) == cliffs_delta(a, b)
+
+
 def worlds(honest, shortcut, experiments=("a", "b"), n=60):
     "Rows in which measure x has these means by experiment."
     rng = np.random.default_rng(0)
-    return pd.concat([pd.DataFrame(dict(x=rng.normal(mean, 1, n), experiment=e, world=w)) for w, means in (("honest", honest), ("shortcut", shortcut))
+    return pd.concat([pd.DataFrame(dict(x=rng.normal(mean, 1, n), experiment=e, world=w, scene=range(n))) for w, means in (("honest", honest), ("shortcut", shortcut))
                       for e, mean in zip(experiments, means)])
 
 
@@ -67,7 +78,7 @@ def test_verdicts_fall_either_way(honest, shortcut, right, noise, told, separate
 def test_networks_alike_in_both_worlds_are_seldom_told_apart():
     rng, told = np.random.default_rng(1), 0
     for _ in range(40):
-        rows = pd.DataFrame(dict(x=rng.normal(size=80), experiment="a", world=["honest", "shortcut"] * 40))
+        rows = pd.DataFrame(dict(x=rng.normal(size=80), experiment="a", world=["honest", "shortcut"] * 40, scene=range(80)))
         told += separation(rows, ends(1, 0), {"x": ("", 0)})["told_apart"].sum()
     assert told <= 4                                    # one side of a 95 % interval: 1 in 40 is expected
 
