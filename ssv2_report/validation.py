@@ -102,5 +102,5 @@ def agreement(
         for b in names[i:]:
             pairs = [(x, y) for x in kept for y in kept if x[0] == a and y[0] == b and x[1] != y[1] and (a != b or x[1] < y[1])]
             like = [pd.Series(rank_correlation(*common_grid(kept[x][1], kept[y][1])), kept[x][0]) for x, y in pairs if kept[x][0] == kept[y][0]]
-            if like: found.append(dict(a=a, b=b, **bootstrap(pd.concat(like, axis=1).mean(axis=1), scenes).iloc[0]))
+            if like: found.append(dict(a=a, b=b, **bootstrap(pd.concat(like, axis=1).mean(axis=1), scenes).to_dict("records")[0]))
     return pd.DataFrame(found, columns=["a", "b", "mean", "lo", "hi", "clips", "scenes"])
