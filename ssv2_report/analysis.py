@@ -43,19 +43,17 @@ def softmax(logits) -> np.ndarray:
     return e / e.sum(1, keepdims=True)
 
 def score_clips(predictions, classes, pairs) -> pd.DataFrame:
-    """Judge each prediction: columns right, top5, certainty (probability of the predicted class), in_pair, own (share of the two classes'
-    probability that the clip's own class gets against its reversal twin; NaN outside pairs) and pair_right (own above one half)."""
+    """Judge each prediction: columns right, top5, certainty (probability of the predicted class), in_pair, and pair_right (the clip's own class has a
+    larger logit than its reversal twin; NaN outside pairs)."""
     logits, targets = np.stack(predictions["logits"]), predictions["target"].to_numpy()
     rows, p = np.arange(len(targets)), softmax(logits)
     twin = {classes.index(x): classes.index(y) for pair in pairs if set(pair) <= set(classes) for x, y in (pair, pair[::-1])}
     other = np.array([twin.get(t, -1) for t in targets])
     margin = logits[rows, targets] - logits[rows, other]
-    own = np.where(other >= 0, 1 / (1 + np.exp(-margin)), np.nan)
     out = predictions.drop(columns="logits").copy()
     out["right"], out["certainty"] = logits.argmax(1) == targets, p.max(1)
     out["top5"] = (logits > logits[rows, targets][:, None]).sum(1) < 5
-    out["in_pair"], out["own"] = other >= 0, own
-    out["pair_right"] = np.where(other >= 0, margin > 0, np.nan)
+    out["in_pair"], out["pair_right"] = other >= 0, np.where(other >= 0, margin > 0, np.nan)
     return out
 
 # %% ../nbs/05_analysis.ipynb #c009
@@ -259,7 +257,7 @@ def against_compute(accuracies, gflops, titles, ax, anchors=()):
     for e, style in look(titles).items():
         if e not in gflops or e not in accuracies.index: continue
         m, lo, hi = 100 * accuracies.loc[e, ["mean", "lo", "hi"]].astype(float)
-        ax.errorbar(gflops[e], m, [[m - lo], [hi - m]], capsize=2, ms=5, lw=1.2, ls="", label=titles[e], **style)
+        ax.errorbar(gflops[e], m, np.clip([[m - lo], [hi - m]], 0, None), capsize=2, ms=5, lw=1.2, ls="", label=titles[e], **style)
     for name, top1, source in anchors:
         ax.axhline(top1, color="0.4", lw=0.7, ls="--", zorder=0)
         ax.annotate(f"{name} ({source})", (1, top1), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=6.5)

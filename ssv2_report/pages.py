@@ -128,7 +128,7 @@ class Page:
         if kind.startswith('image/'):
             size = metadata.get(kind, {})
             width = f' width={size["width"]}' if 'width' in size and self.to == 'html' else _fit(kind, value) if self.to == 'typst' else ''
-            return f'[![]({self.image(kind, value)}){{fig-alt={_quoted(options.get("fig-alt") or options.get("fig-cap") or "")}{width}}}]{{.image}}'
+            return f'[![]({self.image(kind, value)}){{fig-alt={_quoted(options.get("fig-alt") or options.get("fig-cap") or "Picture made by the code above.")}{width}}}]{{.image}}'
         return value if kind in ('text/markdown', 'text/latex') else _fence(_terminal(value), '.output')
 
     def image(self, kind, value):

@@ -42,6 +42,41 @@ def test_page_is_whole_without_a_network(browser, report, name, width):
     for trace in ("{{<", ":::", "#| ", "?@fig", "@fig-", "@tbl-", "Traceback"): assert trace not in re.sub(r"(?s)<pre.*?</pre>", "", text) or name != "index", trace
 
 
+def test_report_is_small_and_opens_at_once(browser, report):
+    assert sum(f.stat().st_size for f in report.rglob("*") if f.is_file()) < 15e6
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    page.goto((report/"index.html").as_uri())
+    loaded = page.evaluate("new Promise(done => setTimeout(() => done(performance.getEntriesByType('navigation')[0].loadEventEnd), 50))")
+    context.close()
+    assert 0 < loaded < 2000, f"the page takes {loaded:.0f} ms to load"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser, report, scheme):
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed, so axe does not check the pages")
+    context = browser.new_context(offline=True, viewport=dict(width=1280, height=900), color_scheme=scheme)
+    page, found = context.new_page(), {}
+    for path in sorted(report.glob("*.html")):
+        page.goto(path.as_uri())
+        page.evaluate((Path(axe.__file__).parent/"axe.min.js").read_text())
+        if violations := page.evaluate("axe.run().then(r => r.violations.map(v => [v.id, v.nodes[0].html.slice(0, 200)]))"): found[path.name] = violations
+    context.close()
+    assert not found
+
+
+def test_numbers_and_figures_lead_to_their_cells(browser, report):
+    page, _ = open_page(browser, report/"index.html", 1280)
+    numbers = page.eval_on_selector_all("main a.number", "as => as.map(a => [a.innerText, a.getAttribute('href')])")
+    sources = page.eval_on_selector_all(".source-link a", "as => as.map(a => a.getAttribute('href'))")
+    silent = page.evaluate("[...document.querySelectorAll('main img')].filter(i => i.alt.length < 20).length")
+    page.context.close()
+    assert len(numbers) >= 5 and len(sources) >= 10 and not silent
+    for target in {href for _, href in numbers} | set(sources):
+        name, _, anchor = target.partition("#")
+        assert f'id="{anchor}"' in (report/name).read_text(encoding="utf-8"), target
+
+
 def test_report_has_its_seven_sections_and_numbered_figures(browser, report):
     page, _ = open_page(browser, report/"index.html", 1280)
     headings = page.eval_on_selector_all("main h2, main h1", "hs => hs.map(h => h.innerText)")

@@ -30,7 +30,6 @@ def test_scores_by_hand():
     s = score_clips(p, CLASSES, PAIRS)
     assert list(s["right"]) == [False, False, True] and list(s["in_pair"]) == [True, True, False]
     assert list(s["pair_right"][:2]) == [1, 0] and np.isnan(s["pair_right"][2])
-    assert s["own"][0] == pytest.approx(1 / (1 + np.exp(-1)))
     assert s["certainty"][0] == pytest.approx(np.exp(5) / (np.exp(2) + np.exp(1) + np.exp(5)))
 
 
