@@ -16,7 +16,7 @@ from scipy.stats import binomtest, bootstrap as scipy_bootstrap
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from ssv2_report.analysis import (accuracy, bootstrap, chance_interval, choose_cases, compare, compare_learning, find_scenes, findings, judge, over_clips,
+from ssv2_report.analysis import (COLUMN, PAGE, accuracy, bootstrap, chance_interval, choose_cases, compare, compare_learning, find_scenes, findings, judge, over_clips,
                                   save_table, score_clips)
 from ssv2_report.experiments import Hypothesis, load_study
 
@@ -297,3 +297,17 @@ def test_measures_that_failed_validation_are_left_out(study, tmp_path):
 def test_a_hypothesis_of_an_unknown_measure_is_refused(study, tmp_path):
     hypotheses = dict(h=dict(says="x", measure="pointin", of="3d-scratch", over="2d-multi"))
     with pytest.raises(Exception, match="there is no measure 'pointin'; did you mean 'pointing'"): again(study, tmp_path, yaml=dict(hypotheses=hypotheses))
+
+
+def test_figures_come_at_a_papers_width_with_their_fonts_and_captions(study, tmp_path):
+    from ssv2_report.cli import figures
+    results, s, _ = study
+    figures(study=str(results/"made_up.yaml"), results=results, out=tmp_path)
+    table = pd.read_csv(tmp_path/"captions.csv").set_index("cell")
+    assert set(table.loc["05_analysis.ipynb#fig-accuracy", "files"].split()) == {f"fig-accuracy.{k}" for k in ("pdf", "png", "svg")}
+    assert "{{<" not in "".join(table["caption"]) and table["caption"].str.len().min() > 20 and len(table) >= 12
+    for f in tmp_path.glob("fig-*.pdf"):
+        pdf = f.read_bytes()
+        width = float(re.search(rb"/MediaBox *\[ *0 0 ([\d.]+)", pdf)[1]) / 72
+        assert any(abs(width - w) < 0.01 for w in (COLUMN, PAGE)) and b"/FontFile2" in pdf, f.name
+    assert "<text" not in (tmp_path/"fig-accuracy.svg").read_text()   # letters are drawn, so no font is missed elsewhere

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell as code, new_markdown_cell as md, new_notebook, new_output, new_raw_cell as raw
 
-from ssv2_report.report import ReportError, render, stage
+from ssv2_report.pages import Page
+from ssv2_report.report import ReportError, captions, embed, render, stage, substitute
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = '/usr/bin/chromium'
@@ -223,6 +224,26 @@ def test_mistakes_are_one_sentence(project, tmp_path):
     with pytest.raises(ReportError, match='are not YAML'): render(site, tmp_path/'out', quarto=None)
     site = stage(tmp_path/'site3', page(md('# A\n\nAs @fig-none shows.')), VARIABLES, root)
     with pytest.warns(UserWarning, match='no figure, table, section or equation is labelled @fig-none'): render(site, tmp_path/'out3', quarto=None)
+
+
+def test_values_of_many_lines_and_cells_without_output(tmp_path):
+    assert substitute('abstract: |\n  {{< var a >}}\nb: 1', dict(a='One.\n\nTwo.')) == 'abstract: |\n  One.\n  \n  Two.\nb: 1'
+    cells = dict(run=[code('#| label: fig-a\n#| fig-cap: "A of {{< var n >}}."', outputs=[show(text_plain='x')]), code('#| label: fig-b\n#| fig-cap: "B."')])
+    page = embed([md('{{< embed run.ipynb#fig-a >}}\n\n{{< embed run.ipynb#fig-b >}}')], cells)
+    assert len(page) == 2 and 'fig-a' in page[0]['source'] and 'run.ipynb#fig-a' in page[1]['source']
+    assert captions(write(tmp_path/'run.ipynb', cells['run']), dict(n=3)) == {'fig-a': 'A of 3.'}
+
+
+def test_pictures_print_at_their_own_size():
+    def png(width, height):
+        buffer = io.BytesIO()
+        plt.figure(figsize=(width, height)).savefig(buffer, dpi=120); plt.close()
+        return base64.b64encode(buffer.getvalue()).decode()
+    def printed(*size):
+        nb = dict(cells=[dict(cell_type='code', source='', outputs=[show(image_png=png(*size))])])
+        found = re.search(r'width=(\d+)%', Page(nb, 'p', 'typst', {}).text)
+        return int(found[1]) if found else 100
+    assert printed(3.1, 2) == 50 and printed(6.2, 3) == printed(12, 4) == 100 and printed(6.2, 8) == 50
 
 
 def test_quarto_renders_where_it_is(site, tmp_path):
