@@ -195,10 +195,11 @@ def sample_frames(n:int, # Frames in the clip
                   mode:str='uniform', # 'uniform', 'middle', 'segment' (one at random of each part), 'random' or 'dense'
                   rng:np.random.Generator|None=None, # Needed by 'segment' and 'random'; 'dense' without one is centred
                   stride:int=2, # Step of 'dense'
+                  phase:float=.5, # Where in its part of the clip 'uniform' takes a frame, 0 to 1
                  ) -> np.ndarray: # int64 [n_out], never decreasing
     "Indices of the frames to take."
     part = np.arange(n_out)
-    if mode == 'uniform': return (2*part+1)*n // (2*n_out)
+    if mode == 'uniform': return np.minimum(((part + phase)*n/n_out).astype('int64'), n-1)
     if mode == 'middle': return np.full(n_out, n//2)
     if mode == 'dense':
         room = max(n - (n_out-1)*stride, 1)
@@ -216,10 +217,10 @@ def clip_rng(seed:int, epoch:int, id:str) -> np.random.Generator:
 # %% ../nbs/00_data.ipynb #00-037
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-def crop_window(h:int, w:int, rng=None, scale=(0.6, 1.0), ratio=(0.8, 1.25)) -> tuple[int, int, int, int]: # Top, left, height, width
-    "The centre square, or with `rng` a random part of it in area `scale` and aspect `ratio` (as in torchvision's RandomResizedCrop)."
+def crop_window(h:int, w:int, rng=None, scale=(0.6, 1.0), ratio=(0.8, 1.25), place=.5) -> tuple[int, int, int, int]: # Top, left, height, width
+    "The square at `place` (0 to 1) along the longer side, or with `rng` a random part of it in area `scale` and aspect `ratio` (as in torchvision's RandomResizedCrop)."
     side = min(h, w)
-    if rng is None: return (h-side)//2, (w-side)//2, side, side
+    if rng is None: return int((h-side)*place), int((w-side)*place), side, side
     area, aspect = side*side*rng.uniform(*scale), np.exp(rng.uniform(*np.log(ratio)))
     ch, cw = (min(max(round(np.sqrt(v)), 1), m) for v, m in ((area/aspect, h), (area*aspect, w)))
     return int(rng.integers(h-ch+1)), int(rng.integers(w-cw+1)), ch, cw
@@ -280,9 +281,11 @@ class ClipDataset(torch.utils.data.Dataset):
                  boxes=None, # Boxes to bring along
                  sampling:str|None=None, # Mode of `sample_frames`; None: 'segment' in training, else 'uniform'
                  stride:int=2, # Of 'dense'
+                 phase:float=.5, # Another view of the same clip: where in its part of the clip 'uniform' takes a frame
+                 place:float=.5, # Another view: where along the longer side the square is
                  min_area:float=.6): # Training: the smallest window, as a share of the centre square's area
         if order not in ORDERS: raise ValueError(f'{order!r} is no order of frames: take {", ".join(ORDERS)}.')
-        self.n_frames, self.size, self.train, self.seed, self.order, self.flip, self.stride, self.min_area = n_frames, size, train, seed, order, flip, stride, min_area
+        self.n_frames, self.size, self.train, self.seed, self.order, self.flip, self.stride, self.phase, self.place, self.min_area = n_frames, size, train, seed, order, flip, stride, phase, place, min_area
         self.cache, self.boxes, self.sampling = cache, boxes, sampling or ('segment' if train else 'uniform')
         self.twin = flip_targets(index.classes) if flip else None
         self.ids, self.paths, self.targets = index.clips['id'].array, index.clips['path'].array, index.clips['target'].to_numpy()
@@ -292,7 +295,7 @@ class ClipDataset(torch.utils.data.Dataset):
     def set_epoch(self, epoch:int): self.epoch.fill_(epoch)
 
     def _take(self, n, rng):
-        taken = sample_frames(n, self.n_frames, self.sampling, rng, self.stride)
+        taken = sample_frames(n, self.n_frames, self.sampling, rng, self.stride, self.phase)
         if self.order == 'reversed': return taken[::-1].copy()
         if self.order == 'frozen': return np.full_like(taken, taken[len(taken)//2])
         return taken
@@ -306,7 +309,7 @@ class ClipDataset(torch.utils.data.Dataset):
             hw = frames.shape[1:3]
         else: frames, hw = self.cache.read(id, self.paths[i], pick)
         x, (h, w) = torch.from_numpy(frames).permute(0, 3, 1, 2), frames.shape[1:3]
-        top, left, ch, cw = crop_window(h, w, rng if self.train else None, (self.min_area, 1.0))
+        top, left, ch, cw = crop_window(h, w, rng if self.train else None, (self.min_area, 1.0), place=self.place)
         x = TF.resized_crop(x, top, left, ch, cw, [self.size]*2, antialias=True)
         flipped = self.train and self.flip and bool(rng.random() < .5)
         if flipped: x, target = x.flip(-1), int(self.twin[target]) if target >= 0 else -1
