@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'StudyName', 'Results', 'CHAPTERS', 'run_notebook', 'results_folder', 'Steps', 'demo_data', 'audit',
-           'cache', 'train', 'gradcam', 'validate', 'analyse', 'chapter', 'render', 'expected_seconds', 'Tracker',
-           'check_writable', 'check_data', 'reproduce', 'follow', 'plan', 'figures', 'explore', 'main']
+           'cache', 'train', 'show_progress', 'gradcam', 'validate', 'analyse', 'chapter', 'render', 'expected_seconds',
+           'Tracker', 'check_writable', 'check_data', 'reproduce', 'follow', 'plan', 'figures', 'explore', 'main']
 
 # %% ../nbs/07_cli.ipynb #c002
 import json, os, re, shutil, subprocess, sys, tempfile, time
@@ -99,12 +99,27 @@ def train(
     study: StudyName, name: Annotated[str, typer.Argument(help="An experiment of the study.")], seed: int = 0, results: Results = None,
     replace: Annotated[bool, typer.Option(help="Train anew over an unfinished checkpoint of other settings.")] = False,
 ):
-    "Train one experiment (03_train); resumes by itself what was interrupted."
+    "Train one experiment (03_train); resumes by itself what was interrupted, and does not train again what is finished."
+    import psutil, signal
     s = load_study(study); find_experiment(s, name)
     out = results_folder(s, results)
     run = out/"runs"/s.folder(name, seed)
-    run_notebook("03_train", run/"03_train.ipynb", study=study, experiment_name=name, seed=seed, results=str(out), replace=replace)
-    shutil.rmtree(run/"checkpoint", ignore_errors=True)
+    def forward(signum, frame):     # to the notebook's kernel, which writes a checkpoint
+        for kernel in psutil.Process().children(): kernel.send_signal(signum)
+        if not psutil.Process().children(): sys.exit(143)
+    signal.signal(signal.SIGTERM, forward)
+    show_progress(run/"progress.txt")
+    try: run_notebook("03_train", run/"03_train.ipynb", study=study, experiment_name=name, seed=seed, results=str(out), replace=replace)
+    except RuntimeError: raise ValueError("03_train was killed or ran out of memory; the same command goes on from its last checkpoint.") from None
+
+def show_progress(path, every=10.0):
+    "Print each new line that appears in the file `path`, in the background."
+    import threading
+    def watch(said=path.read_text() if path.is_file() else ""):
+        while True:
+            time.sleep(every)
+            if path.is_file() and (line := path.read_text()) != said: console.print(said := line)
+    threading.Thread(target=watch, daemon=True).start()
 
 @app.command()
 def gradcam(study: StudyName, name: Annotated[str, typer.Argument(help="An experiment of the study.")], seed: int = 0, results: Results = None):
@@ -313,16 +328,18 @@ def plan(study: StudyName = "demo", tflops: Annotated[float, typer.Option(help="
     from ssv2_report.train import build_model
     s, official = load_study(study), dict(train=168_913, validation=24_777)
     clips = {k: n * 10 for k, n in zip(official, (s.data.demo.train_per_class, s.data.demo.val_per_class))} if s.data.demo else official
-    table = Table(*("experiment", "parameters (M)", "GFLOPs a clip", "epochs", "hours a run", "hours, all seeds"), title=f"{s.name}: {clips['train']:,} training clips, {tflops:g} TFLOP/s")
-    total = 0.0
+    table = Table(*("experiment", "starts from", "parameters (M)", "GFLOPs a clip", "epochs", "hours a run", "hours, all seeds"), title=f"{s.name}: {clips['train']:,} training clips, {tflops:g} TFLOP/s")
+    total = disk = 0.0
     for name, e in s.experiments.items():
         c = cost(build_model(e, 174), (3, e.n_frames, s.data.size, s.data.size))
-        hours = 2e9 * c["gflops"] * e.epochs * (3 * clips["train"] + clips["validation"]) / (tflops * 1e12) / 3600
+        passes = e.epochs * ((4 if e.checkpointing else 3) * clips["train"] + clips["validation"]) + 4 * e.views[0] * e.views[1] * clips["validation"]
+        hours = 2e9 * c["gflops"] * passes / (tflops * 1e12) / 3600
         total += hours * len(s.seeds)
-        table.add_row(name, f"{c['params'] / 1e6:.2f}", f"{c['gflops']:.2f}", str(e.epochs), f"{hours:.2f}", f"{hours * len(s.seeds):.2f}")
+        disk += 4 * c["params"] * (5 if e.opt.startswith("adam") else 4) * len(s.seeds)     # weights, best, and last with the optimiser's state
+        table.add_row(name, e.init or "scratch", f"{c['params'] / 1e6:.2f}", f"{c['gflops']:.2f}", str(e.epochs), f"{hours:.2f}", f"{hours * len(s.seeds):.2f}")
     Console().print(table)
     frames = sum(clips.values()) * 51 * s.data.size ** 2 * 1.78 * 3
-    print(f"All runs: {total:.1f} h of one device. Frame cache: {frames / 1e9:.1f} GB raw, about {frames / 12e9:.1f} GB as JPEG.")
+    print(f"All {len(s.runs)} runs: {total:.1f} h of one device. Frame cache: {frames / 1e9:.1f} GB raw, about {frames / 12e9:.1f} GB as JPEG. Weights and checkpoints: {disk / 1e9:.1f} GB.")
 
 @app.command()
 def figures(study: StudyName = "demo", results: Results = None, out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("figures")):
