@@ -200,15 +200,19 @@ def _frozen_statistics(module):
             m.momentum = momentum
             m.num_batches_tracked.copy_(count)
 
-class _Checkpointed(nn.Sequential):
-    "A stage that forgets its inside after the forward pass."
-    def forward(self, x):
-        if not (self.training and torch.is_grad_enabled()): return super().forward(x)
-        return checkpoint(super().forward, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _frozen_statistics(self)))
+def _forgetful(module):
+    "Change the module in place so that it forgets its inside after the forward pass."
+    def forward(self, *args):
+        run = super(made, self).forward
+        if not (self.training and torch.is_grad_enabled()): return run(*args)
+        return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _frozen_statistics(self)))
+    made = type(f'Checkpointed{type(module).__name__}', (type(module),), dict(forward=forward))
+    module.__class__ = made
 
 def checkpoint_stages(
     model:nn.Module, # 2D or 3D, changed in place
 )->nn.Module: # The same model, its parameters under the same names
-    "Recompute the insides of the four stages on the way back: less memory, about a third more time, the same gradients and statistics."
-    for name in list(stages(model).values())[1:]: model.get_submodule(name).__class__ = _Checkpointed
+    "Recompute the insides of every residual block, and of a stem that is one module, on the way back: less memory, about a third more time, the same gradients and statistics."
+    stem, *layers = (model.get_submodule(name) for name in stages(model).values())
+    for module in [stem] * isinstance(stem, nn.Sequential) + [block for layer in layers for block in layer]: _forgetful(module)
     return model
