@@ -165,7 +165,7 @@ def fingerprint(exp, classes, sets, seed, start) -> dict:
     digest = lambda *parts: hashlib.sha256(b"\0".join(p if isinstance(p, bytes) else str(p).encode() for p in parts)).hexdigest()[:16]
     frames = [c.records["table_crc"][[c.row(i) for i in s.ids]].tobytes() for s in sets if (c := getattr(s, "cache", None))]
     start = digest(Path(start).read_bytes()) if start and Path(start).is_file() else start
-    return dict(exp.model_dump(exclude={"title", "workers"}), seed=seed, data=digest(*classes, *(i for s in sets for i in s.ids), *frames), start=start,
+    return dict(exp.model_dump(exclude={"title", "workers", "views"}), seed=seed, data=digest(*classes, *(i for s in sets for i in s.ids), *frames), start=start,
                 code=digest(*(p.read_bytes() for p in source_files())))
 
 def save_checkpoint(path, **state):
@@ -314,7 +314,7 @@ def fit(
     set_seed(seed)
     net = build_model(exp, len(classes))
     if start:
-        some = torch.stack([train_set[i]["clip"] for i in np.linspace(0, len(train_set) - 1, 32).astype(int)])
+        some = torch.stack([train_set[i]["clip"] for i in np.linspace(0, len(train_set) - 1, 16).astype(int)])
         report = start_from(net, exp, classes, start, some)
         if report is not None and main: report.save(out/"inflation.json")
     channels_last(net)
