@@ -97,7 +97,8 @@ def bootstrap(values, scenes=(), **kw) -> pd.DataFrame:
     "Mean over clips for each column of `values` [clips, columns], with the percentile bootstrap's 95 % interval; scenes are resampled whole."
     sums, counts = by_scene(values, scenes)
     clips = counts.sum(0)
-    lo, hi = np.nanquantile(resample(sums, counts, **kw), (0.025, 0.975), axis=0) if clips.any() else np.full((2, len(clips)), np.nan)
+    lo, hi = np.full((2, len(clips)), np.nan)
+    if clips.any(): lo[clips > 0], hi[clips > 0] = np.nanquantile(resample(sums, counts, **kw)[:, clips > 0], (0.025, 0.975), axis=0)
     mean = sums.sum(0) / np.where(clips, clips, np.nan)
     return pd.DataFrame(dict(mean=mean, lo=lo, hi=hi, clips=clips, scenes=(counts > 0).sum(0)), index=pd.DataFrame(values).columns)
 
