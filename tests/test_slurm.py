@@ -16,9 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing) or os.geteuid()
 
 
 @pytest.fixture
-def cluster(tmp_path, monkeypatch):
+def cluster(tmp_path):
     subprocess.run([CLUSTER, "start", tmp_path/"slurm"], check=True)
-    monkeypatch.setenv("SLURM_CONF", str(tmp_path/"slurm"/"slurm.conf"))
     yield
     subprocess.run([CLUSTER, "stop", tmp_path/"slurm"], check=True)
 

@@ -3,9 +3,11 @@
 # The node claims more cores, memory and a GPU than there may be, so that jobs of the study's profile are granted what they ask for.
 set -e
 folder=$(realpath -m "$2"); host=$(hostname -s); port=$((20000 + $$ % 20000))
-stop() { for f in "$folder"/*.pid; do [ -f "$f" ] && kill "$(cat "$f")" 2>/dev/null; done; true; }
+conf=/etc/slurm/slurm.conf
+stop() { [ "$(readlink $conf)" = "$folder/slurm.conf" ] && rm -f $conf /etc/slurm/gres.conf; for f in "$folder"/*.pid; do [ -f "$f" ] && kill "$(cat "$f")" 2>/dev/null; done; true; }
 [ "$1" = stop ] && { stop; exit 0; }
-mkdir -p "$folder"/{state,spool}; chmod 755 "$folder"
+[ -e $conf ] && { echo "$conf is there: this machine has a SLURM of its own." >&2; exit 1; }
+mkdir -p /etc/slurm "$folder"/{state,spool}; chmod 755 "$folder"
 cat > "$folder/slurm.conf" <<CONF
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
@@ -31,10 +33,10 @@ NodeName=$host NodeAddr=127.0.0.1 CPUs=16 RealMemory=200000 Gres=gpu:1
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE
 CONF
 echo "NodeName=$host Name=gpu File=/dev/null" > "$folder/gres.conf"
-export SLURM_CONF=$folder/slurm.conf
+ln -sf "$folder"/{slurm,gres}.conf /etc/slurm/     # where jobs look for it
 (umask 077; head -c 1024 /dev/urandom > "$folder/munge.key")
 munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" --seed-file="$folder/munge.seed"
-slurmctld -f "$SLURM_CONF"
-slurmd -f "$SLURM_CONF"
+slurmctld
+slurmd
 for _ in $(seq 60); do [ "$(sinfo -h -o %t 2>/dev/null)" = idle ] && exit 0; sleep 1; done
 echo "The node did not come up; see $folder/*.log" >&2; stop; exit 1
