@@ -59,9 +59,9 @@ def whole(path):
                       "space, or choose another folder for the results. What was there before is unharmed.") from e
 
 def save_run(model, exp, classes, path):
-    "Write weights, classes and settings to one safetensors file."
+    "Write weights, classes and settings to one safetensors file: the same file, byte for byte, for the same run."
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with whole(path) as tmp: save_file(state, tmp, metadata=dict(classes=json.dumps(classes), experiment=exp.model_dump_json()))
+    with whole(path) as tmp: save_file(state, tmp, metadata=dict(run=json.dumps(dict(classes=classes, experiment=exp.model_dump(mode="json")))))   # several keys would be written in any order
 
 def load_run(path) -> tuple[torch.nn.Module, Experiment, list[str]]:
     "The trained network of a run in evaluation mode, its settings and its classes."
@@ -69,8 +69,8 @@ def load_run(path) -> tuple[torch.nn.Module, Experiment, list[str]]:
     if path.is_dir(): path = path/"weights.safetensors"
     if not path.is_file(): raise FileNotFoundError(f"{path} is missing; train this run first.")
     with safe_open(path, "pt") as f: meta = f.metadata() or {}
-    if not {"classes", "experiment"} <= meta.keys(): raise ValueError(f"{path} was not written by this project's training.")
-    exp, classes = Experiment.model_validate_json(meta["experiment"]), json.loads(meta["classes"])
+    if "run" not in meta: raise ValueError(f"{path} was not written by this project's training; train this run again.")
+    exp, classes = Experiment(**(run := json.loads(meta["run"]))["experiment"]), run["classes"]
     model = build_model(exp, len(classes))
     model.load_state_dict(load_file(path))
     return model.eval(), exp, classes
