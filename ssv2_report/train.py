@@ -436,14 +436,14 @@ def board(folder, dataset):
     "A callback for `fit` that writes each epoch's history, and the first clip of `dataset` with its map, for TensorBoard."
     from tensorboardX import SummaryWriter
     from ssv2_report.gradcam import gradcam, overlay, resize_maps
-    writer, item = SummaryWriter(str(folder)), dataset[0]
+    item = dataset[0]
     clip, frames = item["clip"][None], denormalise(item["clip"])
     def on_epoch(row, model):
-        for name, value in row.items(): writer.add_scalar(name, value, row["epoch"])
         maps, _ = gradcam(model.eval(), clip.to(next(model.parameters()).device), int(item["target"]))
         picture = overlay(frames, resize_maps(maps.cpu(), frames.shape[:3])[0])
-        writer.add_image("map", np.concatenate(picture, 1), row["epoch"], dataformats="HWC")
-        writer.flush()
+        with SummaryWriter(str(folder), filename_suffix=f".{row['epoch']}") as writer:   # a file an epoch: only closing one waits for what is still queued
+            for name, value in row.items(): writer.add_scalar(name, value, row["epoch"])
+            writer.add_image("map", np.concatenate(picture, 1), row["epoch"], dataformats="HWC")
     return on_epoch
 
 # %% ../nbs/03_train.ipynb #c025d
