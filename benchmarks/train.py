@@ -3,6 +3,7 @@ same network, optimiser and precision, in turns.
 
 Prints one JSON line: milliseconds a clip of each (best of the rounds), their ratio, and the share of our time spent waiting for clips.
 `OMP_NUM_THREADS=1 python benchmarks/train.py [network] [clips] [rounds]`"""
+import contextlib
 import json
 import os
 import sys
@@ -41,7 +42,7 @@ def main(network='i3d:test_resnet', clips=64, rounds=4):
     with tempfile.TemporaryDirectory() as folder:
         root = worlds.make(f'{folder}/world', train=clips, validation=4, test=0)
         train, val = (load_index(root, splits=(split,)) for split in ('train', 'validation'))
-        cache = [build_cache(i, f'{folder}/cache', 64, workers=1, progress=None) for i in (train, val)][-1]
+        with contextlib.redirect_stdout(sys.stderr): cache = [build_cache(i, f'{folder}/cache', 64, workers=1) for i in (train, val)][-1]
         exp = Experiment(title='t', model=network, output_stride=8, n_frames=8, batch_size=8, epochs=1)
         train_set, val_set = (ClipDataset(i, 8, 64, train=i is train, cache=cache) for i in (train, val))
         batches = [(b['clip'], b['target']) for b in torch.utils.data.DataLoader(train_set, exp.batch_size, drop_last=True)]

@@ -33,7 +33,7 @@ def test_the_study_runs_as_slurm_jobs_with_their_gpus_dependencies_and_retries(c
     project, results = tmp_path/"project", tmp_path/"results"
     shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".git", ".snakemake", "data", "results", "_report", "docs", "__pycache__"))
     target = results/"runs"/"3d-inflated-s0"/"weights.safetensors"
-    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--workflow-profile", "workflow/profiles/slurm", "--slurm-no-account",
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--workflow-profile", "workflow/profiles/slurm", "--slurm-no-account", "--slurm-status-command", "squeue",
                "--seconds-between-status-checks", "3", "--latency-wait", "5", "--set-threads", "demo_data=2", "audit=2", "cache=2", "train=1",
                "--config", "study=smoke", f"results={results}", "--", str(target)]
     with open(tmp_path/"log", "w") as log:
