@@ -198,13 +198,19 @@ class InflationReport:
         return (f"{self.share:.1%} of the convolution weights carried over ({self.mode}). Parameters: {parts}. "
                 f"Source parameters left unused: {len(self.unused)}{' (' + _some(self.unused) + ')' if self.unused else ''}. Head: {self.head}. Response errors measured on {self.measured}.")
 
+    def stages(self):
+        "The response errors as one reads them, a row per stage."
+        def words(x): return '–' if pd.isna(x) else f'{x:.2%}' if x >= 1e-4 else f'{x:.0e}' if x else '0'
+        e = self.errors
+        return pd.DataFrame({'stage': e.stage, 'time steps': e.frames, 'response error': e.error.map(words), 'away from the ends': e.interior.map(words)})
+
     def _repr_html_(self):
-        table = self.table.to_html(index=False, max_rows=12, border=0)
-        return f'<p>{self.summary()}</p>{self.errors.to_html(index=False, float_format="{:.2%}".format, border=0)}<details><summary>Every parameter</summary>{self.table.to_html(index=False, border=0)}</details>'
+        html = lambda table: table.to_html(index=False, border=0)
+        return f'<p>{self.summary()}</p>{html(self.stages())}<details><summary>Every parameter</summary>{html(self.table)}</details>'
 
     def _repr_markdown_(self):
-        rows = ['| stage | response error | interior frames |', '|---|---|---|'] + [f'| {r.stage} | {r.error:.2%} | {r.interior:.2%} |' for r in self.errors.itertuples()]
-        return self.summary() + '\n\n' + '\n'.join(rows)
+        rows = [self.stages().columns, ['---'] * 4, *self.stages().astype(str).to_numpy()]
+        return self.summary() + '\n\n' + '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
 
     def save(self,
         path:str|Path, # A .json file
