@@ -39,11 +39,11 @@
   addEventListener("resize", reachable);
 
   const links = new Map(all(".toc a").map(a => [decodeURIComponent(a.hash.slice(1)), a]));
-  const seen = new IntersectionObserver(entries => {
-    const first = entries.find(entry => entry.isIntersecting);
-    if (!first) return;
-    links.forEach(a => a.removeAttribute("aria-current"));
-    links.get(first.target.id).setAttribute("aria-current", "true");
-  }, { rootMargin: "-10% 0px -70%" });
-  links.forEach((_, id) => { const head = document.getElementById(id); if (head) seen.observe(head) });
+  const heads = [...links.keys()].map(id => document.getElementById(id)).filter(Boolean);
+  const follow = () => {
+    const here = heads.filter(head => head.getBoundingClientRect().top < innerHeight * 0.3).pop();
+    links.forEach((a, id) => here && id === here.id ? a.setAttribute("aria-current", "true") : a.removeAttribute("aria-current"));
+  };
+  addEventListener("scroll", follow, { passive: true });
+  follow();
 })();
