@@ -136,7 +136,7 @@ def state(name='resnet18', num_classes=1000): return {k: v + torch.rand(()) if v
 
 WRAPS = dict(bare=lambda s: s, module=lambda s: {f'module.{k}': v for k, v in s.items()}, wrapped=lambda s: dict(model_state_dict=s, epoch=3, optimizer=dict(lr=.1)),
              both=lambda s: dict(state_dict={f'module.backbone.{k}': v for k, v in s.items()}), compiled=lambda s: dict(model={f'_orig_mod.{k}': v for k, v in s.items()}),
-             ordered=lambda s: collections.OrderedDict(s))
+             ordered=lambda s: collections.OrderedDict(s), nested=lambda s: dict(model=dict(state_dict=s)), lightning=lambda s: dict(state_dict={f'net.{k}': v for k, v in s.items()}))
 
 @pytest.mark.parametrize('wrap', WRAPS)
 def test_a_checkpoint_is_recognised_in_its_wrappings(tmp_path, wrap):
@@ -189,6 +189,8 @@ def bad_file(kind, folder):
     elif kind == 'an image': path.write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(100))
     elif kind == 'no tensors': torch.save(dict(epoch=3, lr=.1), path)
     elif kind == 'a tensor': torch.save(torch.ones(3), path)
+    elif kind == 'numbered': torch.save({0: torch.ones(3)}, path)
+    elif kind == 'text pickle': path.write_bytes(pickle.dumps(Bomb(folder / 'ran'), protocol=0))
     elif kind in ('truncated', 'truncated safetensors', 'truncated old'):
         {'truncated': lambda: torch.save(good, path), 'truncated safetensors': lambda: save_file(good, path),
          'truncated old': lambda: torch.save(good, path, _use_new_zipfile_serialization=False)}[kind]()
@@ -199,7 +201,7 @@ def bad_file(kind, folder):
     return path
 
 BAD = {'wrong architecture': 'does not fit', 'not a checkpoint': 'not a checkpoint', 'empty': 'not a checkpoint', 'an image': 'not a checkpoint', 'no tensors': 'no state dict',
-       'a tensor': 'no state dict', 'truncated': 'cut short', 'truncated safetensors': 'cut short', 'truncated old': 'cut short', 'renamed': 'does not fit',
+       'a tensor': 'no state dict', 'numbered': 'no state dict', 'text pickle': 'not a checkpoint', 'truncated': 'cut short', 'truncated safetensors': 'cut short', 'truncated old': 'cut short', 'renamed': 'does not fit',
        'bomb': 'run code', 'bare bomb': 'run code', 'missing': 'no weights file'}
 
 @pytest.mark.parametrize('kind', BAD)
@@ -209,6 +211,18 @@ def test_a_bad_file_is_one_sentence_and_nothing_is_loaded_or_run(tmp_path, kind)
     with pytest.raises((ValueError, FileNotFoundError), match=BAD[kind]) as e: load_weights(model, path)
     assert '\n' not in str(e.value) and str(path) in str(e.value) and len(str(e.value)) < 400
     assert not (tmp_path / 'ran').exists()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+@pytest.mark.parametrize('format', ['zip', 'old', 'safetensors'])
+def test_a_file_cut_anywhere_is_one_sentence(tmp_path, format):
+    "Every byte of the first forty and the last thirty, and forty places between."
+    path, model = tmp_path / 'w.pth', create_2d('test_resnet', 5)
+    save_file(state('test_resnet', 5), path) if format == 'safetensors' else torch.save(state('test_resnet', 5), path, _use_new_zipfile_serialization=format == 'zip')
+    before, whole = {k: v.clone() for k, v in model.state_dict().items()}, path.read_bytes()
+    for n in [*range(40), *range(40, len(whole), len(whole) // 40), *range(len(whole) - 30, len(whole))]:
+        path.write_bytes(whole[:n])
+        with pytest.raises(ValueError, match='cut short|not a checkpoint') as e: load_weights(model, path)
+        assert '\n' not in str(e.value)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 def test_renamed_keys_are_named():
