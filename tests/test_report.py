@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell as code, new_markdown_cell as md, new_notebook, new_output, new_raw_cell as raw
 
 from ssv2_report.pages import Page
@@ -244,6 +245,27 @@ def test_pictures_print_at_their_own_size():
         found = re.search(r'width=(\d+)%', Page(nb, 'p', 'typst', {}).text)
         return int(found[1]) if found else 100
     assert printed(3.1, 2) == 50 and printed(6.2, 3) == printed(12, 4) == 100 and printed(6.2, 8) == 50
+
+
+def elements(path):
+    "What a page says, whoever set it: words alone, without punctuation, spaces and markup."
+    page = BeautifulSoup(path.read_text(), 'html.parser').find('main')
+    said = lambda *names, **kw: [' '.join(re.findall(r'\w+', tag.get_text(' '))) for tag in page.find_all(names, **kw)]
+    return dict(headings=said('h2', 'h3'), captions=sorted(said('figcaption', 'caption')), cells=said('td', 'th'), pictures=len(page.find_all('img')),
+                callouts=len(page.select('.callout')), citations=len(page.select('.csl-entry')), folded=len(page.find_all('details')),
+                references=sorted(a['href'] for a in page.find_all('a', href=re.compile('^#(fig|tbl|sec|eq)-'))),
+                numbers=[n for words in said('p') for n in re.findall(r'\d+', words)])
+
+
+def test_a_page_has_all_that_is_compared(index):
+    found = elements(index)
+    assert all(found.values()), {k for k, v in found.items() if not v}
+
+
+@pytest.mark.skipif(not shutil.which('quarto'), reason='Quarto is not on the PATH')
+def test_both_renderers_say_the_same(site, index, tmp_path):
+    theirs, ours = elements(render(shutil.copytree(site, tmp_path/'site'), tmp_path/'out')), elements(index)
+    for kind in ours: assert theirs[kind] == ours[kind], kind
 
 
 def test_quarto_renders_where_it_is(site, tmp_path):
