@@ -202,7 +202,7 @@ class InflationReport:
         "The response errors as one reads them, a row per stage."
         def words(x): return '–' if pd.isna(x) else f'{x:.2%}' if x >= 1e-4 else f'{x:.0e}' if x else '0'
         e = self.errors
-        return pd.DataFrame({'stage': e.stage, 'time steps': e.frames, 'response error': e.error.map(words), 'away from the ends': e.interior.map(words)})
+        return pd.DataFrame({'stage': e.stage, 'time steps': e.frames, 'response error': e.error.map(words), 'inner steps': e.interior.map(words)})
 
     def _repr_html_(self):
         html = lambda table: table.to_html(index=False, border=0)
