@@ -46,6 +46,7 @@ class Experiment(_Strict):
     init: str | None = None                   # experiment whose weights to start from, 'imagenet' or 'kinetics'
     inflation: Literal["center", "average"] = "center"
     output_stride: int | None = None          # of the timm backbone: 8, 16 or 32
+    stages: int = Field(4, ge=1, le=4)        # of the ResNet's four, how many to keep: fewer give a finer map whose cells see less
     maxpool: bool = True                      # of a timm backbone's stem; R3D-18 and R(2+1)D-18 have none
     pool: Literal["mean", "max"] = "mean"     # how a 2D network pools its frames' logits
     n_frames: int = Field(8, ge=1)

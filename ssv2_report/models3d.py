@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import video
 
-from .models2d import FrameNet, create_2d, load_weights, stage_outputs, timm_resnet, _some
+from .models2d import FrameNet, create_2d, cut_stages, load_weights, stage_outputs, timm_resnet, _some
 from .r2plus1d import factorise
 
 # %% ../nbs/02_models3d_inflation.ipynb #f55e71f5
@@ -122,7 +122,8 @@ def create_3d(
     time_padding:str='zeros', # I3D: 'zeros' or 'replicate'
     maxpool:bool=True, # I3D: False leaves out the stem's max-pool
     width:int=64, # R3D, R(2+1)D: channels of the first stage
-    pretrained:str|Path|None=None, # 'kinetics' for torchvision's weights by network (R3D-18, R(2+1)D-18), or a local file
+    pretrained:str|Path|None=None, # 'kinetics' for torchvision's weights by network (R3D-18, R(2+1)D-18), or a local file, of all four stages
+    stages:int=4, # Of the four, how many to keep
 )->nn.Module: # Takes [B, C, T, H, W], gives [B, num_classes]
     "A 3D network; `ValueError` when the name, a setting or the file is wrong."
     if arch.startswith('i3d:'):
@@ -134,7 +135,7 @@ def create_3d(
         model = _video_resnet(found[1], int(found[2]), num_classes, width)
     else: raise ValueError(f"There is no 3D network '{arch}'; choose r3d_18, r2plus1d_18, or i3d: and a timm ResNet, such as i3d:resnet18.")
     if pretrained: load_weights(model, _kinetics(arch) if pretrained == 'kinetics' else pretrained)
-    return model
+    return cut_stages(model, stages)
 
 def _kinetics(arch):
     "torchvision's Kinetics-400 weights, by network."

@@ -40,7 +40,7 @@ from .models3d import create_3d, inflate
 # %% ../nbs/03_train.ipynb #c007
 def build_model(exp:Experiment, num_classes:int) -> torch.nn.Module:
     "The untrained network of an experiment: clips [B,C,T,H,W] in, logits [B,num_classes] out."
-    look = dict(output_stride=exp.output_stride, maxpool=exp.maxpool)
+    look = dict(output_stride=exp.output_stride, maxpool=exp.maxpool, stages=exp.stages)
     model = create_3d(exp.model, num_classes, **look) if exp.is_3d else create_2d(exp.model, num_classes, pool=exp.pool, **look)
     return checkpoint_stages(model) if exp.checkpointing else model
 
@@ -80,8 +80,8 @@ def start_from(model, exp, classes, source, clips=None):
     """Carry weights over into `model` from `source`: the weights of a run, "imagenet" or "kinetics". The InflationReport where that meant inflating, else None.
 
     `clips` [B,C,T,H,W] calibrate R(2+1)D and show the response errors. ValueError where the two do not fit."""
-    if source == "kinetics": other = create_3d(exp.model, 400, pretrained="kinetics")
-    elif source == "imagenet": other = create_2d(exp.flat, 1000, output_stride=exp.output_stride, maxpool=exp.maxpool, pretrained="timm")
+    if source == "kinetics": other = create_3d(exp.model, 400, pretrained="kinetics", stages=exp.stages)
+    elif source == "imagenet": other = create_2d(exp.flat, 1000, output_stride=exp.output_stride, maxpool=exp.maxpool, pretrained="timm", stages=exp.stages)
     else: other, other_exp, other_classes = load_run(source)
     published = source in PUBLISHED
     if exp.is_3d and (source == "imagenet" if published else not other_exp.is_3d):

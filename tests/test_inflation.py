@@ -59,6 +59,13 @@ def frame_errors(source, target, clips_):
     norm = lambda x: x.transpose(0, 2).flatten(1).norm(dim=1) if x.dim() == 5 else x.norm()
     return {k: norm(deep[k] - flat[k]) / norm(flat[k]) for k in flat}
 
+@pytest.mark.parametrize('kept', [1, 2, 3])
+def test_a_network_of_fewer_stages_inflates_exactly(source, kept):
+    flat = source('test_resnet', stages=kept)
+    target, report = carry(flat, 'i3d:test_resnet', stages=kept)
+    assert report.share == 1 and not report.unused
+    assert max(float(e.max()) for e in frame_errors(flat, target, clips(2)).values()) < 1e-5
+
 # Boring videos
 
 I3DS = [('test_resnet', dict(output_stride=8)), ('resnet18', {}), ('resnet50', {})]

@@ -33,6 +33,25 @@ def test_a_map_of_eight_by_eight_by_eight_for_the_demo():
     for model in (create_2d('test_resnet', 12, output_stride=8), create_3d('i3d:test_resnet', 12, output_stride=8)):
         assert stage_outputs(model, torch.randn(1, 3, 8, 64, 64))['layer4'].shape == (1, 96, 8, 8, 8)
 
+@pytest.mark.parametrize('dim,name,kwargs', [('2d', 'test_resnet', {}), ('3d', 'i3d:test_resnet', {}), ('2d', 'resnet50', {}), ('3d', 'r3d_18', {}), ('3d', 'r2plus1d_18', {})])
+@pytest.mark.parametrize('kept', [1, 2, 3])
+def test_a_network_of_fewer_stages(dim, name, kwargs, kept):
+    model, clip = make(dim, name, dict(kwargs, stages=kept)), torch.randn(2, 3, 4, 32, 32)
+    whole, found = make(dim, name, kwargs), stage_outputs(model, clip)
+    assert list(found) == ['stem', *(f'layer{i}' for i in range(1, kept + 1)), 'logits'] and found['logits'].shape == (2, 5)
+    assert cam_layer(model).endswith(f'layer{kept}')
+    assert found[f'layer{kept}'].shape == stage_outputs(whole, clip)[f'layer{kept}'].shape
+    assert cost(model)['gflops'] < cost(whole)['gflops']
+    model(clip).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+def test_a_network_of_fewer_stages_starts_from_weights_of_the_whole(tmp_path):
+    whole = create_2d('test_resnet', 5)
+    save_file(whole.backbone.state_dict(), tmp_path/'whole.safetensors')
+    model, clip = create_2d('test_resnet', 5, pretrained=tmp_path/'whole.safetensors', stages=2), torch.randn(2, 3, 4, 32, 32)
+    torch.testing.assert_close(stage_outputs(model, clip)['layer2'], stage_outputs(whole, clip)['layer2'])
+    with pytest.raises(ValueError, match='1 to 4 stages'): create_2d('test_resnet', stages=5)
+
 @pytest.mark.parametrize('pool', ['mean', 'max', 'feature-mean', 'feature-max'])
 def test_pooling_is_what_it_says(pool):
     model, clip = create_2d('test_resnet', 5, pool=pool).eval(), torch.randn(2, 3, 4, 32, 32)
