@@ -7,7 +7,7 @@ __all__ = ['PUBLISHED', 'Demo', 'Data', 'Experiment', 'Cam', 'Hypothesis', 'Stud
            'experiment']
 
 # %% ../nbs/03a_experiments.ipynb #c002
-import difflib
+import difflib, re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -170,6 +170,7 @@ def load_study(
     try: out = Study(name=path.stem, **raw)
     except ValidationError as e: raise ValueError(_sentence(e, path)) from None
     except TypeError: raise ValueError(f"{path}: 'name' is the file's own name; remove the key.") from None
+    _check_names(out, path)
     _check_inits(out, path)
     if out.second_world: _study_file(out.second_world, root)
     _check_hypotheses(out, path)
@@ -177,6 +178,11 @@ def load_study(
     return out
 
 # %% ../nbs/03a_experiments.ipynb #c014
+def _check_names(study, path):
+    for name in study.experiments:      # they become folders, patterns and arguments of commands
+        if not re.fullmatch(r"[A-Za-z0-9_+()][A-Za-z0-9_+().-]*", name):
+            raise ValueError(f"{path}: an experiment cannot be named {name!r}; names are made of letters, digits, - _ . + ( and ), and do not begin with - or a dot.")
+
 def _check_inits(study, path):
     if clash := next((n for n in PUBLISHED if n in study.experiments), None): raise ValueError(f"{path}: {clash!r} stands for published weights; give the experiment another name.")
     for name, exp in study.experiments.items():

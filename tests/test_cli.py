@@ -48,6 +48,11 @@ def test_a_mistake_is_one_sentence_and_exit_1(args, says):
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_a_path_that_snakemake_would_misread_is_refused(tmp_path):
+    done = ssv2("reproduce", "smoke", "--results", str(tmp_path/"{seed}"), "--dry-run")
+    assert done.returncode == 1 and "paths with braces" in done.stderr and not (tmp_path/"{seed}").exists()
+
+
 def test_a_misspelt_key_is_named(tmp_path):
     study = tmp_path/"mine.yaml"
     study.write_text("title: t\nsedes: [0]\n")

@@ -39,12 +39,19 @@ def test_the_projects_studies_are_valid(name):
     (changed(experiments={"a": dict(title="a", model="r", init="b"), "b": dict(title="b", model="r", init="a")}), "in a circle"),
     (changed(experiments=["a"]), "experiments must be a mapping"),
     (changed(settings=dict(lr=-1)), "lr"),
+    *[(changed(experiments={name: dict(title="a", model="resnet18")}), "an experiment cannot be named")
+      for name in ("a b", "a/b", "..", ".a", "-a", "a;b", "$(touch x)", "a'b", "a|b", "{a}", "a\n", "")],
     (changed(name="x"), "file's own name"),
     ("a: [", "not valid YAML"), ("- 1", "a study is a mapping"), ("", "a study is a mapping"),
 ])
 def test_mistakes_are_named_in_one_sentence(tmp_path, value, says):
     with pytest.raises(ValueError) as e: load_study(write(tmp_path, value))
     assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_name_may_have_parentheses(tmp_path):
+    names = ["r(2+1)d", "R3D-18", "i3d_r50.v2"]
+    assert list(load_study(write(tmp_path, changed(experiments={n: dict(title="a", model="resnet18") for n in names}))).experiments) == names
 
 
 def test_unknown_names_offer_the_nearest(tmp_path):
