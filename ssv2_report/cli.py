@@ -77,12 +77,13 @@ def demo_data(
 def audit(
     root: Annotated[Path, typer.Argument(help="Folder of the dataset.")],
     out: Annotated[Path, typer.Option(help="JSON file to write; training reads results/STUDY/audit.json.")] = Path("audit.json"),
+    boxes: Annotated[Optional[Path], typer.Option(help="Something-Else's boxes, a file or a folder; default those in the dataset's folder, if any.")] = None,
     workers: Annotated[int, typer.Option(min=1)] = 2,
     max_excluded: Annotated[int, typer.Option(min=0, help="Training and validation clips that may be unusable, as a study's data.max_excluded.")] = 0,
 ):
     "Check every record of a dataset against every file; exit code 1 when training would see less than the labels promise."
     from ssv2_report.audit import audit as audit_
-    result = audit_(root, workers=workers, progress=Steps("audited"))
+    result = audit_(root, boxes, workers=workers, progress=Steps("audited"))
     result.save(out)
     print(result._repr_markdown_(), f"\n\nEvery finding: {out}")
     result.check(max_excluded)

@@ -54,6 +54,31 @@ def test_a_name_may_have_parentheses(tmp_path):
     assert list(load_study(write(tmp_path, changed(experiments={n: dict(title="a", model="resnet18") for n in names}))).experiments) == names
 
 
+def test_paths_of_the_data_become_absolute(tmp_path, monkeypatch):
+    (tmp_path/"boxes").mkdir()
+    (tmp_path/"boxes"/"bounding_box_part1.json").write_text("{}")
+    (tmp_path/"some classes.txt").write_text("Opening something\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path, changed(data=dict(root="data/x", boxes="~/boxes", classes="~/some classes.txt")))
+    data = load_study(path).data
+    assert data == load_study(path, project_root()).data and data.root == str(project_root()/"data"/"x")
+    assert data.boxes == str(tmp_path/"boxes") and data.classes == str(tmp_path/"some classes.txt")
+    assert load_study(write(tmp_path, changed(data=dict(root="~/x", boxes="boxes"))), root=tmp_path).data.boxes == str(tmp_path/"boxes")
+    assert load_study(write(tmp_path, changed(data=dict(root="d", classes="reversal")))).data.classes == "reversal"
+
+
+@pytest.mark.parametrize("data, says", [(dict(boxes="boxs"), "data.boxes: There are no boxes at .*boxs"), (dict(boxes="/"), "data.boxes: There are no boxes"),
+                                        (dict(classes="reversals"), "data.classes: .*reversals is not there; .*reversal, temporal18")])
+def test_boxes_and_classes_that_are_declared_must_be_there(tmp_path, data, says):
+    with pytest.raises(FileNotFoundError, match=says): load_study(write(tmp_path, changed(data=dict(root="d", **data))))
+
+
+def test_groups_of_classes_are_those_of_the_data():
+    from ssv2_report.data import GROUPS
+    from ssv2_report.experiments import CLASS_GROUPS
+    assert set(CLASS_GROUPS) == set(GROUPS)
+
+
 def test_unknown_names_offer_the_nearest(tmp_path):
     with pytest.raises(FileNotFoundError, match="did you mean 'demo'"): load_study("dem")
     with pytest.raises(ValueError, match="did you mean 'flat'"): experiment(load_study(write(tmp_path, GOOD)), "falt")
