@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'StudyName', 'Results', 'SUMS', 'TRAINED', 'CHAPTERS', 'absolute', 'run_notebook', 'results_folder',
-           'Steps', 'demo_data', 'audit', 'write_sums', 'forget_broken', 'cache', 'train', 'show_progress', 'gradcam',
-           'validate', 'analyse', 'chapter', 'render', 'expected_seconds', 'Tracker', 'check_writable', 'check_paths',
-           'check_data', 'reproduce', 'follow', 'plan', 'figures', 'explore', 'main']
+           'alone', 'sign', 'Steps', 'demo_data', 'audit', 'write_sums', 'forget_broken', 'cache', 'train',
+           'show_progress', 'gradcam', 'validate', 'analyse', 'chapter', 'render', 'expected_seconds', 'Tracker',
+           'check_writable', 'check_paths', 'forget_audit', 'check_data', 'reproduce', 'follow', 'plan', 'figures',
+           'explore', 'main']
 
 # %% ../nbs/07_cli.ipynb #c002
 import hashlib, json, os, re, shutil, subprocess, sys, tempfile, time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -47,6 +49,39 @@ def results_folder(study, results=None) -> Path:
     "The folder of a study's results, absolute."
     return (Path(results) if results else project_root()/"results"/study.name).resolve()
 
+# %% ../nbs/07_cli.ipynb #c005b
+def _holders(file):
+    "The living processes that a lock's file names."
+    import psutil
+    file.seek(0)
+    return " and ".join(pid for pid in file.read().split() if psutil.pid_exists(int(pid))) or "of another machine"
+
+@contextmanager
+def alone(*folders):
+    """Hold a lock on each folder, which is made if need be; yields the locks' open files, or nothing where the file system knows no locks. ValueError in one
+    sentence when somebody else holds one."""
+    import fcntl
+    with ExitStack() as stack:
+        files = []
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(folder/".lock", "a+"))
+            try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError: raise ValueError(f"{folder} is being worked on by process {_holders(file)}; wait until that has ended, or end it.") from None
+            except OSError: break
+            files.append(file)
+        if len(files) < len(folders): files = []
+        for file in files: file.truncate(0)
+        sign(files, os.getpid())
+        yield files
+
+def sign(files, pid):
+    "Add a process to those that the files of locks name."
+    for f in files:
+        f.write(f"{pid}\n")
+        f.flush()
+
+
 # %% ../nbs/07_cli.ipynb #c007
 class Steps:
     "Progress callback `(done, total)`: a line at most every `every` seconds, and at the end."
@@ -80,13 +115,14 @@ def audit(
     boxes: Annotated[Optional[Path], typer.Option(help="Something-Else's boxes, a file or a folder; default those in the dataset's folder, if any.")] = None,
     workers: Annotated[int, typer.Option(min=1)] = 2,
     max_excluded: Annotated[int, typer.Option(min=0, help="Training and validation clips that may be unusable, as a study's data.max_excluded.")] = 0,
+    check: Annotated[bool, typer.Option(help="Fail where too many clips are unusable; without, that is left to the steps that read the findings.")] = True,
 ):
     "Check every record of a dataset against every file; exit code 1 when training would see less than the labels promise."
     from ssv2_report.audit import audit as audit_
     result = audit_(root, boxes, workers=workers, progress=Steps("audited"))
     result.save(out)
     print(result._repr_markdown_(), f"\n\nEvery finding: {out}")
-    result.check(max_excluded)
+    if check: result.check(max_excluded)
 
 # %% ../nbs/07_cli.ipynb #c009b
 SUMS = "SHA256SUMS"
@@ -129,10 +165,11 @@ def train(
         if not psutil.Process().children(): sys.exit(143)
     signal.signal(signal.SIGTERM, forward)
     show_progress(run/"progress.txt")
-    (run/SUMS).unlink(missing_ok=True)
-    try: run_notebook("03_train", run/"03_train.ipynb", study=study, experiment_name=name, seed=seed, results=str(out), replace=replace)
-    except RuntimeError: raise ValueError("03_train was killed or ran out of memory; the same command goes on from its last checkpoint.") from None
-    write_sums(run)
+    with alone(run):
+        (run/SUMS).unlink(missing_ok=True)
+        try: run_notebook("03_train", run/"03_train.ipynb", study=study, experiment_name=name, seed=seed, results=str(out), replace=replace)
+        except RuntimeError: raise ValueError("03_train was killed or ran out of memory; the same command goes on from its last checkpoint.") from None
+        write_sums(run)
 
 def show_progress(path, every=10.0):
     "Print each new line that appears in the file `path`, in the background."
@@ -285,6 +322,16 @@ def check_paths(*paths):
     "ValueError where Snakemake would take a part of a path for a wildcard."
     if wrong := next((str(p) for p in paths if re.search("[{}]", str(p))), None): raise ValueError(f"{wrong}: paths with braces cannot be used; rename it.")
 
+def forget_audit(study, results):
+    "Remove an audit that stops the study, once the dataset has changed since: it is made again."
+    from ssv2_report.audit import load_audit
+    path = results/"audit.json"
+    try: load_audit(path).check(study.data.max_excluded)
+    except FileNotFoundError: return
+    except ValueError:
+        try: load_audit(path, study.data.root)
+        except ValueError: path.unlink()
+
 def check_data(study):
     "FileNotFoundError when a study on a real dataset does not find its folder."
     if not study.data.demo and not Path(study.data.root).is_dir():
@@ -305,14 +352,20 @@ def reproduce(
     check_data(s); check_paths(out, s.name, s.data.root); check_writable(out)
     cores = cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores or os.cpu_count()
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--directory", ".", "--cores", str(cores),
-               "--config", *(f"{k}={json.dumps(str(v), ensure_ascii=False)}" for k, v in dict(study=study, results=out).items()), "--rerun-incomplete", "--keep-going", "--nocolor",
-               *(["--dry-run"] if dry_run else [])]
+               "--config", *(f"{k}={json.dumps(str(v), ensure_ascii=False)}" for k, v in dict(study=study, results=out).items()),
+               "--rerun-incomplete", "--keep-going", "--nocolor", *(["--dry-run"] if dry_run else [])]
     tracker, log = Tracker(s, out), []
     console.quiet = dry_run
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1,
-                          env={**os.environ, "PYTHONUNBUFFERED": "1", "SSV2_PYTHON": sys.executable}) as process:
-        follow(process, tracker, cores, log)
-    if not dry_run: (out/"reproduce.log").write_text("".join(log))
+    worlds = [Path(x.data.root) for x in (s, s.second_world and load_study(s.second_world)) if x and x.data.demo]
+    worlds = [w for w in worlds if not (w/"demo.json").is_file()]      # those that are there are only read
+    with alone(*([] if dry_run else [out, report.parent, *worlds])) as locks:
+        if locks: forget_audit(s, out)
+        with open(os.devnull if dry_run else out/"reproduce.log", "w", buffering=1) as kept, \
+             subprocess.Popen(command + ["--nolock"] * bool(locks), cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1,
+                              pass_fds=[f.fileno() for f in locks],     # the workflow holds them as well, should it outlive this process
+                              env={**os.environ, "PYTHONUNBUFFERED": "1", "SSV2_PYTHON": sys.executable}) as process:
+            sign(locks, process.pid)
+            follow(process, tracker, cores, log, kept)
     if process.returncode:
         raise ValueError(tracker.errors[0] if tracker.errors else f"The workflow failed; its log is {out/'reproduce.log'}:\n{''.join(log[-15:])}")
     if dry_run: print("".join(log))
@@ -320,8 +373,8 @@ def reproduce(
     else: print(f"The report, after {(time.time() - tracker.began) / 60:.1f} min: {report}")
 
 # %% ../nbs/07_cli.ipynb #c017
-def follow(process, tracker, cores, log, every=15.0):
-    "Show the progress of a Snakemake process until it ends, and keep its lines in `log`."
+def follow(process, tracker, cores, log, file, every=15.0):
+    "Show the progress of a Snakemake process until it ends, and keep its lines in `log` and, as they come, in `file`."
     import queue, threading
     lines = queue.Queue()
     def read():
@@ -338,6 +391,7 @@ def follow(process, tracker, cores, log, every=15.0):
             if line is None: return
             if line:
                 log.append(line)
+                file.write(line)
                 if event := tracker.feed(line.rstrip("\n")): console.print(event)
             share, text = tracker.state(cores)
             bar.update(task, completed=share, description=text)
