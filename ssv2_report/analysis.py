@@ -7,10 +7,10 @@ __all__ = ['NOTHING', 'CASE_RULES', 'COLUMN', 'PAGE', 'COLOURS', 'MARKERS', 'STY
            'read_runs', 'softmax', 'score_clips', 'find_scenes', 'by_scene', 'over_clips', 'accuracy', 'resample',
            'bootstrap', 'chance_interval', 'compare', 'compare_learning', 'judge', 'choose_cases', 'look', 'legend',
            'dots', 'curves', 'pair_matrices', 'against_compute', 'save_figure', 'save_table', 'percent',
-           'with_interval', 'cell', 'difference', 'finding', 'findings']
+           'with_interval', 'plain_table', 'literal', 'cell', 'difference', 'finding', 'findings']
 
 # %% ../nbs/05_analysis.ipynb #c002
-import json
+import json, re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -200,7 +200,7 @@ COLUMN, PAGE = 3.4, 5.6   # inches: a column of two, the text of a one-column pa
 COLOURS = ["#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#999999", "#000000"]   # Okabe and Ito
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 STYLE = {"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 170, "savefig.dpi": 300, "svg.fonttype": "path",
-         "pdf.fonttype": 42, "legend.frameon": False, "legend.fontsize": 8}
+         "pdf.fonttype": 42, "legend.frameon": False, "legend.fontsize": 8, "text.parse_math": False}
 
 def look(experiments) -> dict:
     "Colour and marker of each experiment."
@@ -289,6 +289,15 @@ def with_interval(e, factor=1, digits=2, sign="") -> str:
     "An estimate and its interval as text that does not break over lines; times `factor`."
     if not np.isfinite(e["mean"]): return "–"
     return "{}\u00a0[{},\u00a0{}]".format(*(f"{factor * e[k]:{sign}.{digits}f}".replace("-", "\u2212") for k in ("mean", "lo", "hi")))
+
+def plain_table(table):
+    "A table for the page: without its index, and with every text as it is, whatever signs of HTML there are in it."
+    return table.style.hide(axis="index").format(escape="html").format_index(escape="html", axis="columns")
+
+def literal(text) -> str:
+    "A line of Markdown that shows `text` as it is; names of classes come with the dataset."
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(str(text).split()))
+
 
 # %% ../nbs/05_analysis.ipynb #c029
 SHARES = ("right", "pair_right", "learning", "pointing")   # told in percent, their differences in points

@@ -6,7 +6,7 @@
 __all__ = ['substitute', 'split_title', 'embed', 'captions', 'stage', 'render']
 
 # %% ../nbs/06_report.ipynb #b5771f4d
-import hashlib, json, linecache, re, shutil, subprocess, sys, types
+import hashlib, importlib, json, re, shutil, subprocess
 from pathlib import Path
 
 import nbformat, yaml
@@ -18,6 +18,7 @@ def substitute(
     text:str, # Markdown with Quarto's `var` shortcodes
     variables:dict, # Values by name, possibly nested
     page:str='this page', # Named in the error
+    form=str, # How a value is written, such as between the quotes of YAML
 )->str: # The text with every shortcode replaced by its value
     "Fill in the variables of a text; raises `ReportError` for a name that is unknown or that names a group."
     def value(match):
@@ -27,7 +28,7 @@ def substitute(
             raise ReportError(f"Page '{page}' uses the variable '{match[1]}', which the run did not write; "
                               "add it to the variables or correct its name.")
         line = text[text.rfind('\n', 0, match.start()) + 1:]
-        return str(found).replace('\n', '\n' + re.match(r'[ \t]*', line)[0])   # further lines as far in as the first
+        return form(str(found)).replace('\n', '\n' + re.match(r'[ \t]*', line)[0])   # further lines as far in as the first
     return re.sub(r'(?<!\{)\{\{< *var +([^\s>]+) *>\}\}', value, text)
 
 # %% ../nbs/06_report.ipynb #c5dc2712
@@ -81,30 +82,29 @@ def captions(
     return {o['label']: substitute(o.get('fig-cap') or o.get('tbl-cap') or '', variables).strip() for o in found if re.match('(fig|tbl)-', str(o.get('label')))}
 
 # %% ../nbs/06_report.ipynb #a85e6524
-def _documentation(nb, name):
-    "Put nbdev's `show_doc` cells before the source that they document, and give them their outputs."
+def _module(cells):
+    "The module of this library that cells say they are exported to, or None."
+    name = next((m[1] for c in cells if (m := re.search(r'(?m)^#\| *default_exp +(\w+)\s*$', c['source']))), None)
+    return importlib.import_module(f'ssv2_report.{name}') if name and asset(f'../{name}.py').is_file() else None
+
+def _documentation(nb, module):
+    "Put nbdev's `show_doc` cells before the source that they document, give them their outputs, and leave out those of names that `module` does not have."
     from nbdev.showdoc import show_doc
-    if not any(c.get('has_sd') for c in nb.cells): return
     ordered, at = [], 0
     for cell in nb.cells:
-        if not cell.get('has_sd'): at = len(ordered)
+        if not cell.get('has_sd'):
+            at = len(ordered)
+            ordered.append(cell)
+            continue
+        name = re.search(r'show_doc\((.+)\)', cell.source)[1]
+        if not re.fullmatch(r'\w+', name) or not hasattr(module, name): continue
+        text = show_doc(getattr(module, name))._repr_markdown_().replace('```python\n\n', '```python\n', 1)
+        text = re.sub(r'(?m)^\[source\]\(.*\n+', '', re.sub(r'(?m)^(#+ .*)$', r'\1 {.unnumbered .symbol}', text, count=1))
+        cell.outputs = [dict(output_type='display_data', data={'text/markdown': text.splitlines(True)}, metadata={})]
         ordered.insert(at, cell)
+        at += 1
     nb.cells = ordered
-    source = '\n\n'.join(c.source for c in nb.cells if {'export', 'exports', 'exporti'} & set(c.get('directives_', {})))
-    module = types.ModuleType(f'documented_{name}')
-    module.__file__ = f'<exported by {name}>'
-    linecache.cache[module.__file__] = len(source), None, source.splitlines(True), module.__file__
-    sys.modules[module.__name__] = module
-    try:
-        exec(compile(source, module.__file__, 'exec', dont_inherit=True), module.__dict__)
-        for cell in (c for c in nb.cells if c.get('has_sd')):
-            text = show_doc(eval(re.search(r'show_doc\((.+)\)', cell.source)[1], module.__dict__))._repr_markdown_()
-            text = text.replace('```python\n\n', '```python\n', 1)
-            text = re.sub(r'(?m)^\[source\]\(.*\n+', '', re.sub(r'(?m)^(#+ .*)$', r'\1 {.unnumbered .symbol}', text, count=1))
-            cell.outputs = [dict(output_type='display_data', data={'text/markdown': text.splitlines(True)}, metadata={})]
-    except Exception as error:
-        raise ReportError(f"The exported cells of '{name}' do not run ({type(error).__name__}: {error}); correct that notebook.") from error
-    finally: del sys.modules[module.__name__]
+
 
 # %% ../nbs/06_report.ipynb #24cfcab2
 def _process(cells, metadata, path, name):
@@ -112,8 +112,9 @@ def _process(cells, metadata, path, name):
     from execnb.nbio import dict2nb, nb2dict
     from nbdev.process import NBProcessor, Processor
     from nbdev.processors import FilterDefaults
+    module = _module(cells)
     class Documented(Processor):
-        def begin(self): _documentation(self.nb, name)
+        def begin(self): _documentation(self.nb, module)
     for cell in cells:
         public = re.search(r'(?m)^(async def|def|class) (?!_)', cell['source'])
         if cell['cell_type'] == 'code' and public: cell['source'] = re.sub(r'(?m)\A((?:#\|.*\n)*#\| *export)\s*$', r'\1s', cell['source'])
@@ -158,7 +159,7 @@ def _staged(cells, metadata, variables, path, page, links):
     "The notebook of one page, ready to be written."
     def filled(cell):
         if cell['cell_type'] != 'code': return cell['source']
-        return re.sub(r'(?m)^#\|.*$', lambda m: substitute(m[0], variables, page), cell['source'])
+        return re.sub(r'(?m)^#\|.*$', lambda m: substitute(m[0], variables, page, lambda v: json.dumps(v, ensure_ascii=False)[1:-1]), cell['source'])
     cells = [cell | {'source': filled(cell)} for cell in cells]
     cells = _tidy(_process(cells, metadata, path, page), page, links)
     if not cells or cells[0]['cell_type'] != 'raw':

@@ -302,7 +302,7 @@ def fit(
     """Train one network; writes history.csv, weights.safetensors, checkpoint/ and, when inflated, inflation.json to `out`. The weights are those of the
     last epoch; with `exp.patience`, of the best.
 
-    Resumes by itself when `out` holds a checkpoint of the same run; a finished run is not trained again. Under `torchrun` or `accelerate launch` all
+    Resumes by itself when `out` holds a checkpoint of the same run; a finished run is not trained again, but its files are written again. Under `torchrun` or `accelerate launch` all
     processes share each batch. Raises ValueError when the checkpoint is of another run, when there is nothing sensible to train, when a batch does not
     fit in memory or the loss is not finite, OSError when the disk is full, and RuntimeError when SIGTERM stopped it.
     """
@@ -387,7 +387,9 @@ def fit(
             if main and on_epoch: on_epoch(history[-1], judged)
     accelerator.wait_for_everyone()
     if exp.patience: judged.load_state_dict(load_file(out/"checkpoint"/"best.safetensors"))
-    if main: save_run(judged, exp, classes, out/"weights.safetensors")
+    if main:
+        write_table(pd.DataFrame(history), out/"history.csv")    # of a run that was finished before, this may be gone
+        save_run(judged, exp, classes, out/"weights.safetensors")
     accelerator.wait_for_everyone()
     return judged.eval()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .analysis import CLIP_MEASURES, bootstrap, find_scenes, over_clips, read_runs
+from .analysis import CLIP_MEASURES, bootstrap, find_scenes, over_clips, plain_table, read_runs
 from .attention import random_maps, rank_correlation, right_maps
 from .gradcam import common_grid, normalise, resize_maps
 

@@ -1,4 +1,5 @@
 """Statistics against reference calls, a simulated null, and a report whose every sentence follows the tables."""
+import html
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from ssv2_report.analysis import (COLUMN, PAGE, accuracy, bootstrap, chance_interval, choose_cases, compare, compare_learning, find_scenes, findings, judge, over_clips,
-                                  save_table, score_clips)
+                                  literal, plain_table, save_table, score_clips)
 from ssv2_report.experiments import Hypothesis, load_study
 
 ROOT = Path(__file__).parents[1]
@@ -188,6 +189,16 @@ def test_tables_come_as_csv_latex_and_markdown(tmp_path):
     assert (tmp_path/"t.csv").read_text() == "model,share (%)\na_b & c,50 %\n"
     assert r"a\_b \& c & 50 \% \\" in (tmp_path/"t.tex").read_text() and r"share (\%)" in (tmp_path/"t.tex").read_text()
     assert "| a_b & c |" in re.sub(" +", " ", (tmp_path/"t.md").read_text())
+
+
+def test_text_of_a_dataset_is_shown_as_it_is():
+    import pypandoc
+    name = 'Pushing <img src=x onerror="alert(1)"> *a* $b$ & `c` {{< var d >}} [e](f) ~g~ #h \\ @i'
+    for kind in ("markdown", "commonmark"):
+        page = pypandoc.convert_text(f"#### Case 1: {literal(name)}", "html", kind, ["--wrap=none"])
+        assert html.unescape(re.sub("</?h4[^>]*>", "", page)).strip() == f"Case 1: {name}", kind
+    page = plain_table(pd.DataFrame({name: [name]})).to_html()
+    assert page.count(html.escape(name).replace("&quot;", "&#34;")) == 2 and "<img" not in page
 
 
 # A whole analysis on made-up runs: the notebook as `ssv2 analyse` runs it, on a study without pictures.

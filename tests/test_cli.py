@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ssv2_report.cli import Tracker, check_data, check_writable, run_notebook
+from ssv2_report.cli import SUMS, TRAINED, Tracker, alone, check_data, check_writable, forget_audit, forget_broken, run_notebook, write_sums
 from ssv2_report.experiments import load_study
 
 LOG = """Job stats:
@@ -48,6 +48,11 @@ def test_a_mistake_is_one_sentence_and_exit_1(args, says):
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_a_path_that_snakemake_would_misread_is_refused(tmp_path):
+    done = ssv2("reproduce", "smoke", "--results", str(tmp_path/"{seed}"), "--dry-run")
+    assert done.returncode == 1 and "paths with braces" in done.stderr and not (tmp_path/"{seed}").exists()
+
+
 def test_a_misspelt_key_is_named(tmp_path):
     study = tmp_path/"mine.yaml"
     study.write_text("title: t\nsedes: [0]\n")
@@ -87,3 +92,46 @@ def test_progress_follows_the_log(tmp_path):
     assert t.todo == dict(train=1, render=1, all=1) and t.jobs == {} and t.errors == ["a sentence"]
     share, text = t.state(cores=2)
     assert 0 < share < 1 and "min left" in text
+
+
+HOLD = "import sys, time; from pathlib import Path; from ssv2_report.cli import alone\nwith alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+def test_a_folder_is_one_living_processs_own(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path/"results"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match=f"results is being worked on by process {process.pid}; wait"):
+        with alone(tmp_path/"other", tmp_path/"results"): pass
+    with alone(tmp_path/"other"): pass      # let go of when the second was refused
+    process.kill()
+    process.communicate()
+    with alone(tmp_path/"results") as files: assert (tmp_path/"results"/".lock").read_text() == f"{os.getpid()}\n" and len(files) == 1
+
+
+def test_findings_are_made_anew_once_the_dataset_was_mended(tmp_path):
+    from ssv2_report.audit import audit
+    from worlds import cut, make
+    root, study, path = make(tmp_path/"data", train=2, validation=1), load_study("ssv2"), tmp_path/"audit.json"
+    clip = next((root/"20bn-something-something-v2").iterdir())
+    sound, study.data.root = clip.read_bytes(), str(root)
+    forget_audit(study, tmp_path)      # there is none
+    cut(clip)
+    audit(root).save(path)
+    forget_audit(study, tmp_path)
+    assert path.is_file(), "the dataset is still as it was"
+    clip.write_bytes(sound)
+    forget_audit(study, tmp_path)
+    assert not path.exists()
+
+
+def test_checksums_vouch_for_whole_trainings_only(tmp_path):
+    study = load_study("smoke")
+    runs = [tmp_path/"runs"/study.folder(*run) for run in study.runs]
+    for run in runs:
+        run.mkdir(parents=True)
+        for name in (*TRAINED, "03_train.ipynb"): (run/name).write_text(name)
+        write_sums(run)
+    (runs[1]/"history.csv").unlink()
+    forget_broken(study, tmp_path)
+    assert [(run/SUMS).is_file() for run in runs] == [True, False, True, True]
+    assert subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=runs[0]).returncode == 0

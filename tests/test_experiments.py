@@ -39,12 +39,44 @@ def test_the_projects_studies_are_valid(name):
     (changed(experiments={"a": dict(title="a", model="r", init="b"), "b": dict(title="b", model="r", init="a")}), "in a circle"),
     (changed(experiments=["a"]), "experiments must be a mapping"),
     (changed(settings=dict(lr=-1)), "lr"),
+    *[(changed(experiments={name: dict(title="a", model="resnet18")}), "an experiment cannot be named")
+      for name in ("a b", "a/b", "..", ".a", "-a", "a;b", "$(touch x)", "a'b", "a|b", "{a}", "a\n", "")],
     (changed(name="x"), "file's own name"),
     ("a: [", "not valid YAML"), ("- 1", "a study is a mapping"), ("", "a study is a mapping"),
 ])
 def test_mistakes_are_named_in_one_sentence(tmp_path, value, says):
     with pytest.raises(ValueError) as e: load_study(write(tmp_path, value))
     assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_name_may_have_parentheses(tmp_path):
+    names = ["r(2+1)d", "R3D-18", "i3d_r50.v2"]
+    assert list(load_study(write(tmp_path, changed(experiments={n: dict(title="a", model="resnet18") for n in names}))).experiments) == names
+
+
+def test_paths_of_the_data_become_absolute(tmp_path, monkeypatch):
+    (tmp_path/"boxes").mkdir()
+    (tmp_path/"boxes"/"bounding_box_part1.json").write_text("{}")
+    (tmp_path/"some classes.txt").write_text("Opening something\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path, changed(data=dict(root="data/x", boxes="~/boxes", classes="~/some classes.txt")))
+    data = load_study(path).data
+    assert data == load_study(path, project_root()).data and data.root == str(project_root()/"data"/"x")
+    assert data.boxes == str(tmp_path/"boxes") and data.classes == str(tmp_path/"some classes.txt")
+    assert load_study(write(tmp_path, changed(data=dict(root="~/x", boxes="boxes"))), root=tmp_path).data.boxes == str(tmp_path/"boxes")
+    assert load_study(write(tmp_path, changed(data=dict(root="d", classes="reversal")))).data.classes == "reversal"
+
+
+@pytest.mark.parametrize("data, says", [(dict(boxes="boxs"), "data.boxes: There are no boxes at .*boxs"), (dict(boxes="/"), "data.boxes: There are no boxes"),
+                                        (dict(classes="reversals"), "data.classes: .*reversals is not there; .*reversal, temporal18")])
+def test_boxes_and_classes_that_are_declared_must_be_there(tmp_path, data, says):
+    with pytest.raises(FileNotFoundError, match=says): load_study(write(tmp_path, changed(data=dict(root="d", **data))))
+
+
+def test_groups_of_classes_are_those_of_the_data():
+    from ssv2_report.data import GROUPS
+    from ssv2_report.experiments import CLASS_GROUPS
+    assert set(CLASS_GROUPS) == set(GROUPS)
 
 
 def test_unknown_names_offer_the_nearest(tmp_path):

@@ -1,5 +1,5 @@
 "The renderer without Quarto: what a reader sees, in a browser without a network."
-import base64, io, os, re, shutil, subprocess
+import base64, html, inspect, io, os, re, shutil, subprocess
 from pathlib import Path
 
 import matplotlib
@@ -90,25 +90,15 @@ def report_cells():
     ]
 
 
-MODEL = '''#| export
-import dataclasses
-
-@dataclasses.dataclass
-class Shape:
-    "A clip's shape."
-    frames:int # How many
-
-def double(
-    clip:list, # A clip [C,T,H,W]
-    times:int=2, # How often
-)->list: # The clip
-    "Repeat a clip in time."
-    return clip * times'''
+def library_cells():
+    "Exported cells of a module of this library, as an executed notebook has them."
+    from ssv2_report import boxes
+    return [code('#| export\n' + inspect.getsource(x)) for x in (boxes.Boxes, boxes.transform_boxes)]
 
 
 def model_cells():
-    return [code('#| default_exp models'), md('# Models\n\n> Two kinds\n> of them\n\nWhy one should care.'),
-            code('#| export\nfrom pathlib import Path\n_private = 1'), md('## Define'), code(MODEL),
+    return [code('#| default_exp boxes'), md('# Models\n\n> Two kinds\n> of them\n\nWhy one should care.'),
+            code('#| export\nfrom pathlib import Path\n_private = 1'), md('## Define'), *library_cells(),
             code('#| label: fig-inner\n#| fig-cap: "Inner figure."\n#| fig-alt: "A curve."\ndouble([1])', outputs=[show(image_png=picture(4, 2))]),
             code('double([1])', outputs=[show(text_plain='[1, 1]')]), code('#| hide\nhidden()')]
 
@@ -193,9 +183,31 @@ def test_nothing_comes_from_the_network(index):
 def test_exported_functions_are_documented(index):
     page = (index.parent/'01_models.html').read_text()
     plain = re.sub(r'<[^>]+>', '', page)
-    assert 'id="double"' in page and 'id="shape"' in page and 'Repeat a clip in time.' in plain and '# How often' in plain
-    assert page.index('id="shape"') < page.index('id="double"') < page.index('<summary>Source')
+    assert 'id="transform_boxes"' in page and 'id="boxes"' in page and 'Boxes after cutting out a window' in plain and '# Of the clip, pixels' in plain
+    assert page.index('id="boxes"') < page.index('<summary>Source') < page.index('id="transform_boxes"') < page.rindex('<summary>Source')
     assert '_private' not in plain and 'hidden()' not in plain and 'example.invalid' not in page and 'Source' in plain
+
+
+@pytest.mark.parametrize('exported_to', ['boxes', 'nowhere', 'os', '..boxes'])
+def test_nothing_in_a_results_notebook_is_run(project, tmp_path, exported_to):
+    root, _ = project
+    sign = f"__import__('pathlib').Path({str(tmp_path/'canary')!r}).touch()"
+    cells = [code(f'#| default_exp {exported_to}'), md('# A page'), code(f'import os\n{sign}'), code(f'#| export\n{sign}'), code(f'#| exporti\n{sign}'),
+             code(f'#| export\n{sign}\ndef transform_boxes(x={sign}): "Not the library\'s."'), code(f'#| export\nclass A:\n    {sign}\n    def f(self): pass'),
+             code(f'#| export\n@patch\ndef f(self:{sign}): pass'), code(f'from nbdev.showdoc import show_doc\nshow_doc(A.f)\n{sign}'),
+             code(f'%run {tmp_path}/x.py\n!touch {tmp_path}/canary')]
+    stage(tmp_path/'site', dict(index=write(tmp_path/'index.ipynb', cells)), VARIABLES, root)
+    assert not (tmp_path/'canary').exists()
+    page = (tmp_path/'site'/'index.ipynb').read_text()
+    assert ('Boxes after cutting out a window' in page) == (exported_to == 'boxes') and 'has_sd' not in page
+
+
+def test_values_stay_within_the_quotes_of_an_option(project, tmp_path):
+    root, _ = project
+    said = 'a "b" \\ {c}: d'
+    cells = [md('# A page'), code('#| label: fig-a\n#| fig-cap: "One."\n#| fig-alt: "Says {{< var said >}}."\nx', outputs=[show(image_png=picture(4, 2))])]
+    page = render(stage(tmp_path/'site', dict(index=write(tmp_path/'index.ipynb', cells)), dict(said=said), root), tmp_path/'out', quarto=None).read_text()
+    assert f'alt="Says {html.escape(said)}."' in page
 
 
 def test_pdf_says_the_same(index, tmp_path):
@@ -214,8 +226,7 @@ def test_mistakes_are_one_sentence(project, tmp_path):
     page = lambda *cells: dict(index=write(tmp_path/'index.ipynb', list(cells)))
     for cells, words in [([md('# A\n\n{{< var no.such >}}')], "Page 'index' uses the variable 'no.such'"),
                          ([md('# A\n\n{{< var accuracy >}}')], "the variable 'accuracy'"),
-                         ([md('{{< embed 05_analysis#fig-x >}}')], "embeds the cell 'fig-x' of '05_analysis'"),
-                         ([code('#| export\ndef f(x=nowhere): pass')], "The exported cells of 'index' do not run (NameError")]:
+                         ([md('{{< embed 05_analysis#fig-x >}}')], "embeds the cell 'fig-x' of '05_analysis'")]:
         with pytest.raises(ReportError, match=re.escape(words)) as error: stage(tmp_path/'site', page(*cells), VARIABLES, root)
         assert str(error.value).endswith('.') and '\n' not in str(error.value)
     with pytest.raises(ReportError, match="named 'index'"): stage(tmp_path/'site', {'01_models': books['01_models']}, VARIABLES, root)

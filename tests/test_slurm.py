@@ -32,7 +32,7 @@ def test_the_study_runs_as_slurm_jobs_with_their_gpus_dependencies_and_retries(c
     "The inflated network and what it needs; the first training job is cancelled once it runs."
     project, results = tmp_path/"project", tmp_path/"results"
     shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".git", ".snakemake", "data", "results", "_report", "docs", "__pycache__"))
-    target = results/"runs"/"3d-inflated-s0"/"weights.safetensors"
+    target = results/"runs"/"3d-inflated-s0"/"SHA256SUMS"
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--workflow-profile", "workflow/profiles/slurm", "--slurm-no-account", "--slurm-status-command", "squeue",
                "--seconds-between-status-checks", "3", "--latency-wait", "5", "--set-threads", "demo_data=2", "audit=2", "cache=2", "train=1",
                "--config", "study=smoke", f"results={results}", "--", str(target)]
@@ -51,4 +51,4 @@ def test_the_study_runs_as_slurm_jobs_with_their_gpus_dependencies_and_retries(c
     train = [j for j in asked.values() if "train" in j.get("Comment", "")]
     assert len(train) == 3 and cancelled, "two networks, and one of them again"
     assert all("gres/gpu=1" in j.get("ReqTRES", j.get("TRES", "")) + j.get("TresPerJob", "").replace("gres:gpu:", "gres/gpu=") and j["TimeLimit"] == "2-00:00:00" for j in train)
-    assert (results/"runs"/"2d-multi-s0"/"weights.safetensors").stat().st_mtime < target.stat().st_mtime
+    assert (results/"runs"/"2d-multi-s0"/"SHA256SUMS").stat().st_mtime < target.stat().st_mtime

@@ -38,7 +38,7 @@ class Clips(torch.utils.data.Dataset):
     def __len__(self): return self.n
     def __getitem__(self, i):
         self.seen.append((self.epoch, i))
-        g = torch.Generator().manual_seed(1000 * self.epoch + i)
+        g = torch.Generator().manual_seed(1000 * self.epoch + int(i))
         ramp = torch.linspace(-1, 1, self.n_frames).view(1, -1, 1, 1) * (1, -1, 0)[i % 3]
         return dict(clip=torch.randn(3, self.n_frames, 32, 32, generator=g) * self.noise + ramp, target=i % 3, id=str(i))
 
@@ -176,10 +176,14 @@ def test_the_command_passes_sigterm_on_and_resumes(world, tmp_path):
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
-    model = run(experiment(), tmp_path)
-    (tmp_path/"weights.safetensors").unlink()
+    run(experiment(), tmp_path/"flat")
+    inflated = dict(exp=experiment(model="i3d:test_resnet"), out=tmp_path/"deep", start=tmp_path/"flat"/"weights.safetensors")
+    model = run(**inflated)
+    before = {name: (tmp_path/"deep"/name).read_bytes() for name in ("weights.safetensors", "history.csv", "inflation.json")}
+    for name in before: (tmp_path/"deep"/name).unlink()
     monkeypatch.setattr(train, "train_epoch", None)
-    assert same(model, run(experiment(), tmp_path)) and same(model, load_run(tmp_path)[0])
+    assert same(model, run(**inflated)) and same(model, load_run(tmp_path/"deep")[0])
+    assert before == {name: (tmp_path/"deep"/name).read_bytes() for name in before}, "all files of a finished run are written again"
 
 
 def test_two_runs_are_equal_to_the_last_digit_whatever_the_workers(tmp_path):
