@@ -18,13 +18,13 @@ from .gradcam import frozen
 # %% ../nbs/04e_reliance.ipynb #04e-009
 def coverage(
     mask:torch.Tensor, # bool [B,T,H,W]
-    soft:bool=False,   # With a margin that fades out over four pixels in 64
+    soft:bool=False,   # With a margin that fades out over two more pixels in 64
 )->torch.Tensor: # float32 [B,T,H,W] in [0, 1]
     "How much of each pixel is painted over: all of it within a pixel in 64 of the mask."
     px = max(1, round(mask.shape[-1]/64))
     if not soft: return F.max_pool2d(mask.float(), 2*px + 1, 1, px)
-    wide = F.max_pool2d(mask.float(), 6*px + 1, 1, 3*px)
-    return F.avg_pool2d(F.pad(wide, [2*px]*4, mode="replicate"), 4*px + 1, 1)
+    wide = F.max_pool2d(mask.float(), 4*px + 1, 1, 2*px)
+    return F.avg_pool2d(F.pad(wide, [px]*4, mode="replicate"), 2*px + 1, 1)
 
 def surroundings(
     clip:torch.Tensor, # [B,C,T,H,W]
