@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'CASE_RULES', 'COLUMN', 'PAGE', 'COLOURS', 'MARKERS', 'STYLE', 'ANCHORS', 'SHARES', 'CLIP_MEASURES',
-           'read_runs', 'softmax', 'score_clips', 'find_scenes', 'by_scene', 'over_clips', 'accuracy', 'resample',
-           'bootstrap', 'chance_interval', 'compare', 'compare_learning', 'judge', 'choose_cases', 'look', 'legend',
-           'dots', 'curves', 'pair_matrices', 'against_compute', 'save_figure', 'save_table', 'percent',
-           'with_interval', 'plain_table', 'literal', 'cell', 'difference', 'finding', 'findings']
+           'read_runs', 'softmax', 'score_clips', 'by_scene', 'over_clips', 'accuracy', 'resample', 'bootstrap',
+           'chance_interval', 'compare', 'compare_learning', 'judge', 'choose_cases', 'look', 'legend', 'dots',
+           'curves', 'pair_matrices', 'against_compute', 'save_figure', 'save_table', 'percent', 'with_interval',
+           'plain_table', 'literal', 'cell', 'difference', 'finding', 'findings']
 
 # %% ../nbs/05_analysis.ipynb #c002
 import json, re
@@ -20,6 +20,8 @@ from scipy.stats import binom, norm
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
+
+from .answers import find_scenes
 
 # %% ../nbs/05_analysis.ipynb #c006
 def read_runs(study, results, file, reduce=None, columns=None) -> tuple[pd.DataFrame, list[str]]:
@@ -57,15 +59,6 @@ def score_clips(predictions, classes, pairs) -> pd.DataFrame:
     return out
 
 # %% ../nbs/05_analysis.ipynb #c009
-def find_scenes(root) -> dict[str, str]:
-    "Scene of each validation clip of a demo world by clip id, the same for a clip and its reversed copy; empty for other datasets."
-    path, scenes = Path(root)/"demo.json", {}
-    if not path.is_file(): return scenes
-    for id, c in json.loads(path.read_text(encoding="utf-8"))["clips"].items():
-        action = (c["first"], c["last"]) if not c["reversed"] else (c["frames"] - 1 - c["last"], c["frames"] - 1 - c["first"])
-        if c["split"] == "validation": scenes[id] = str((c["objects"], c["background"], c["mirrored"], c["frames"], *action))
-    return scenes
-
 def by_scene(values, scenes=()) -> tuple[np.ndarray, np.ndarray]:
     "Sums and numbers of clips [scenes, columns] of a table with one row a clip (index: id); a clip without a scene is one of its own. NaN is left out."
     values = pd.DataFrame(values).astype(float)

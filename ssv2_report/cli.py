@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'console', 'StudyName', 'Results', 'SUMS', 'TRAINED', 'CHAPTERS', 'absolute', 'run_notebook', 'results_folder',
            'alone', 'sign', 'Steps', 'demo_data', 'audit', 'write_sums', 'forget_broken', 'cache', 'train',
-           'show_progress', 'gradcam', 'validate', 'analyse', 'chapter', 'render', 'expected_seconds', 'Tracker',
-           'check_writable', 'check_paths', 'forget_audit', 'check_data', 'reproduce', 'follow', 'plan', 'figures',
-           'explore', 'main']
+           'show_progress', 'gradcam', 'reliance', 'validate', 'analyse', 'chapter', 'render', 'expected_seconds',
+           'Tracker', 'check_writable', 'check_paths', 'forget_audit', 'check_data', 'reproduce', 'follow', 'plan',
+           'figures', 'explore', 'main']
 
 # %% ../nbs/07_cli.ipynb #c002
 import hashlib, json, os, re, shutil, subprocess, sys, tempfile, time
@@ -188,6 +188,14 @@ def gradcam(study: StudyName, name: Annotated[str, typer.Argument(help="An exper
     run_notebook("04_gradcam", out/"runs"/s.folder(name, seed)/"04_gradcam.ipynb", study=study, experiment_name=name, seed=seed, results=str(out))
 
 @app.command()
+def reliance(study: StudyName, name: Annotated[str, typer.Argument(help="An experiment of the study.")], seed: int = 0, results: Results = None):
+    "What one trained experiment uses, by taking it away (04e_reliance)."
+    s = load_study(study)
+    find_experiment(s, name)
+    out = results_folder(s, results)
+    run_notebook("04e_reliance", out/"runs"/s.folder(name, seed)/"04e_reliance.ipynb", study=study, experiment_name=name, seed=seed, results=str(out))
+
+@app.command()
 def validate(study: StudyName = "demo", results: Results = None):
     "Put the measures of attention to the test (04c_validation)."
     s = load_study(study)
@@ -236,7 +244,7 @@ def expected_seconds(study, rule, wildcards=None) -> float:
     if rule == "train":
         e = [study.experiments[wildcards["experiment"]]] if wildcards else study.experiments.values()
         return sum(15 + clips * e.epochs * e.n_frames * (study.data.size / 64) ** 2 * (0.0025 if e.is_3d else 0.0015) for e in e) / len(e)
-    return {"demo_data": 4 + clips * 0.06, "audit": 5 + clips * 0.03, "cache": 5 + clips * 0.02, "gradcam": 8 + clips * 0.01, "validation": 25,
+    return {"demo_data": 4 + clips * 0.06, "audit": 5 + clips * 0.03, "cache": 5 + clips * 0.02, "gradcam": 8 + clips * 0.01, "reliance": 10 + clips * 0.015, "validation": 25,
             "analysis": 30, "chapter": 20, "all": 0}.get(rule, 12)
 
 class Tracker:
@@ -264,7 +272,7 @@ class Tracker:
         elif m := re.match(r"\s+jobid: (\d+)", line):
             if not self.rule: self.jobs.pop(m[1], None); return None
             self.id, self.jobs[m[1]] = m[1], (self.rule, {}, time.time())
-            if self.rule.removeprefix("shortcut_") not in ("all", "train", "gradcam", "chapter"): return f"started  {self.name(m[1])}"
+            if self.rule.removeprefix("shortcut_") not in ("all", "train", "gradcam", "reliance", "chapter"): return f"started  {self.name(m[1])}"
         elif m := re.match(r"\s+wildcards: (.*)", line):
             self.jobs[self.id] = (self.rule, dict(x.split("=", 1) for x in m[1].split(", ")), time.time())
             return f"started  {self.name(self.id)}"

@@ -213,12 +213,14 @@ PALETTES = dict(train=dict(sand='e8dcc0 d2bd93', mint='cfe5d6 a9cdb8', oak='c99a
                 validation=dict(clay='d9a88b bd8566', sage='bcc7a3 98a67d', lilac='d9d0e6 b7a8cf', stone='cbc7c1 a8a29a', ink='5f6b86 48526b'))
 
 def ground(split:str, # 'train' or 'validation'
-           rng, size:int # Side of the frame in pixels
+           rng, size:int, # Side of the frame in pixels
+           stand:float|None=None # Height at which things stand, if they stand already
           )->tuple: # float32 [h,w,3] with a margin for the camera, name, height at which things stand
     "Wall and table."
     palettes, materials = PALETTES[split], MATERIALS[split]
     (wall, table), (m1, m2) = rng.choice(list(palettes), 2, replace=False), rng.choice(list(materials), 2, replace=False)
-    stand = float(rng.uniform(.78, .85))
+    drawn = float(rng.uniform(.78, .85))
+    stand = drawn if stand is None else stand
     edge = stand - float(rng.uniform(.09, .15))
     def fill(x, y, material, colours):
         f, dx, dy = (float(rng.uniform(*v)) for v in ((4, 6), (0, 1), (0, 1)))

@@ -85,9 +85,11 @@ class Experiment(_Strict):
 
 # %% ../nbs/03a_experiments.ipynb #c008
 class Cam(_Strict):
-    "Which maps are computed for each trained network."
+    "Which maps are computed for each trained network, and how its reliance on a part is measured."
     methods: list[str] = ["gradcam", "gradcam++"]
     per_class: int | None = None              # validation clips a class; None takes all
+    paint: list[Literal["blurred", "filled"]] = Field(["blurred"], min_length=1)  # how boxes are painted over to take a part away (04e_reliance)
+    reliance_per_class: int | None = None     # validation clips a class for that; None takes those of the maps
     cases: int = Field(6, ge=1)               # case studies shown in the report
 
 class Hypothesis(_Strict):

@@ -6,8 +6,8 @@
 __all__ = ['NO_GPU', 'build_model', 'whole', 'save_run', 'load_run', 'start_from', 'EpochSampler', 'predict', 'metrics',
            'confusion', 'source_files', 'fingerprint', 'save_checkpoint', 'load_checkpoint', 'train_epoch', 'optimiser',
            'SharedNorm', 'share_statistics', 'clips_a_step', 'memory_sentence', 'until_sigterm', 'waited',
-           'peak_memory', 'finished', 'fit', 'write_table', 'clips_of', 'action_frames', 'cache_of', 'datasets',
-           'weights_of', 'board', 'main', 'launch']
+           'peak_memory', 'finished', 'fit', 'write_table', 'clips_of', 'cache_of', 'datasets', 'weights_of', 'board',
+           'main', 'launch']
 
 # %% ../nbs/03_train.ipynb #c002
 import hashlib, json, math, os, re, resource, shutil, signal, subprocess, sys, threading, time
@@ -30,6 +30,7 @@ from timm.utils import ModelEmaV3
 from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, Sampler
 
+from .answers import action_frames
 from .audit import load_audit
 from .cache import FrameCache, build_cache
 from .data import ClipDataset, Index, ORDERS, REVERSAL_PAIRS, denormalise, load_index
@@ -408,13 +409,6 @@ def clips_of(study, split, results=None, per_class=None) -> Index:
         audit.check(study.data.max_excluded)
         excluded = audit.excluded
     return load_index(study.data.root, splits=(split,), classes=study.data.classes, per_class=per_class or study.data.per_class, exclude=excluded)
-
-def action_frames(root, ids, frames) -> np.ndarray | None:
-    "Which of the frames [B,T] lie in their clip's action, bool [B,T], where the dataset knows it (the demo world does), else None."
-    if not (about := Path(root)/"demo.json").is_file(): return None
-    spans = json.loads(about.read_text())["clips"]
-    first, last = np.array([(spans[i]["first"], spans[i]["last"]) for i in ids]).T
-    return (frames >= first[:, None]) & (frames <= last[:, None])
 
 def cache_of(study, index, results, **kw) -> FrameCache:
     "The frames of an index at the study's resolution; what is missing, stale or torn is decoded first."

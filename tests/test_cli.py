@@ -79,7 +79,7 @@ def test_a_notebooks_own_sentence_reaches_the_user(tmp_path):
 
 
 def test_every_command_has_help():
-    names = ["reproduce", "demo-data", "audit", "cache", "train", "gradcam", "analyse", "render", "figures", "plan", "explore"]
+    names = ["reproduce", "demo-data", "audit", "cache", "train", "gradcam", "reliance", "analyse", "render", "figures", "plan", "explore"]
     overview = ssv2("--help").stdout
     assert all(n in overview for n in names)
     assert "--results" in ssv2("reproduce", "--help").stdout

@@ -57,3 +57,56 @@ def make(root, train=8, validation=4, test=1, **kw):
 
 
 def dump(path, content): Path(path).write_text(json.dumps(content, ensure_ascii=False), encoding='utf-8')
+
+
+OFFICIAL = {'Closing something': ('closing a drawer', ['a drawer']), 'Opening something': ('opening vicks vaporub bottle', ['vicks vaporub bottle']),
+            'Holding something next to something <img src=x> "$a$" *b*': ('holding potato next to a <i>"$5" | box</i>', ['potato', 'a <i>"$5" | box</i>'])}
+
+
+def official(root, train=2, validation=2, damaged=1, boxes=None):
+    """A dataset in Something-Something V2's official layout, but for the name of one class, which is not to be trusted: so many clips a class, of different lengths and widths, and further validation clips that end in
+    the middle. One box lies outside its picture. Boxes go into the folder `boxes`, by default into the dataset's own."""
+    root, boxes = Path(root), Path(boxes or Path(root)/'boxes')
+    media, split, annotations = root/'20bn-something-something-v2', dict(train=[], validation=[], test=[]), {}
+    for folder in (media, root/'labels', boxes): folder.mkdir(parents=True, exist_ok=True)
+    names = ['validation' if k % 2 else 'train' for k in range(2*max(train, validation))]
+    names = [n for k, n in enumerate(names) if k//2 < dict(train=train, validation=validation)[n]]
+    kinds = [(s, c) for s in names for c in OFFICIAL] + [('validation', c) for c in list(OFFICIAL)[:damaged]]
+    for k, (name, template) in enumerate(kinds):
+        id, (label, placeholders) = str(78_687 + 13*k), OFFICIAL[template]
+        frames, own = scene(n=14 + 3*(k % 5), w=128 + 16*(k % 3))
+        write_video(media/f'{id}.webm', frames[::-1] if template.startswith('Opening') else frames)
+        annotations[id] = annotation(id, own[::-1] if template.startswith('Opening') else own)
+        split[name].append(dict(id=id, label=label, template=template.replace('something', '[something]'), placeholders=placeholders))
+    for r in split['validation'][len(split['validation']) - damaged:]: cut(media/f'{r["id"]}.webm')
+    for name, records in split.items(): dump(root/f'labels/{name}.json', records)
+    dump(root/'labels/labels.json', {name: str(i) for i, name in enumerate(OFFICIAL)})
+    box = annotations['78687'][0]['labels'][0]['box2d']
+    box.update(x1=box['x1'] + 500, x2=box['x2'] + 500)
+    dump(boxes/'bounding_box_smthsmth_part1.json', annotations)
+    return root
+
+
+def cut(path):
+    "Leave the first half of a file."
+    path.write_bytes(path.read_bytes()[:path.stat().st_size//2])
+
+
+def write_study(path, root, boxes=None, allowed=1):
+    "A study of two small networks and two seeds on the dataset at `root`; its path."
+    path.write_text(f'''title: A few clips
+data:
+  root: {json.dumps(str(root))}
+  boxes: {json.dumps(boxes and str(boxes))}
+  size: 48
+  max_excluded: {allowed}
+seeds: [0, 1]
+settings: {{output_stride: 8, n_frames: 4, batch_size: 6, epochs: 1}}
+experiments:
+  2d-multi: {{title: "2D, eight frames", model: test_resnet}}
+  r(2+1)d: {{title: 3D from scratch, model: "i3d:test_resnet"}}
+hypotheses:
+  order: {{says: 3D beats 2D on order, measure: pair_right, of: r(2+1)d, over: 2d-multi, clips: reversal}}
+  place: {{says: 3D maps lie more on the object, measure: ratio_object, of: r(2+1)d, over: 2d-multi}}
+''', encoding='utf-8')
+    return path
