@@ -8,12 +8,11 @@ __all__ = ['SHARES_OF_CLIPS', 'FEWEST_SCENES', 'FEWEST_SEEDS', 'NOTHING', 'VERDI
            'contrast', 'compare', 'compare_learning', 'judge', 'interval_of']
 
 # %% ../nbs/05b_stats.ipynb #s002
-from itertools import product
-
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.signal import fftconvolve
+from scipy.special import stdtrit
 from scipy.stats import binom, norm, t as student
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -81,7 +80,8 @@ def resample(sums, counts, n=5000, seed=0) -> np.ndarray:
 
 def bootstrap(values, scenes=(), **kw) -> pd.DataFrame:
     """Mean over clips for each column of `values` [clips, columns], with a 95 % interval; scenes are resampled whole. At each end the wider of the
-    percentile bootstrap and Hall's t is taken, since the bootstrap alone is too narrow for few scenes. One scene has no interval."""
+    percentile bootstrap and Hall's t is taken, since the bootstrap alone is too narrow for few scenes (of fewer than 12 very skewed ones, the wider covers 93 %).
+    One scene has no interval."""
     sums, counts = by_scene(values, scenes)
     clips = counts.sum(0)
     lo, hi = np.full((2, len(clips)), np.nan)
@@ -126,7 +126,7 @@ def subset_means(
 )->np.ndarray: # [n], NaN where a subset is empty
     "Means over subsets that hold each scene with probability one half."
     m, both = len(sums), np.stack([sums, counts], 1).astype(float)
-    if m <= 12: chunks = [np.array(list(product((0, 1), repeat=m)))[1:]]
+    if m <= 12: chunks = [np.arange(1, 2 ** m)[:, None] >> np.arange(m) & 1]
     else:
         rng, width = np.random.default_rng(seed), -(-m // 8)
         chunks = (np.unpackbits(rng.integers(0, 256, (min(250, n - i), width), np.uint8), axis=1, count=m) for i in range(0, n, 250))
@@ -196,7 +196,7 @@ def two_parts(
     "p at which Banerjee's interval reaches so far."
     parts = [(se, dof) for se, dof in parts if se > 0]
     if not parts or not distance > 0: return 0.0 if distance > 0 else 1.0
-    reach = lambda log_p: np.sqrt(sum((student.isf(np.exp(log_p) / 2, dof) * se) ** 2 for se, dof in parts)) - distance
+    reach = lambda log_p: np.sqrt(sum((stdtrit(dof, np.exp(log_p) / 2) * se) ** 2 for se, dof in parts)) - distance
     least = np.log(1e-12)
     return float(np.exp(brentq(reach, least, 0))) if reach(least) > 0 else 1e-12
 

@@ -179,6 +179,18 @@ def test_a_hypothesis_of_an_unknown_measure_is_refused(study, tmp_path):
     with pytest.raises(Exception, match="there is no measure 'pointin'; did you mean 'pointing'"): again(study, tmp_path, yaml=dict(hypotheses=hypotheses))
 
 
+@pytest.mark.slow
+def test_a_hypothesis_about_named_classes_of_networks_with_three_seeds(study, tmp_path):
+    h = dict(says="3D folds better", measure="right", of="3d-scratch", over="2d-multi", at_least=0.05)
+    classes = ["Holding something in front of something", "Showing something next to something"]
+    v = again(study, tmp_path, yaml=dict(seeds=[0, 1, 2], hypotheses=dict(all=h, named=h | dict(clips=classes, says="3D shows better"))))
+    table = pd.read_csv(tmp_path/"tables"/"hypotheses.csv")
+    assert list(table["scenes"]) == [120, 30] and "at least 5 points" in table["hypothesis"][0] and table["trained anew"].str.startswith("[").all()
+    assert "supported" in table["verdict"][0] and "3D shows better" not in v["abstract"].split("**Supported")[1].split("**Undecided")[0]
+    with pytest.raises(Exception, match="'Holding something in front of it' is no class of this study; did you mean 'Holding something in front of something'"):
+        again(study, tmp_path, yaml=dict(hypotheses=dict(h=h | dict(clips=["Holding something in front of it"]))))
+
+
 def test_figures_come_at_a_papers_width_with_their_fonts_and_captions(study, tmp_path):
     from ssv2_report.cli import figures
     results, s, _ = study

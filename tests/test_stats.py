@@ -181,6 +181,7 @@ def test_halls_interval_is_what_his_t_does_not_refuse():
 
 @pytest.mark.parametrize("n", [6, 12, 20, 100])
 def test_an_intervals_coverage_is_what_it_says(n, trials=400):
+    "95 %; for fewer than 12 scenes of an exponential measure, 93 %."
     rng, hits = np.random.default_rng(n), dict.fromkeys(("normal", "skewed", "mean"), 0)
     for k in range(trials):
         for name, x in dict(normal=rng.normal(size=n), skewed=rng.exponential(size=n) - 1).items():
@@ -188,7 +189,8 @@ def test_an_intervals_coverage_is_what_it_says(n, trials=400):
             hits[name] += c["lo"] <= 0 <= c["hi"]
         m = bootstrap(pd.Series(rng.exponential(size=n)), n=250).iloc[0]
         hits["mean"] += m["lo"] <= 1 <= m["hi"]
-    assert all(binomtest(h, trials, 0.95, alternative="less").pvalue > 0.01 for h in hits.values()), hits
+    wanted = dict(normal=0.95, skewed=0.95, mean=0.95 if n >= 12 else 0.93)
+    assert all(binomtest(h, trials, wanted[k], alternative="less").pvalue > 0.01 for k, h in hits.items()), hits
 
 
 NULLS = {   # differences without a difference in the mean: the first four symmetric, as where networks are alike; the others skewed
@@ -254,16 +256,18 @@ def test_a_shift_of_the_trained_networks_is_no_verdict_on_architectures(shift, s
     assert binomtest(int(np.sum(np.array(false) > 0)), studies, 0.05, alternative="greater").pvalue > 0.01
 
 
-@pytest.mark.parametrize("effect, shift, seeds, clips, studies, least", [(0.5, 0, 3, 80, 5, 0.8)] +
-                         [pytest.param(*c, 60, p, marks=pytest.mark.slow) for *c, p in ((.5, .05, 3, 80, .5), (.5, .05, 3, 3480, .5), (.5, .1, 3, 80, .1), (.5, .1, 3, 3480, .1),
-                                                                                       (.5, .1, 5, 80, .6), (.5, .1, 5, 3480, .9), (.5, .3, 5, 3480, .05))])
-def test_a_real_difference_is_found(effect, shift, seeds, clips, studies, least):
-    "Half a standard deviation, in all seven hypotheses: how often it is a verdict on architectures."
+@pytest.mark.parametrize("effect, shift, seeds, clips, studies, least, these", [(0.5, 0, 3, 80, 5, 0.8, 0.95)] +
+                         [pytest.param(*c, 60, *p, marks=pytest.mark.slow) for *c, p in (
+                             (.5, .05, 3, 80, (.4, .95)), (.5, .05, 3, 3480, (.95, .95)), (.5, .1, 3, 80, (.1, .95)), (.5, .1, 3, 3480, (.25, .95)),
+                             (.5, .1, 5, 80, (.9, .95)), (.5, .1, 5, 3480, (.95, .95)), (.5, .3, 5, 3480, (.1, .5)))])
+def test_a_real_difference_is_found(effect, shift, seeds, clips, studies, least, these):
+    """Half a standard deviation, in all seven hypotheses: how often it is a verdict on architectures, and how often one at all. The floors lie somewhat below what was
+    measured. With a shift of 0.3 the seeds' differences spread by 0.42, so that all five agree in sign in 53 % of studies only."""
     rng = np.random.default_rng([int(100 * shift), seeds, clips])
     judged = pd.concat([shifted(rng, clips, seeds, shift, effect) for _ in range(studies)])
     arch = (judged["verdict"].eq("supported") & judged["scope"].eq("architectures")).mean()
     print(f"| {effect} | {shift} | {seeds} | {clips} | {100 * arch:.0f} % | {100 * judged['verdict'].eq('supported').mean():.0f} % |")
-    assert arch >= least and judged["verdict"].eq("supported").mean() >= 0.9 - shift
+    assert arch >= least and judged["verdict"].eq("supported").mean() >= these
 
 
 def test_banerjees_interval_covers_whatever_the_parts(trials=20_000):
