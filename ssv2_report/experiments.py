@@ -93,14 +93,21 @@ class Cam(_Strict):
     cases: int = Field(6, ge=1)               # case studies shown in the report
 
 class Hypothesis(_Strict):
-    "That `measure` is larger for the experiment `of` than for `over` on the same clips; with `within`, that it differs by no more than that."
+    """That `measure` is larger for the experiment `of` than for `over` on the same clips; with `at_least`, by so much that it matters; with `within`, that it
+    differs by no more than that. Both are in the measure's own unit (0.05 is five points of accuracy); at most one of them is given."""
     says: str                                 # a clause, such as '3D beats 2D on order'
     measure: str                              # 'right', 'pair_right', 'learning' (mean of the learning curve), 'similarity' or a measure of attention
     of: str
     over: str
     to: str | None = None                     # 'similarity': of the maps of `of` and `over` to this experiment's
-    clips: Literal["all", "reversal", "temporal", "static"] = "all"
+    clips: Literal["all", "reversal", "temporal", "static"] | list[str] = "all"   # a group of classes, or their names
     within: float | None = Field(None, gt=0)  # the largest difference that counts as none
+    at_least: float | None = Field(None, gt=0)  # the smallest difference that matters
+
+    @property
+    def margin(self) -> float | None:
+        "`within` or `at_least`."
+        return self.within or self.at_least
 
 class Study(_Strict):
     "The whole study as read from its YAML file by `load_study`."
@@ -210,6 +217,8 @@ def _check_hypotheses(study, path):
             raise ValueError(f"{path}: hypothesis {name!r} compares {wrong!r}, which is no experiment; {nearest(wrong, study.experiments)}")
         if (h.measure == "similarity") != (h.to is not None):
             raise ValueError(f"{path}: hypothesis {name!r}: 'to' belongs to the measure 'similarity' and to no other.")
+        if h.within and h.at_least: raise ValueError(f"{path}: hypothesis {name!r} has both 'within' and 'at_least'; a difference that matters and one that does not are two hypotheses.")
+        if h.clips == []: raise ValueError(f"{path}: hypothesis {name!r}: 'clips' names no class.")
 
 def experiment(study, name) -> Experiment:
     "The experiment `name` of `study`, or an error that offers the nearest name."

@@ -91,3 +91,14 @@ def test_a_hypothesis_compares_experiments_of_its_study(tmp_path):
     with pytest.raises(ValueError, match="'order' compares '3d-scrach'.*did you mean '3d-scratch'"): load_study(str(path))
     path.write_text(text.replace("    to: 3d-inflated\n", ""))
     with pytest.raises(ValueError, match="'closer'.*'similarity'"): load_study(str(path))
+
+
+def test_a_hypothesis_may_name_its_margin_and_its_classes(tmp_path):
+    h = dict(says="x", measure="right", of="deep", over="flat")
+    read = lambda **kw: load_study(str(write(tmp_path, changed(hypotheses=dict(h=h | kw))))).hypotheses["h"]
+    assert read(at_least=0.05).margin == 0.05 and read(within=0.1).margin == 0.1 and read().margin is None
+    assert read(clips=["Folding something"]).clips == ["Folding something"] and read(clips="static").clips == "static"
+    for wrong, says in ((dict(within=0.1, at_least=0.1), "both 'within' and 'at_least'"), (dict(clips=[]), "names no class"), (dict(at_least=0), "at_least"),
+                        (dict(at_leats=1), "did you mean 'at_least'"), (dict(clips="statik"), "clips")):
+        with pytest.raises(ValueError, match=says) as e: read(**wrong)
+        assert "\n" not in str(e.value)
