@@ -219,7 +219,7 @@ def ground(split:str, # 'train' or 'validation'
     "Wall and table."
     palettes, materials = PALETTES[split], MATERIALS[split]
     (wall, table), (m1, m2) = rng.choice(list(palettes), 2, replace=False), rng.choice(list(materials), 2, replace=False)
-    drawn = float(rng.uniform(.78, .85))
+    drawn = float(rng.uniform(.5, .95))
     stand = drawn if stand is None else stand
     edge = stand - float(rng.uniform(.09, .15))
     def fill(x, y, material, colours):
