@@ -93,7 +93,9 @@ def _scores(logits, targets):
     return logits.gather(1, idx.long()[:, None])[:, 0]
 
 # %% ../nbs/04_gradcam.ipynb #00000011
-def _plus_plus(A, G, d): return (F.relu(G) / (2 + G * A.sum(d, keepdim=True))).sum(d, keepdim=True)
+def _plus_plus(A, G, d):
+    up = F.relu(G) # where G <= 0 the weight is 0, whatever the denominator is there
+    return (up / (2 + up * A.sum(d, keepdim=True))).sum(d, keepdim=True)
 
 def _axiom(A, G, d):
     total = A.sum(d, keepdim=True)
