@@ -477,5 +477,4 @@ d = { 'settings': { 'branch': 'main',
                                         'ssv2_report.validation.saved_maps': ('validation.html#saved_maps', 'ssv2_report/validation.py'),
                                         'ssv2_report.validation.separation': ('validation.html#separation', 'ssv2_report/validation.py'),
                                         'ssv2_report.validation.strip_ratio': ('validation.html#strip_ratio', 'ssv2_report/validation.py'),
-                                        'ssv2_report.validation.with_both': ('validation.html#with_both', 'ssv2_report/validation.py'),
                                         'ssv2_report.validation.world_rows': ('validation.html#world_rows', 'ssv2_report/validation.py')}}}

@@ -22,6 +22,7 @@ MEASURES = pd.DataFrame([
     ("mass", "frame", "share of the clip's attention", "1/T", "How much of the clip's attention the frame has"),
     ("share_hand, share_object, share_background", "frame", "share of the frame's attention", "the area's share", "Where the frame's attention is"),
     ("ratio_hand, ratio_object, ratio_background", "frame, clip", "times the area's share", "1", "Share of the attention over share of the picture"),
+    ("ratio_both", "clip", "times the area's share", "1", "The same for hand and object together: share on either over their joint area"),
     ("pointing", "frame, clip", "share of the peak, 0 to 1", "area_both", "Whether the largest value lies on hand or object: the share of the largest cell, or of tied places, that does"),
     ("centroid_y, centroid_x", "frame", "pixels", "the middle", "Centre of the frame's attention"),
     ("entropy", "clip", "nats", "ln T", "How evenly attention is spread over time"),
@@ -152,6 +153,7 @@ def clip_rows(
     for name, p in zip(("hand", "object", "background"), parts):
         share, area = _ratio(np.nansum(maps * p, (1, 2, 3)), seen), _ratio(np.nansum(p, (1, 2, 3)), np.sum(known, 1) * float(p[0, 0].size))
         df[f"share_{name}"], df[f"area_{name}"], df[f"ratio_{name}"] = share, area, _ratio(share, area)
+    df["ratio_both"] = _ratio(df["share_hand"] + df["share_object"], df["area_hand"] + df["area_object"])
     flat = lambda x: np.where(np.asarray(known)[..., None, None], x, 0).reshape(len(x), 1, -1)
     df["pointing"] = np.where(seen > 0, _pointing(flat(_peaks(maps, own)), flat(np.asarray(hand) | object)), np.nan)
     df["entropy"] = -np.sum(mass * np.log(np.where(mass > 0, mass, 1)), 1)
