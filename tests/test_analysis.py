@@ -101,7 +101,7 @@ def simulate(results, study, deep=3.0, clips=120, without=(), boxes=True):
         pd.DataFrame(dict(epoch=[1, 2, 3], val_top1=[.2, .4, .5 + .1 * study.experiments[name].is_3d], seconds=2.)).to_csv(folder/"history.csv", index=False)
         (folder/"metrics.json").write_text(json.dumps(dict(classes=classes, cost=dict(params=10 ** 6, gflops=1.5 + k))))
         pd.DataFrame(dict(id=np.repeat(ids, 4), t=np.tile(range(4), clips), method="gradcam", mass=.25)).to_parquet(folder/"attention.parquet")
-        of_boxes = ["ratio_hand", "ratio_object", "ratio_background", "pointing", "path_object", "path_hand", "share_background", "area_background"]
+        of_boxes = ["ratio_both", "ratio_hand", "ratio_object", "ratio_background", "pointing", "path_object", "path_hand"]
         columns = {c: rng.random(clips) if boxes else np.nan for c in of_boxes} | dict(effective_frames=rng.random(clips), ratio_action=np.nan)
         pd.DataFrame(dict(id=ids, method="gradcam", **columns)).to_parquet(folder/"attention_clips.parquet")
         np.savez(folder/"maps"/"gradcam.npz", ids=ids, maps=rng.random((clips, 2, 3, 3)))

@@ -48,6 +48,7 @@ def test_clip_measures_by_hand():
     a, b = clip_rows(maps, hand, object, np.ones((2, 3), bool), ["a", "b"], action).to_dict("records")
     assert (a["share_hand"], a["share_background"], b["share_background"]) == (1, 0, 1)
     np.testing.assert_allclose([a["ratio_hand"], b["ratio_background"], b["ratio_hand"]], [5, 20 / 13, 0])
+    np.testing.assert_allclose([a["ratio_both"], b["ratio_both"]], [20 / 7, 0])
     np.testing.assert_allclose([a["entropy"], b["entropy"], b["effective_frames"]], [1.5 * np.log(2), np.log(3), 3])
     np.testing.assert_allclose([a["effective_frames"], a["centre_of_time"], b["centre_of_time"]], [2 ** 1.5, 0.5, 0.5])
     np.testing.assert_allclose([a["share_action"], a["ratio_action"], b["ratio_action"]], [0.75, 0.75 * 1.5, 1])

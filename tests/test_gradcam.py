@@ -120,6 +120,28 @@ def test_grad_cam_plus_plus_is_the_papers_second_and_third_derivative():
     torch.testing.assert_close(normalise(maps)[0], expected / expected.sum())
 
 
+@pytest.mark.parametrize("down", [-1.0, -3.0])
+def test_grad_cam_plus_plus_where_a_channel_speaks_against_the_class(down):
+    "2 + G sum(A) is 0 (or negative) in the second channel, whose weight is 0 all the same; the first channel alone makes the map."
+    A = torch.rand(1, 2, 2, 3, 3)
+    A[:, 1] *= 2 / A[:, 1].sum()
+    A[:, 0, 0, 0, 0] = 5
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.at = nn.Identity()
+
+        def forward(self, x):
+            x = self.at(x).sum((2, 3, 4))
+            return torch.stack([x[:, 0] + down * x[:, 1], x[:, 1]], 1)
+
+    G = torch.tensor([1.0, down])[None, :, None, None, None].expand_as(A)
+    assert (2 + G * A.sum((2, 3, 4), keepdim=True))[:, 1].max() <= 1e-6
+    maps, _ = gradcam(Head(), A, 0, "at", "gradcam++")
+    torch.testing.assert_close(normalise(maps), normalise(A[:, 0]))
+
+
 def test_per_step_of_a_folded_network_is_grad_cam_on_each_frame(clip):
     model = Folded()
     maps, _ = gradcam(model, clip, 1, "conv", per_step=True)
