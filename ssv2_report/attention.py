@@ -196,10 +196,10 @@ def faithfulness_curves(
         first = model(clip)
         idx = first.argmax(1) if targets is None else torch.as_tensor(targets, device=clip.device).expand(len(clip))
         prob = lambda x: model(x).softmax(1).gather(1, idx[:, None])[:, 0].cpu()
-        whole, blurred, n = first.softmax(1).gather(1, idx[:, None])[:, 0].cpu(), prob(base), ranks[0].numel()
+        whole, nothing, n = first.softmax(1).gather(1, idx[:, None])[:, 0].cpu(), prob(base), ranks[0].numel()
         cuts = [ranks < round(n * i / steps) for i in range(1, steps)]
-        deletion = [whole, *(prob(torch.where(c, base, clip)) for c in cuts), blurred]
-        insertion = [blurred, *(prob(torch.where(c, clip, base)) for c in cuts), whole]
+        deletion = [whole, *(prob(torch.where(c, base, clip)) for c in cuts), nothing]
+        insertion = [nothing, *(prob(torch.where(c, clip, base)) for c in cuts), whole]
     return torch.stack(deletion, 1), torch.stack(insertion, 1)
 
 def faithfulness(model, clip, maps, targets=None, steps=8, seed=0)->pd.DataFrame: # One row per clip
