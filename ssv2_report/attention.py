@@ -231,23 +231,29 @@ def stages(model)->list[str]:
 def sanity(
     model:torch.nn.Module,
     clip:torch.Tensor, # [B,C,T,H,W]
-    layer:str,
+    layer:str|list[str],
     targets=None, # As in `gradcam`
-    method:str="gradcam",
+    method:str|list[str]="gradcam",
     seed:int=0,
-)->pd.DataFrame: # stage (made random together with all before it), clip, sanity (rank correlation with the original map)
+)->pd.DataFrame: # stage (made random together with all before it), clip, sanity (rank correlation with the original map); with lists also layer and method
     "Likeness to the original map as the weights are made random from the top down. Works on a copy of the model."
-    first, logits = gradcam(model, clip, targets, layer, method)
+    listed = isinstance(layer, list) or isinstance(method, list)
+    def explain(net):
+        maps, logits = gradcam(net, clip, targets, layer, method)
+        return {k: m.cpu() for k, m in (maps if listed else {(layer, method): maps}).items()}, logits
+    first, logits = explain(model)
     if targets is None: targets = logits.argmax(1)
-    model, rows = copy.deepcopy(model), []
+    model, tables = copy.deepcopy(model), []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for stage in stages(model):
             for m in model.get_submodule(stage).modules():
                 if hasattr(m, "reset_parameters"): m.reset_parameters()
-            rho = rank_correlation(first.cpu(), gradcam(model, clip, targets, layer, method)[0].cpu())
-            rows += [dict(stage=stage, clip=i, sanity=r) for i, r in enumerate(rho)]
-    return pd.DataFrame(rows)
+            for (l, how), maps in explain(model)[0].items():
+                rho = rank_correlation(first[l, how], maps)
+                tables.append(pd.DataFrame(dict(stage=stage, clip=range(len(rho)), sanity=rho, layer=l, method=how)))
+    table = pd.concat(tables, ignore_index=True)
+    return table if listed else table.drop(columns=["layer", "method"])
 
 # %% ../nbs/04a_attention.ipynb #0000001f
 def stability(

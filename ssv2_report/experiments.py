@@ -86,7 +86,9 @@ class Experiment(_Strict):
 # %% ../nbs/03a_experiments.ipynb #c008
 class Cam(_Strict):
     "Which maps are computed for each trained network, and how its reliance on a part is measured."
-    methods: list[str] = ["gradcam", "gradcam++"]
+    sources: list[str] | None = None          # of maps, as 'layer2:gradcam'; None: four methods at every stage (04d_sources)
+    source: str | None = None                 # the one that the report rests on; None: chosen by the rule of 04c_validation, on training clips
+    choice_per_class: int = Field(4, ge=1)    # training clips a class on which that is decided
     per_class: int | None = None              # validation clips a class; None takes all
     paint: list[Literal["blurred", "filled"]] = Field(["blurred"], min_length=1)  # how boxes are painted over to take a part away (04e_reliance)
     reliance_per_class: int | None = None     # validation clips a class for that; None takes those of the maps

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PATCH_CLASSES', 'SEARCHED', 'REFERENCES', 'BASELINES', 'patch_world', 'PatchNet', 'train_patch_net', 'log_odds',
-           'occlusion', 'path_gradients', 'integrated_gradients', 'all_sources', 'make_maps', 'even_maps',
-           'middle_maps', 'other_clips', 'random_network', 'score_maps', 'cell_field', 'interpretable']
+           'occlusion', 'path_gradients', 'integrated_gradients', 'all_sources', 'cam_sources', 'file_of', 'make_maps',
+           'even_maps', 'middle_maps', 'other_clips', 'random_network', 'score_maps', 'cell_field', 'grid_scores',
+           'interpretable']
 
 # %% ../nbs/04d_sources.ipynb #04d-002
 import copy
@@ -33,7 +34,7 @@ def patch_world(
     frames:int=8,
     size:int=64, # Side of the picture, pixels
     seed:int=0,
-    side:int=16, # Of the patch, pixels: a cell of an 8 x 8 map fits into it wherever it lies
+    side:int=22, # Of the patch, pixels: cells of an 8 x 8 map have their centres in it wherever it lies
 )->tuple: # clips float32 [n,3,T,H,W] (0 is mid-grey), classes int64 [n], patch bool [n,T,H,W]
     "Clips of noise in which a patch at a random place, whose colours have an order, is the only evidence."
     rng = np.random.default_rng(seed)
@@ -51,7 +52,7 @@ def patch_world(
         mask[i, :, *place] = True
         for t in range(frames):
             name = list(PATCH_CLASSES.values())[target][int(t >= turn)]
-            colour = np.float32(_COLOURS[name]) / 64 - 2
+            colour = np.float32(_COLOURS[name]) / 128 - 1
             inside = colour[:, None, None] + noise(3, side, side)
             clips[i, :, t, *place] += solid * (inside - clips[i, :, t, *place])
     return torch.from_numpy(clips), torch.from_numpy(targets), mask
@@ -202,6 +203,24 @@ def _layers(model, sources):
     except ValueError: known = {}
     return {s: (known.get(name, name), method) for s, (name, method) in cams.items()}
 
+def cam_sources(
+    model:nn.Module,
+    names=None, # As a study declares them; None: all of the model's stages and methods
+)->list[str]:
+    "The CAM sources of a study: what it declares, or every stage and method. `ValueError` for one that does not exist."
+    names = names or [s for s in all_sources(model) if s not in REFERENCES]
+    known = stages(model)
+    for s, (layer, _) in _layers(model, names).items():
+        if s.rsplit(":", 1)[0] not in known:
+            raise ValueError(f"There is no stage for the source of maps '{s}' in this network; it has {', '.join(known)}.")
+    return names
+
+def file_of(
+    source:str,
+)->str: # Name of the file in a run's folder `maps`
+    "Where a run keeps the maps of a source."
+    return source.replace(":", "-").replace(" ", "-") + ".npz"
+
 def make_maps(
     model:nn.Module,
     clip:torch.Tensor, # [B,C,T,H,W], on the model's device
@@ -262,7 +281,7 @@ def random_network(
             if hasattr(layer, "reset_parameters"): layer.reset_parameters()
     norms = [x for x in net.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm)]
     for norm in norms: norm.momentum = None
-    with torch.no_grad(): net.train()(clips)
+    with torch.no_grad(): net.train()(clips.to(next(net.parameters()).device))
     return net.eval()
 
 # %% ../nbs/04d_sources.ipynb #04d-024
@@ -312,6 +331,41 @@ def cell_field(
 
 # %% ../nbs/04d_sources.ipynb #04d-031
 BASELINES = ("noise", "even", "middle", "another clip", "random weights")
+
+def _batched(model, clips, targets, sources, n=16):
+    "Maps of many clips on the CPU, `n` clips at a time on the model's device."
+    device = next(model.parameters()).device
+    parts = [make_maps(model, x.to(device), y, sources)[0] for x, y in zip(clips.split(n), targets.split(n))]
+    return {s: torch.cat([p[s].cpu() for p in parts]) for s in sources}
+
+def grid_scores(
+    model:nn.Module, # A trained network
+    clips:torch.Tensor, # [B,C,T,H,W]
+    targets:torch.Tensor, # int [B]
+    hand:np.ndarray, # bool [B,T,H,W]
+    object:np.ndarray, # bool [B,T,H,W]
+    known:np.ndarray, # bool [B,T]
+    ids, # [B]
+    sources, # CAM sources
+    references:int=0, # Clips, spread evenly, for which occlusion and integrated gradients are computed as well
+    seed:int=0, # Of noise and of the network of random weights
+)->pd.DataFrame: # A row a clip, source and map, as `interpretable` takes them (without seed and scene), with the measures of `clip_rows`
+    "Every source of maps and every baseline, measured on the same clips."
+    maps = _batched(model, clips, targets, sources)
+    fresh = _batched(random_network(model, clips[:64], seed), clips, targets, sources)
+    other, grid = other_clips(targets), (len(clips), *next(reversed(maps.values())).shape[1:])
+    given = {"noise": random_maps(grid, grid[1:], seed), "even": even_maps(grid), "middle": middle_maps(grid),
+             "right": resize_maps(right_maps(hand, object), grid[1:])}
+    table = lambda m, at=slice(None): score_maps(m, hand[at], object[at], known[at], np.asarray(ids)[at])
+    rows = [table(m).assign(source="", map=k) for k, m in given.items()]
+    for s in sources:
+        versions = {"own": maps[s], "another clip": maps[s][other], "random weights": fresh[s]}
+        rows += [table(m).assign(source=s, map=k) for k, m in versions.items()]
+    if references:
+        some = np.unique(np.linspace(0, len(clips) - 1, references).astype(int))
+        found = _batched(model, clips[some], targets[some], REFERENCES)
+        rows += [table(m, some).assign(source=k, map="own") for k, m in found.items()]
+    return pd.concat(rows, ignore_index=True)
 
 def _low(d, scenes):
     "Lower end of the 95 % interval of a mean difference over scenes (t)."

@@ -65,7 +65,7 @@ def test_every_source_finds_the_patch(scores, source):
     assert own["ratio_both"].mean() >= 4 and own["pointing"].mean() >= 0.9
 
 
-@pytest.mark.parametrize("name", ["noise", "even", "middle", "another clip", "random weights"])
+@pytest.mark.parametrize("name", BASELINES)
 def test_what_knows_nothing_does_not(scores, name):
     own = scores[(scores["source"] == f"given: {name}") & (scores["map"] == "own")]
     assert own["ratio_both"].mean() < 4 and own["pointing"].mean() < 0.9
@@ -111,19 +111,18 @@ def test_a_cells_field_is_that_of_a_known_convolution():
     class One(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv = nn.Conv3d(3, 4, (3, 5, 5), (1, 4, 4), (1, 2, 2))
+            self.conv = nn.Conv3d(3, 4, (3, 6, 6), (1, 4, 4), (1, 1, 1))
             nn.init.ones_(self.conv.weight)
         def forward(self, x): return self.conv(x).mean((2, 3, 4))
     found = cell_field(One(), "conv", torch.randn(2, 3, 8, 32, 32))
-    assert 3 <= found["pixels"] <= 7 and 2 <= found["frames"] <= 3
-    assert found["share"] == pytest.approx(found["pixels"] ** 2 / 1024)
+    assert found == dict(pixels=6, share=pytest.approx(36 / 1024), frames=3)
 
 
 def test_a_dilated_stage_sees_far_more_of_the_picture():
     clips = torch.randn(4, 3, 4, 64, 64)
     wide = cell_field(random_network(create_2d("test_resnet", 5, output_stride=8), clips), "layer4", clips)
     near = cell_field(random_network(create_2d("test_resnet", 5, stages=2), clips), "layer2", clips)
-    assert wide["share"] > 3 * near["share"] and near["pixels"] < 32
+    assert wide["share"] > 0.9 and near["share"] < 0.5
 
 
 def test_captum_agrees(patches):
