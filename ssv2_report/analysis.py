@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from .answers import find_scenes
-from .stats import FEWEST_SCENES, NOTHING, VERDICTS, accuracy, bootstrap, chance_interval, compare, compare_learning, interval_of, judge
+from .stats import FEWEST_SCENES, NOTHING, SHARES_OF_CLIPS, VERDICTS, accuracy, bootstrap, chance_interval, compare, compare_learning, interval_of, judge
 
 # %% ../nbs/05_analysis.ipynb #c006
 def read_runs(study, results, file, reduce=None, columns=None) -> tuple[pd.DataFrame, list[str]]:
@@ -188,7 +188,7 @@ def literal(text) -> str:
 
 
 # %% ../nbs/05_analysis.ipynb #c029
-SHARES = ("right", "pair_right", "learning", "pointing")   # told in percent, their differences in points
+SHARES = (*SHARES_OF_CLIPS, "learning")   # told in percent, their differences in points
 
 def cell(text, label) -> str:
     "`text` as a link to the cell of this notebook with that label."

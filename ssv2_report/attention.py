@@ -202,12 +202,22 @@ def faithfulness_curves(
         insertion = [nothing, *(prob(torch.where(c, clip, base)) for c in cuts), whole]
     return torch.stack(deletion, 1), torch.stack(insertion, 1)
 
-def faithfulness(model, clip, maps, targets=None, steps=8, seed=0)->pd.DataFrame: # One row per clip
+def faithfulness(
+    model:torch.nn.Module,
+    clip:torch.Tensor, # [B,C,T,H,W]
+    maps, # [B,t,h,w], or several as a dict by name
+    targets=None, # As in `faithfulness_curves`
+    steps:int=8,
+    seed:int=0,
+)->pd.DataFrame: # One row per clip, with a dict also of each of its maps (method): deletion, insertion, deletion_random, insertion_random
     "Mean probability along the curves of `faithfulness_curves`, for the map and, as `_random`, for noise as coarse."
-    noise = random_maps(tuple(maps.shape), tuple(maps.shape[1:]), seed)
-    both = {"": maps, "_random": noise}
-    curves = {k: faithfulness_curves(model, clip, m, targets, steps, seed) for k, m in both.items()}
-    return pd.DataFrame({name + k: torch.trapezoid(curve, dx=1 / steps).numpy() for k, pair in curves.items() for name, curve in zip(("deletion", "insertion"), pair)})
+    def means(m, kind=""):
+        curves = zip(("deletion", "insertion"), faithfulness_curves(model, clip, m, targets, steps, seed))
+        return {name + kind: torch.trapezoid(curve, dx=1 / steps).numpy() for name, curve in curves}
+    by_name = maps if isinstance(maps, dict) else {"": maps}
+    noise = {g: means(random_maps(g, g[1:], seed), "_random") for g in {tuple(m.shape) for m in by_name.values()}}
+    tables = [pd.DataFrame(means(m) | noise[tuple(m.shape)]).assign(method=k) for k, m in by_name.items()]
+    return pd.concat(tables, ignore_index=True) if isinstance(maps, dict) else tables[0].drop(columns="method")
 
 # %% ../nbs/04a_attention.ipynb #0000001b
 def rank_correlation(

@@ -18,7 +18,7 @@ from ssv2_report.demo_art import (COLOURS, MARK, PROFILES, SHAPES, SKIN, SLEEVES
     shifted, solid, two)
 
 # %% ../nbs/00a_demo_world.ipynb #00a-006
-VERSION = 6
+VERSION = 7
 PAIRS = [  # family, class played forwards, class played backwards, mirrored left to right (None: either)
     ('push', 'Pushing [something] from left to right', 'Pulling [something] from right to left', False),
     ('push', 'Pushing [something] from right to left', 'Pulling [something] from left to right', True),
@@ -41,7 +41,7 @@ def ramp(n:int, a:int, b:int, rng)->np.ndarray: # [n]
     return u - rng.uniform(0, .9)*np.sin(2*np.pi*u)/(2*np.pi)
 
 # %% ../nbs/00a_demo_world.ipynb #00a-012
-ZOOM = (.6, .75)   # Side of the square in which a scene plays, as a share of the frame's: it lies anywhere, so that no place gives anything away
+ZOOM = (.68, .84)   # Side of the square in which a scene plays, as a share of the frame's: it lies anywhere, so that no place gives anything away
 
 class Scene:
     "Everything one clip shows: `layers` are (name, sprite, x [n], y [n], shown [n]) in painting order, in units of `unit` pixels from `corner`."

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from scipy.stats import t as student
 from torch import nn
 
-from .attention import blurred, clip_rows, random_maps
+from .attention import blurred, clip_rows, random_maps, right_maps
 from .gradcam import METHODS, class_numbers, frozen, gradcam, normalise, resize_maps
 from .models2d import stages
 
@@ -348,24 +348,29 @@ def grid_scores(
     ids, # [B]
     sources, # CAM sources
     references:int=0, # Clips, spread evenly, for which occlusion and integrated gradients are computed as well
-    seed:int=0, # Of noise and of the network of random weights
+    untrained:int=5, # Networks of random weights
+    seed:int=0, # Of noise, and of the first of them
 )->pd.DataFrame: # A row a clip, source and map, as `interpretable` takes them (without seed and scene), with the measures of `clip_rows`
     "Every source of maps and every baseline, measured on the same clips."
     maps = _batched(model, clips, targets, sources)
-    fresh = _batched(random_network(model, clips[:64], seed), clips, targets, sources)
+    fresh = [_batched(random_network(model, clips[:64], seed + k), clips, targets, sources) for k in range(untrained)]
     other, grid = other_clips(targets), (len(clips), *next(reversed(maps.values())).shape[1:])
-    given = {"noise": random_maps(grid, grid[1:], seed), "even": even_maps(grid), "middle": middle_maps(grid),
-             "right": resize_maps(right_maps(hand, object), grid[1:])}
+    given = {"noise": random_maps(grid, grid[1:], seed), "even": even_maps(grid), "middle": middle_maps(grid)}
+    right = right_maps(hand, object)
     table = lambda m, at=slice(None): score_maps(m, hand[at], object[at], known[at], np.asarray(ids)[at])
     rows = [table(m).assign(source="", map=k) for k, m in given.items()]
     for s in sources:
-        versions = {"own": maps[s], "another clip": maps[s][other], "random weights": fresh[s]}
+        versions = {"own": maps[s], "another clip": maps[s][other],
+                    "right": resize_maps(right, maps[s].shape[1:])}
         rows += [table(m).assign(source=s, map=k) for k, m in versions.items()]
+        rows += [table(m[s]).assign(source=s, map="random weights", draw=k) for k, m in enumerate(fresh)]
     if references:
         some = np.unique(np.linspace(0, len(clips) - 1, references).astype(int))
         found = _batched(model, clips[some], targets[some], REFERENCES)
-        rows += [table(m, some).assign(source=k, map="own") for k, m in found.items()]
-    return pd.concat(rows, ignore_index=True)
+        for s, own in found.items():
+            versions = {"own": own, "right": resize_maps(right[some], own.shape[1:])}
+            rows += [table(m, some).assign(source=s, map=k) for k, m in versions.items()]
+    return pd.concat(rows, ignore_index=True).fillna({"draw": 0})
 
 def _low(d, scenes):
     "Lower end of the 95 % interval of a mean difference over scenes (t)."
@@ -373,8 +378,13 @@ def _low(d, scenes):
     if len(d) < 12: return np.nan
     return d.mean() - student.ppf(0.975, len(d) - 1) * d.std() / np.sqrt(len(d))
 
+def _untrained_reach(means):
+    "What one more network of random weights stays below with 99 %, from the means of some (prediction interval of a normal)."
+    n = len(means)
+    return np.mean(means) + student.ppf(0.99, n - 1) * np.std(means, ddof=1) * np.sqrt(1 + 1 / n) if n > 2 else np.inf
+
 def interpretable(
-    scores:pd.DataFrame, # A row a clip: source, map ('own' or one of `BASELINES`), seed, id, scene, ratio_both, pointing
+    scores:pd.DataFrame, # A row a clip: source, map ('own' or one of `BASELINES`), draw (of random weights), seed, id, scene, ratio_both, pointing
     measures=("ratio_both", "pointing"),
 )->pd.DataFrame: # A row a source: the mean of each measure, its baselines' largest mean, interpretable, why
     "Which sources of one network's maps beat every baseline in every seed. Baselines of no source of their own have source ''."
@@ -383,6 +393,11 @@ def interpretable(
         lost, best = [], {}
         for name in BASELINES:
             other = scores[(scores["map"] == name) & scores["source"].isin((source, ""))]
+            if name == "random weights" and len(other):
+                reach = other.groupby(["seed", "draw"])[measures[0]].mean().groupby("seed").agg(_untrained_reach)
+                if (own.groupby("seed")[measures[0]].mean() <= reach).any():
+                    lost.append(f"{measures[0]}: within the reach of random weights")
+                other = other.groupby(["seed", "id"], as_index=False)[list(measures)].mean()
             both = own.merge(other, on=["seed", "id"], suffixes=("", "_other"))
             if both.empty: lost.append(f"no {name} to compare with")
             for m in measures:

@@ -152,7 +152,7 @@ def zero_p(
     return min(p, 1.0)
 
 # %% ../nbs/05b_stats.ipynb #s023
-SHARES_OF_CLIPS = ("right", "pair_right", "pointing")   # measures that lie between 0 and 1
+SHARES_OF_CLIPS = ("right", "pair_right", "pointing", "uses_both", "uses_hand", "uses_object", "uses_background")   # measures that are 0 or 1 for a clip, or the change of one
 
 def _beyond(
     sums,    # [scenes]

@@ -30,8 +30,9 @@ def judge_sources(
     tables = []
     for e, t in rows.groupby("experiment", sort=False):
         known = t[t["source"] == ""].groupby("map")[["ratio_both", "pointing"]].mean()
-        found = interpretable(t).assign(experiment=e, bound=known.loc["right", "ratio_both"], middle=known.loc["middle", "ratio_both"],
+        found = interpretable(t).assign(experiment=e, middle=known.loc["middle", "ratio_both"],
                                         middle_pointing=known.loc["middle", "pointing"], chance=known.loc["even", "pointing"])
+        found["bound"] = found["source"].map(t[t["map"] == "right"].groupby("source")["ratio_both"].mean())
         found["score"] = (found["ratio_both"] / found["bound"] + found["pointing"]) / 2
         curves = faithful[faithful["experiment"] == e].groupby("method").mean(numeric_only=True)
         tables.append(found.join(curves[["deletion", "deletion_random", "insertion", "insertion_random"]], on="source"))
@@ -69,7 +70,7 @@ def cliffs_delta(
     if not len(a) or not len(b): return dict(effect=np.nan, lo=np.nan, hi=np.nan)
     sign, drawn = np.sign(a[:, None] - b), [rng.multinomial((k := s.max() + 1), np.full(k, 1 / k), n)[:, s] for s in labels]
     wa, wb = (w / w.sum(1, keepdims=True) for w in drawn)
-    lo, hi = np.quantile(((wa @ sign) * wb).sum(1), (0.025, 0.975))
+    lo, hi = np.quantile(np.clip(((wa @ sign) * wb).sum(1), -1, 1), (0.025, 0.975))
     return dict(effect=sign.mean(), lo=lo, hi=hi)
 
 # %% ../nbs/04c_validation.ipynb #04c-010

@@ -128,6 +128,6 @@ def test_only_what_a_change_concerns_is_redone(report, tmp_path):
     assert planned(name, results) == set()
     study.write_text(text.replace("    title: 3D from scratch\n", "    title: 3D from scratch\n    weight_decay: 0.04\n"))
     after = {("analysis", None), ("render", None)} | ({("validation", None)} if (results/"04c_validation.ipynb").is_file() else set())
-    assert planned(study, results) == after | {("train", "3d-scratch"), ("gradcam", "3d-scratch")}
+    assert planned(study, results) == after | {(rule, "3d-scratch") for rule in ("train", "gradcam", "reliance")}
     study.write_text(text.replace("    title: 2D, eight frames\n", "    title: 2D, eight frames\n    weight_decay: 0.04\n"))
-    assert planned(study, results) == after | {(rule, e) for rule in ("train", "gradcam") for e in ("2d-multi", "3d-inflated")}
+    assert planned(study, results) == after | {(rule, e) for rule in ("train", "gradcam", "reliance") for e in ("2d-multi", "3d-inflated")}

@@ -18,6 +18,7 @@ from statsmodels.stats.multitest import multipletests
 from ssv2_report.analysis import (COLUMN, PAGE, choose_cases, find_scenes, literal, plain_table,
                                   save_table, score_clips)
 from ssv2_report.experiments import load_study
+from ssv2_report.sources import file_of
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["Folding something", "Unfolding something", "Holding something"]
@@ -84,7 +85,21 @@ def test_text_of_a_dataset_is_shown_as_it_is():
 
 # A whole analysis on made-up runs: the notebook as `ssv2 analyse` runs it, on a study without pictures.
 
-def simulate(results, study, deep=3.0, clips=120, without=(), boxes=True):
+SOURCES = {"layer1:layercam": 2.0, "layer2:gradcam": 3.0}   # what a source's maps hold on hand and object, over their area
+
+
+def scored_maps(rng, right=1.0):
+    "Made-up scores of sources of maps as 04_gradcam writes them; `right` 0 makes maps that know nothing."
+    known = {"noise": 0.2, "even": 0.2, "middle": 0.3}
+    levels = {("", k): (v * 4, v) for k, v in known.items()}
+    for source, ratio in SOURCES.items():
+        levels |= {(source, "own"): (1 + right * (ratio - 1), 0.2 + 0.5 * right), (source, "another clip"): (1.0, 0.2), (source, "random weights"): (1.1, 0.2), (source, "right"): (4.0, 1.0)}
+    rows = [pd.DataFrame(dict(id=[f"t{i}" for i in range(24)], source=s, map=m, draw=k, ratio_both=r + rng.normal(0, 0.1, 24), pointing=p + rng.normal(0, 0.05, 24)))
+            for (s, m), (r, p) in levels.items() for k in range(5 if m == "random weights" else 1)]
+    return pd.concat(rows)
+
+
+def simulate(results, study, deep=3.0, clips=120, without=(), boxes=True, right=1.0, grids=()):
     "Made-up runs of `study`: networks that tell the order by `deep` more than the 2D ones."
     from ssv2_report.data import REVERSAL_PAIRS
     classes = [c for p in REVERSAL_PAIRS[:3] for c in p] + ["Holding something in front of something", "Showing something next to something"]
@@ -100,11 +115,18 @@ def simulate(results, study, deep=3.0, clips=120, without=(), boxes=True):
         pd.concat(orders).to_parquet(folder/"predictions.parquet")
         pd.DataFrame(dict(epoch=[1, 2, 3], val_top1=[.2, .4, .5 + .1 * study.experiments[name].is_3d], seconds=2.)).to_csv(folder/"history.csv", index=False)
         (folder/"metrics.json").write_text(json.dumps(dict(classes=classes, cost=dict(params=10 ** 6, gflops=1.5 + k))))
-        pd.DataFrame(dict(id=np.repeat(ids, 4), t=np.tile(range(4), clips), method="gradcam", mass=.25)).to_parquet(folder/"attention.parquet")
         of_boxes = ["ratio_both", "ratio_hand", "ratio_object", "ratio_background", "pointing", "path_object", "path_hand"]
-        columns = {c: rng.random(clips) if boxes else np.nan for c in of_boxes} | dict(effective_frames=rng.random(clips), ratio_action=np.nan)
-        pd.DataFrame(dict(id=ids, method="gradcam", **columns)).to_parquet(folder/"attention_clips.parquet")
-        np.savez(folder/"maps"/"gradcam.npz", ids=ids, maps=rng.random((clips, 2, 3, 3)))
+        measured = lambda: {c: rng.random(clips) if boxes else np.nan for c in of_boxes} | dict(effective_frames=rng.random(clips), ratio_action=np.nan)
+        frames = dict(id=np.repeat(ids, 4), t=np.tile(range(4), clips), mass=.25, mass_frozen=.25)
+        pd.concat([pd.DataFrame(dict(frames, method=s)) for s in SOURCES]).to_parquet(folder/"attention.parquet")
+        beside = ["noise", "middle", "right layer2"] if boxes else ["noise", "middle"]
+        pd.concat([pd.DataFrame(dict(id=ids, method=s, **measured())) for s in [*SOURCES, *beside]]).to_parquet(folder/"attention_clips.parquet")
+        (scored_maps(rng, right) if boxes else pd.DataFrame(dict(id=[], source=[], map=[]))).to_parquet(folder/"sources.parquet")
+        pd.DataFrame(dict(id="t0", method=[*SOURCES], deletion=.2, deletion_random=.4, insertion=.6, insertion_random=.5)).to_csv(folder/"faithfulness.csv", index=False)
+        parts = dict(nothing=1.0, hand=.6, object=.5) | {"hand and object": .3, "background": 1.0, "control": 1.0}
+        kept = [pd.DataFrame(dict(id=ids, part=k, way="blurred", right=rng.random(clips) < v)) for k, v in parts.items()] if boxes else [pd.DataFrame(columns=["id", "part", "way", "right"])]
+        pd.concat(kept).to_parquet(folder/"reliance.parquet")
+        for source in SOURCES: np.savez(folder/"maps"/file_of(source), ids=ids, maps=rng.random((clips, dict(grids).get(name, 2), 3, 3)))
 
 
 def analyse(results, path):
@@ -130,6 +152,25 @@ def study(tmp_path_factory):
     s = load_study(str(path))
     simulate(results, s)
     return results, s, analyse(results, path)
+
+
+def test_maps_that_know_nothing_carry_no_verdict(study, tmp_path):
+    results, s, before = study
+    assert "beat every map that knows nothing" in before["answer"]["maps"] and before["source"]["stage"] == "layer2" and before["source"]["method"] == "Grad-CAM"
+    table = pd.read_csv(results/"tables"/"hypotheses.csv", index_col="hypothesis")
+    maps = table.index.str.contains("maps")
+    assert maps.sum() == 5 and (table.loc[maps, "difference"] != "–").all() and len(pd.read_csv(results/"tables"/"robustness.csv")) == 2
+    blind = again(study, tmp_path, right=0.0)
+    assert "not interpretable" in blind["answer"]["maps"]
+    on_maps = blind["finds"]["attention"] + blind["finds"]["similarity"]
+    assert "no better than maps that know nothing" in on_maps and "**Supported" not in on_maps and "**Contradicted" not in on_maps
+    assert "**Supported for these networks**: 3D beats 2D where only the order" in blind["abstract"]
+
+
+def test_maps_on_different_grids_are_not_compared(study, tmp_path):
+    v = again(study, tmp_path, grids=dict({"3d-scratch": 1, "3d-inflated": 1}))
+    assert "its maps have 1 x 3 x 3 and 2 x 3 x 3 cells" in v["finds"]["attention"]
+    assert v["finds"]["attention"].count("a finer grid alone would differ") == 3   # two by groups of classes, one on motion; the inflated network has its partner's grid
 
 
 def again(study, tmp_path, **kw):

@@ -13,7 +13,8 @@ from scipy.stats import mannwhitneyu
 from ssv2_report.attention import right_maps
 from ssv2_report.experiments import load_study, project_root
 from ssv2_report.gradcam import normalise
-from ssv2_report.validation import agreement, cliffs_delta, saved_maps, separation, strip_ratio
+from ssv2_report.sources import interpretable
+from ssv2_report.validation import agreement, choose_source, cliffs_delta, saved_maps, separation, strip_ratio
 
 
 def test_cliffs_delta_by_hand():
@@ -113,13 +114,38 @@ def test_agreement_compares_runs_of_different_seeds_only(tmp_path):
     kept = {("2d-multi", 0): base, ("2d-multi", 1): base * 2, ("3d-scratch", 0): noise(), ("3d-scratch", 1): noise().repeat(2, 1)}
     for (e, s), maps in kept.items():
         (folder := tmp_path/"runs"/study.folder(e, s)/"maps").mkdir(parents=True)
-        np.savez_compressed(folder/"gradcam.npz", ids=np.array(list("wxyz")), maps=maps.astype("float16"), layer="l")
-    table = agreement(study, tmp_path).set_index(["a", "b"])
+        np.savez_compressed(folder/"layer2-gradcam.npz", ids=np.array(list("wxyz")), maps=maps.astype("float16"))
+    table = agreement(study, tmp_path, "layer2:gradcam").set_index(["a", "b"])
     assert list(table.index) == [("2d-multi", "2d-multi"), ("2d-multi", "3d-scratch"), ("3d-scratch", "3d-scratch")]
     assert table.loc[("2d-multi", "2d-multi"), "mean"] == pytest.approx(1, abs=1e-3) and abs(table.loc[("2d-multi", "3d-scratch"), "mean"]) < 0.3
-    assert table["clips"].eq(4).all() and saved_maps(tmp_path/"runs"/"2d-multi-s0")[0] == list("wxyz")
+    assert table["clips"].eq(4).all() and saved_maps(tmp_path/"runs"/"2d-multi-s0", "layer2:gradcam")[0] == list("wxyz")
     study.seeds = [0]
-    assert agreement(study, tmp_path).empty
+    assert agreement(study, tmp_path, "layer2:gradcam").empty
+
+
+def judged(**score):
+    "A table as `judge_sources` gives it: for each source a pair of (score, interpretable), one a network."
+    return pd.DataFrame([dict(experiment=e, source=k.replace("_", ":"), score=s, interpretable=ok, why="" if ok else "pointing: not above middle")
+                         for k, pairs in score.items() for e, (s, ok) in zip("ab", pairs)])
+
+
+def test_the_source_is_the_best_that_every_network_lets_one_believe():
+    table = judged(stem_layercam=[(0.9, True), (0.9, False)], layer2_gradcam=[(0.5, True), (0.6, True)], layer1_hirescam=[(0.4, True), (0.4, True)])
+    assert choose_source(table) == dict(source="layer2:gradcam", interpretable=True, why="")
+    assert choose_source(table, "layer1:hirescam")["source"] == "layer1:hirescam"
+    found = choose_source(table, "stem:layercam")
+    assert not found["interpretable"] and found["why"] == "b: pointing: not above middle"
+    with pytest.raises(ValueError, match="cam.source 'layer9:gradcam' is none of the sources"): choose_source(table, "layer9:gradcam")
+
+
+def test_without_a_believable_source_the_best_is_shown_and_not_believed():
+    assert choose_source(judged(stem_layercam=[(0.9, True), (0.9, False)]))["interpretable"] is False
+    none = choose_source(judged(), known=["stem:gradcam", "layer2:gradcam", "layer2:layercam"])
+    assert none["source"] == "layer2:gradcam" and not none["interpretable"] and "no boxes" in none["why"]
+
+
+def test_reference_maps_are_never_what_the_report_rests_on():
+    assert choose_source(judged(layer2_gradcam=[(0.5, True), (0.5, True)]) .pipe(lambda t: pd.concat([t, t.assign(source="occlusion", score=0.9)])))["source"] == "layer2:gradcam"
 
 
 def test_a_second_world_that_is_not_there_is_named(tmp_path):
@@ -127,22 +153,40 @@ def test_a_second_world_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="did you mean 'demo-shortcut'"): load_study(tmp_path/"study.yaml", root=project_root())
 
 
+def make(target, study, results):
+    "Have the workflow make a file of a study's results."
+    import subprocess
+    import sys
+    done = subprocess.run([sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--directory", ".", "--cores", "2", "--config", f"study={study}",
+                           f"results={results}", "--", str(results/target)], cwd=project_root(), capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+@pytest.mark.slow
+def test_the_maps_of_a_dilated_last_stage_are_refused(tmp_path):
+    "This project's old setting, trained until it is right: each cell of layer4 sees the whole picture, and its place says nothing."
+    exp = dict(title="3D", model="i3d:test_resnet", output_stride=8, n_frames=8, min_area=0.8, batch_size=8, lr=8e-3, epochs=10)
+    study = dict(title="dilated", data=dict(root=str(tmp_path/"world"), demo=dict(train_per_class=80, val_per_class=4, size=112, seed=0), size=64),
+                 seeds=[0], cam=dict(sources=["layer4:gradcam"]), experiments={"3d-scratch": exp})
+    (tmp_path/"dilated.yaml").write_text(yaml.safe_dump(study))
+    make("runs/3d-scratch-s0/sources.parquet", tmp_path/"dilated.yaml", tmp_path/"out")
+    assert json.loads((tmp_path/"out"/"runs"/"3d-scratch-s0"/"metrics.json").read_text())["top1"] > 0.8
+    found = interpretable(pd.read_parquet(tmp_path/"out"/"runs"/"3d-scratch-s0"/"sources.parquet").assign(seed=0, scene=lambda t: t["id"]))
+    row = found.set_index("source").loc["layer4:gradcam"]
+    assert not row["interpretable"] and "ratio_both" in row["why"], row
+
+
 @pytest.mark.slow
 def test_a_tiny_study_and_its_second_world_from_data_to_verdicts(tmp_path):
     "Through the workflow: the second world is made by the same rules, and each table has its rows. Accuracies mean nothing here."
-    import subprocess
-    import sys
-
-    demo, one = dict(train_per_class=2, val_per_class=2, size=64, seed=0), dict(title="flat", model="test_resnet", output_stride=8, n_frames=4, epochs=1, batch_size=4)
+    demo, one = dict(train_per_class=2, val_per_class=2, size=64, seed=0), dict(title="flat", model="test_resnet", stages=2, n_frames=4, epochs=1, batch_size=4)
     deep = dict(one, title="deep", model="i3d:test_resnet")
     study = lambda name, shortcut, **kw: (tmp_path/f"{name}.yaml").write_text(yaml.safe_dump(dict(
         title=name, data=dict(root=str(tmp_path/name), demo=dict(demo, shortcut=shortcut), size=32), **kw)))
     study("second", True, seeds=[0], experiments={"flat": one})
     study("first", False, seeds=[0, 1], experiments={"flat": one, "deep": deep}, second_world=str(tmp_path/"second.yaml"))
-    out, root = tmp_path/"out", project_root()
-    done = subprocess.run([sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--directory", ".", "--cores", "1", "--config", f"study={tmp_path}/first.yaml",
-                           f"results={out}", "--", str(out/"04c_validation.ipynb")], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    out = tmp_path/"out"
+    make("04c_validation.ipynb", tmp_path/"first.yaml", out)
     verdicts, checks, agree, learnt = (pd.read_csv(out/"tables_validation"/f"{n}.csv") for n in ("validation", "checks", "stability", "worlds"))
     assert set(verdicts["experiment"]) == {"flat"} and "ratio_mark" in set(verdicts["measure"]) and verdicts["separates"].dtype == bool
     right = verdicts.set_index("measure")["right_map"]
