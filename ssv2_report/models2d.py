@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POOLS', 'WRAPPINGS', 'PREFIXES', 'FrameNet', 'read_weights', 'unwrap', 'load_weights', 'timm_resnet', 'cut_stages',
-           'create_2d', 'stages', 'cam_layer', 'stage_outputs', 'cost', 'channels_last', 'checkpoint_stages']
+           'create_2d', 'stages', 'stage_outputs', 'cost', 'channels_last', 'checkpoint_stages']
 
 # %% ../nbs/01_models2d.ipynb #0d2f452c
 import pickle
@@ -157,12 +157,6 @@ def stages(
     found = dict(stem=prefix + ('stem' if prefix + 'stem' in names else 'act1'), **{f'layer{i}': f'{prefix}layer{i}' for i in range(1, 5)})
     if lost := [v for v in found.values() if v not in names]: raise ValueError(f"{type(model).__name__} is no ResNet of this library: it has no {_some(lost)}.")
     return {k: v for k, v in found.items() if not isinstance(names[v], nn.Identity)}
-
-def cam_layer(
-    model:nn.Module, # 2D or 3D
-)->str: # Dotted name
-    "The default Grad-CAM layer: the last stage. Its final ReLU is the last thing that writes to it, in place or not, so hooks see the true map."
-    return list(stages(model).values())[-1]
 
 # %% ../nbs/01_models2d.ipynb #27ebd2ea
 @contextmanager

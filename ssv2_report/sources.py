@@ -191,8 +191,7 @@ def all_sources(
     methods=SEARCHED, # Of `gradcam.METHODS`
 )->list[str]:
     "Every source of maps that the choice is made from: stages x methods, and the two references."
-    if names is None: names = [k for k, v in stages(model).items() if not isinstance(model.get_submodule(v), nn.Identity)]
-    return [f"{name}:{method}" for name in names for method in methods] + list(REFERENCES)
+    return [f"{name}:{method}" for name in (names or stages(model)) for method in methods] + list(REFERENCES)
 
 def _layers(model, sources):
     "Source -> (dotted layer name, method) of the CAM sources."

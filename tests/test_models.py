@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest, timm, torch, torchvision
 from safetensors.torch import save_file
 
-from ssv2_report.models2d import (cam_layer, channels_last, checkpoint_stages, cost, create_2d, load_weights, read_weights, stage_outputs, stages)
+from ssv2_report.models2d import (channels_last, checkpoint_stages, cost, create_2d, load_weights, read_weights, stage_outputs, stages)
 from ssv2_report.models3d import create_3d, time_field
 
 torch.set_num_threads(1)
@@ -23,15 +23,15 @@ def test_every_model_of_the_study_runs_forward_and_backward(dim, name, kwargs):
     logits.square().sum().backward()
     assert logits.shape == (2, 5)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert cam_layer(model) == ('backbone.layer4' if dim == '2d' else 'layer4')
+    assert list(stages(model).values())[-1] == ('backbone.layer4' if dim == '2d' else 'layer4')
     found = stage_outputs(model, clip)
     assert list(found) == ['stem', 'layer1', 'layer2', 'layer3', 'layer4', 'logits']
     assert all(v.dim() == 5 and len(v) == 2 for k, v in found.items() if k != 'logits')
     if name.startswith(('i3d', 'test', 'resnet')): assert all(found[s].shape[2] == 4 for s in stages(model))
 
 def test_a_map_of_eight_by_eight_by_eight_for_the_demo():
-    for model in (create_2d('test_resnet', 12, output_stride=8), create_3d('i3d:test_resnet', 12, output_stride=8)):
-        assert stage_outputs(model, torch.randn(1, 3, 8, 64, 64))['layer4'].shape == (1, 96, 8, 8, 8)
+    for model in (create_2d('test_resnet', 12, stages=2), create_3d('i3d:test_resnet', 12, stages=2)):
+        assert stage_outputs(model, torch.randn(1, 3, 8, 64, 64))['layer2'].shape[2:] == (8, 8, 8)
 
 @pytest.mark.parametrize('dim,name,kwargs', [('2d', 'test_resnet', {}), ('3d', 'i3d:test_resnet', {}), ('2d', 'resnet50', {}), ('3d', 'r3d_18', {}), ('3d', 'r2plus1d_18', {})])
 @pytest.mark.parametrize('kept', [1, 2, 3])
@@ -39,7 +39,7 @@ def test_a_network_of_fewer_stages(dim, name, kwargs, kept):
     model, clip = make(dim, name, dict(kwargs, stages=kept)), torch.randn(2, 3, 4, 32, 32)
     whole, found = make(dim, name, kwargs), stage_outputs(model, clip)
     assert list(found) == ['stem', *(f'layer{i}' for i in range(1, kept + 1)), 'logits'] and found['logits'].shape == (2, 5)
-    assert cam_layer(model).endswith(f'layer{kept}')
+    assert list(stages(model).values())[-1].endswith(f'layer{kept}')
     assert found[f'layer{kept}'].shape == stage_outputs(whole, clip)[f'layer{kept}'].shape
     assert cost(model)['gflops'] < cost(whole)['gflops']
     model(clip).square().sum().backward()
@@ -147,7 +147,7 @@ def test_channels_last_is_the_same_function(dim, name, kwargs):
     after = channels_last(model)(clip)
     torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-4)
     format = torch.channels_last if dim == '2d' else torch.channels_last_3d
-    assert dict(model.named_modules())[cam_layer(model)][0].conv1.weight.is_contiguous(memory_format=format)
+    assert model.get_submodule(stages(model)['layer4'])[0].conv1.weight.is_contiguous(memory_format=format)
 
 # Weights from files
 
