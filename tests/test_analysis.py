@@ -102,15 +102,15 @@ def scored_maps(rng, right=1.0):
 def simulate(results, study, deep=3.0, clips=120, without=(), boxes=True, right=1.0, grids=()):
     "Made-up runs of `study`: networks that tell the order by `deep` more than the 2D ones."
     from ssv2_report.data import REVERSAL_PAIRS
-    classes = [c for p in REVERSAL_PAIRS[:3] for c in p] + ["Holding something in front of something", "Showing something next to something"]
-    ids, y = [str(i) for i in range(clips)], np.arange(clips) % 8
+    classes = [c for k in (3, 11, 12, 13) for c in REVERSAL_PAIRS[k]] + ["Holding something in front of something", "Showing something next to something"]
+    ids, y = [str(i) for i in range(clips)], np.arange(clips) % 10
     for k, (name, seed) in enumerate(study.runs):
         folder = results/"runs"/study.folder(name, seed)
         shutil.rmtree(folder, ignore_errors=True)
         if study.folder(name, seed) in without: continue
         (folder/"maps").mkdir(parents=True)
-        rng, sharp = np.random.default_rng(k), np.where(y < 6, deep if study.experiments[name].is_3d else 0, 5)
-        logits = rng.normal(size=(clips, 8)) + sharp[:, None] * np.eye(8)[y]
+        rng, sharp = np.random.default_rng(k), np.where(y < 8, deep if study.experiments[name].is_3d else 0, 5)
+        logits = rng.normal(size=(clips, 10)) + sharp[:, None] * np.eye(10)[y]
         orders = [pd.DataFrame(dict(id=ids, target=y, pred=(logits * f).argmax(1), logits=list(logits * f), order=o)) for o, f in dict(ordered=1, reversed=-1, shuffled=.1, frozen=.1).items()]
         pd.concat(orders).to_parquet(folder/"predictions.parquet")
         pd.DataFrame(dict(epoch=[1, 2, 3], val_top1=[.2, .4, .5 + .1 * study.experiments[name].is_3d], seconds=2.)).to_csv(folder/"history.csv", index=False)
@@ -159,7 +159,7 @@ def test_maps_that_know_nothing_carry_no_verdict(study, tmp_path):
     assert "beat every map that knows nothing" in before["answer"]["maps"] and before["source"]["stage"] == "layer2" and before["source"]["method"] == "Grad-CAM"
     table = pd.read_csv(results/"tables"/"hypotheses.csv", index_col="hypothesis")
     maps = table.index.str.contains("maps")
-    assert maps.sum() == 5 and (table.loc[maps, "difference"] != "–").all() and len(pd.read_csv(results/"tables"/"robustness.csv")) == 2
+    assert maps.sum() == 6 and (table.loc[maps, "difference"] != "–").all() and len(pd.read_csv(results/"tables"/"robustness.csv")) == 2
     blind = again(study, tmp_path, right=0.0)
     assert "not interpretable" in blind["answer"]["maps"]
     on_maps = blind["finds"]["attention"] + blind["finds"]["similarity"]
@@ -170,7 +170,7 @@ def test_maps_that_know_nothing_carry_no_verdict(study, tmp_path):
 def test_maps_on_different_grids_are_not_compared(study, tmp_path):
     v = again(study, tmp_path, grids=dict({"3d-scratch": 1, "3d-inflated": 1}))
     assert "its maps have 1 x 3 x 3 and 2 x 3 x 3 cells" in v["finds"]["attention"]
-    assert v["finds"]["attention"].count("a finer grid alone would differ") == 3   # two by groups of classes, one on motion; the inflated network has its partner's grid
+    assert v["finds"]["attention"].count("a finer grid alone would differ") == 4   # three by groups of classes, one on motion; the inflated network has its partner's grid
 
 
 def again(study, tmp_path, **kw):
@@ -238,7 +238,7 @@ def test_a_hypothesis_about_named_classes_of_networks_with_three_seeds(study, tm
     classes = ["Holding something in front of something", "Showing something next to something"]
     v = again(study, tmp_path, yaml=dict(seeds=[0, 1, 2], hypotheses=dict(all=h, named=h | dict(clips=classes, says="3D shows better"))))
     table = pd.read_csv(tmp_path/"tables"/"hypotheses.csv")
-    assert list(table["scenes"]) == [120, 30] and "at least 5 points" in table["hypothesis"][0] and table["trained anew"].str.startswith("[").all()
+    assert list(table["scenes"]) == [120, 24] and "at least 5 points" in table["hypothesis"][0] and table["trained anew"].str.startswith("[").all()
     assert "supported" in table["verdict"][0] and "3D shows better" not in v["abstract"].split("**Supported")[1].split("**Undecided")[0]
     with pytest.raises(Exception, match="'Holding something in front of it' is no class of this study; did you mean 'Holding something in front of something'"):
         again(study, tmp_path, yaml=dict(hypotheses=dict(h=h | dict(clips=["Holding something in front of it"]))))
