@@ -102,6 +102,7 @@ data:
   max_excluded: {allowed}
 seeds: [0, 1]
 settings: {{output_stride: 8, n_frames: 4, batch_size: 6, epochs: 1}}
+cam: {{sources: ["layer2:gradcam", "layer4:layercam"]}}
 experiments:
   2d-multi: {{title: "2D, eight frames", model: test_resnet}}
   r(2+1)d: {{title: 3D from scratch, model: "i3d:test_resnet"}}
