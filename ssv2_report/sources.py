@@ -356,7 +356,10 @@ def grid_scores(
     other, grid = other_clips(targets), (len(clips), *next(reversed(maps.values())).shape[1:])
     given = {"noise": random_maps(grid, grid[1:], seed), "even": even_maps(grid), "middle": middle_maps(grid)}
     right = right_maps(hand, object)
-    table = lambda m, at=slice(None): score_maps(m, hand[at], object[at], known[at], np.asarray(ids)[at])
+    def table(maps, at=slice(None), n=16):
+        parts = [maps, *(np.asarray(x)[at] for x in (hand, object, known, ids))]
+        return pd.concat([score_maps(*(p[k:k + n] for p in parts)) for k in range(0, len(maps), n)], ignore_index=True)
+
     rows = [table(m).assign(source="", map=k) for k, m in given.items()]
     for s in sources:
         versions = {"own": maps[s], "another clip": maps[s][other],
