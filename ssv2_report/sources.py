@@ -402,7 +402,7 @@ def interpretable(
                 other = other.groupby(["seed", "id"], as_index=False)[list(measures)].mean()
             both = own.merge(other, on=["seed", "id"], suffixes=("", "_other"))
             if both.empty: lost.append(f"no {name} to compare with")
-            for m in measures:
+            for m in measures if name != "random weights" else measures[:1]:
                 best[m] = max(best.get(m, (-np.inf, "")), (other[m].mean(), name))
                 lows = [_low(t[m] - t[f"{m}_other"], t["scene"]) for _, t in both.groupby("seed")]
                 if any(np.isnan(x) for x in lows): lost.append("too few scenes")
