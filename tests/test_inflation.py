@@ -318,9 +318,9 @@ class Loop:
 
 FOUR = ['Showing something next to something', 'Covering something with something', 'Pulling something out of something', 'Pushing something from left to right']
 
-@pytest.mark.parametrize('depth,size,classes,clips_,seeds,most', [(10, 32, FOUR, 24, 1, .1), pytest.param(18, 64, None, 60, 3, .02, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('depth,size,classes,clips_,seeds,most', [(10, 48, FOUR, 48, 1, .1), pytest.param(18, 64, None, 60, 3, .02, marks=pytest.mark.slow)])
 def test_inflated_r2plus1d_is_ahead_of_scratch_after_one_epoch(tmp_path, depth, size, classes, clips_, seeds, most):
-    """The default sample: ten layers, 32 pixels, four classes, one seed. The campaign: R(2+1)D-18 at 8x64x64 on all ten classes, 24 clips a class for
+    """The default sample: ten layers, 48 pixels, four classes, one seed. The campaign: R(2+1)D-18 at 8x64x64 on all ten classes, 24 clips a class for
     the one epoch. Scratch and inflated see the same clips in the same order, each at a learning rate that suits it."""
     loop = Loop(make_world(tmp_path / 'world', clips_, 16), size, classes)
     torch.manual_seed(0)
