@@ -209,9 +209,8 @@ def cam_sources(
     "The CAM sources of a study: what it declares, or every stage and method. `ValueError` for one that does not exist."
     names = names or [s for s in all_sources(model) if s not in REFERENCES]
     known = stages(model)
-    for s, (layer, _) in _layers(model, names).items():
-        if s.rsplit(":", 1)[0] not in known:
-            raise ValueError(f"There is no stage for the source of maps '{s}' in this network; it has {', '.join(known)}.")
+    if wrong := [s for s in _layers(model, names) if s.rsplit(":", 1)[0] not in known]:
+        raise ValueError(f"There is no stage for the source of maps '{wrong[0]}' in this network; it has {', '.join(known)}.")
     return names
 
 def file_of(
@@ -356,15 +355,16 @@ def grid_scores(
     other, grid = other_clips(targets), (len(clips), *next(reversed(maps.values())).shape[1:])
     given = {"noise": random_maps(grid, grid[1:], seed), "even": even_maps(grid), "middle": middle_maps(grid)}
     right = right_maps(hand, object)
+
     def table(maps, at=slice(None), n=16):
         parts = [maps, *(np.asarray(x)[at] for x in (hand, object, known, ids))]
         return pd.concat([score_maps(*(p[k:k + n] for p in parts)) for k in range(0, len(maps), n)], ignore_index=True)
 
     rows = [table(m).assign(source="", map=k) for k, m in given.items()]
+    bounds = {g: table(resize_maps(right, g)) for g in {tuple(m.shape[1:]) for m in maps.values()}}
     for s in sources:
-        versions = {"own": maps[s], "another clip": maps[s][other],
-                    "right": resize_maps(right, maps[s].shape[1:])}
-        rows += [table(m).assign(source=s, map=k) for k, m in versions.items()]
+        versions = {"own": table(maps[s]), "another clip": table(maps[s][other]), "right": bounds[tuple(maps[s].shape[1:])]}
+        rows += [t.assign(source=s, map=k) for k, t in versions.items()]
         rows += [table(m[s]).assign(source=s, map="random weights", draw=k) for k, m in enumerate(fresh)]
     if references:
         some = np.unique(np.linspace(0, len(clips) - 1, references).astype(int))

@@ -126,7 +126,7 @@ def simulate(results, study, deep=3.0, clips=120, without=(), boxes=True, right=
         parts = dict(nothing=1.0, hand=.6, object=.5) | {"hand and object": .3, "background": 1.0, "control": 1.0}
         kept = [pd.DataFrame(dict(id=ids, part=k, way="blurred", right=rng.random(clips) < v)) for k, v in parts.items()] if boxes else [pd.DataFrame(columns=["id", "part", "way", "right"])]
         pd.concat(kept).to_parquet(folder/"reliance.parquet")
-        for source in SOURCES: np.savez(folder/"maps"/file_of(source), ids=ids, maps=rng.random((clips, dict(grids).get(name, 2), 3, 3)))
+        for source in SOURCES: np.savez(folder/"maps"/file_of(source), ids=ids, maps=rng.random((clips, dict(grids).get(name, 2), 3, 3)), grid=(dict(grids).get(name, 2), 3, 3))
 
 
 def analyse(results, path):
@@ -156,15 +156,21 @@ def study(tmp_path_factory):
 
 def test_maps_that_know_nothing_carry_no_verdict(study, tmp_path):
     results, s, before = study
-    assert "beat every map that knows nothing" in before["answer"]["maps"] and before["source"]["stage"] == "layer2" and before["source"]["method"] == "Grad-CAM"
+    assert "do better than every map that knows nothing" in before["answer"]["maps"] and before["source"]["stage"] == "layer2" and before["source"]["method"] == "Grad-CAM"
     table = pd.read_csv(results/"tables"/"hypotheses.csv", index_col="hypothesis")
     maps = table.index.str.contains("maps")
     assert maps.sum() == 6 and (table.loc[maps, "difference"] != "–").all() and len(pd.read_csv(results/"tables"/"robustness.csv")) == 2
     blind = again(study, tmp_path, right=0.0)
     assert "not interpretable" in blind["answer"]["maps"]
     on_maps = blind["finds"]["attention"] + blind["finds"]["similarity"]
-    assert "no better than maps that know nothing" in on_maps and "**Supported" not in on_maps and "**Contradicted" not in on_maps
+    assert "not shown to do better than maps that know nothing" in on_maps and "**Supported" not in on_maps and "**Contradicted" not in on_maps
     assert "**Supported for these networks**: 3D beats 2D where only the order" in blind["abstract"]
+
+
+def test_maps_that_nothing_can_judge_are_said_to_be_so(study, tmp_path):
+    v = again(study, tmp_path, boxes=False)
+    assert "no boxes to judge the maps it is about by" in v["finds"]["similarity"] and "nothing to judge its maps by" in v["answer"]["maps"]
+    assert "maps that know nothing" not in v["finds"]["similarity"] + v["answer"]["maps"]
 
 
 def test_maps_on_different_grids_are_not_compared(study, tmp_path):
@@ -238,6 +244,8 @@ def test_a_hypothesis_about_named_classes_of_networks_with_three_seeds(study, tm
     classes = ["Holding something in front of something", "Showing something next to something"]
     v = again(study, tmp_path, yaml=dict(seeds=[0, 1, 2], hypotheses=dict(all=h, named=h | dict(clips=classes, says="3D shows better"))))
     table = pd.read_csv(tmp_path/"tables"/"hypotheses.csv")
+    lineage = pd.read_csv(tmp_path/"tables"/"lineage.csv").loc[0, "difference"]     # made-up maps descend from none
+    assert re.match(r"-?0\.0\d", lineage.replace("\u2212", "-")), lineage
     assert list(table["scenes"]) == [120, 24] and "at least 5 points" in table["hypothesis"][0] and table["trained anew"].str.startswith("[").all()
     assert "supported" in table["verdict"][0] and "3D shows better" not in v["abstract"].split("**Supported")[1].split("**Undecided")[0]
     with pytest.raises(Exception, match="'Holding something in front of it' is no class of this study; did you mean 'Holding something in front of something'"):

@@ -31,7 +31,7 @@ def test_every_model_of_the_study_runs_forward_and_backward(dim, name, kwargs):
 
 def test_a_map_of_eight_by_eight_by_eight_for_the_demo():
     for model in (create_2d('test_resnet', 12, stages=2), create_3d('i3d:test_resnet', 12, stages=2)):
-        assert stage_outputs(model, torch.randn(1, 3, 8, 64, 64))['layer2'].shape[2:] == (8, 8, 8)
+        assert stage_outputs(model, torch.randn(1, 3, 8, 64, 64))['layer2'].shape == (1, 48, 8, 8, 8)
 
 @pytest.mark.parametrize('dim,name,kwargs', [('2d', 'test_resnet', {}), ('3d', 'i3d:test_resnet', {}), ('2d', 'resnet50', {}), ('3d', 'r3d_18', {}), ('3d', 'r2plus1d_18', {})])
 @pytest.mark.parametrize('kept', [1, 2, 3])

@@ -43,11 +43,10 @@ def scores(patches):
     tables = [rows("", m, k) for k, m in common.items()]
     sources = [*CAMS, "occlusion", "integrated gradients"]
     maps, _ = make_maps(net, clips, targets, sources)
-    untrained = [make_maps(f, clips, targets, CAMS)[0] for f in fresh]
+    untrained = [make_maps(f, clips, targets, sources)[0] for f in fresh]
     random = lambda name, s: [rows(name, m[s], "random weights").assign(draw=k) for k, m in enumerate(untrained)]
     for s in sources:
-        tables += [rows(s, maps[s]), rows(s, maps[s][other], "another clip")]
-        if s in CAMS: tables += random(s, s)
+        tables += [rows(s, maps[s]), rows(s, maps[s][other], "another clip"), *random(s, s)]
     right = resize_maps(right_maps(patch, patch), GRID)
     given = {**common, "right": right, "random weights": untrained[0]["layer1:layercam"], "another clip": maps["layer1:layercam"][other]}
     for k, m in given.items():      # each baseline in a source's place
@@ -75,12 +74,12 @@ def test_what_knows_nothing_does_not(scores, name):
 
 def test_the_rule_passes_sources_and_refuses_baselines(scores):
     found = interpretable(scores).set_index("source")["interpretable"]
-    assert found[[*CAMS, "given: right"]].all()
+    assert found[[*CAMS, "occlusion", "integrated gradients", "given: right"]].all()
     assert not found[[f"given: {k}" for k in BASELINES]].any()
 
 
 def test_the_rule_needs_scenes_every_seed_and_every_baseline(scores):
-    some = scores[scores["source"].isin(("", "layer1:layercam"))]
+    some = scores[scores["source"].isin(("", "occlusion"))]
     few = some[some["id"].astype(int) < 10]
     assert "too few scenes" in interpretable(few)["why"].item()
     lost = some[some["map"] != "random weights"]

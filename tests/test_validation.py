@@ -114,7 +114,7 @@ def test_agreement_compares_runs_of_different_seeds_only(tmp_path):
     kept = {("2d-multi", 0): base, ("2d-multi", 1): base * 2, ("3d-scratch", 0): noise(), ("3d-scratch", 1): noise().repeat(2, 1)}
     for (e, s), maps in kept.items():
         (folder := tmp_path/"runs"/study.folder(e, s)/"maps").mkdir(parents=True)
-        np.savez_compressed(folder/"layer2-gradcam.npz", ids=np.array(list("wxyz")), maps=maps.astype("float16"))
+        np.savez_compressed(folder/"layer2-gradcam.npz", ids=np.array(list("wxyz")), maps=maps.astype("float16"), grid=maps.shape[1:])
     table = agreement(study, tmp_path, "layer2:gradcam").set_index(["a", "b"])
     assert list(table.index) == [("2d-multi", "2d-multi"), ("2d-multi", "3d-scratch"), ("3d-scratch", "3d-scratch")]
     assert table.loc[("2d-multi", "2d-multi"), "mean"] == pytest.approx(1, abs=1e-3) and abs(table.loc[("2d-multi", "3d-scratch"), "mean"]) < 0.3
