@@ -149,7 +149,7 @@ def _tidy(cells, page, links):
             for data in (o['data'] for o in keep['outputs'] if 'data' in o):
                 if data.pop('application/vnd.jupyter.widget-view+json', None) and not {'text/html', 'image/png'} & data.keys():
                     data['text/markdown'] = '*A widget; open the notebook to use it.*'
-                if 'class="dataframe"' in ''.join(data.get('text/html', '')): data['text/html'] = ''.join(data['text/html']).replace('<th></th>', '<td></td>')
+                if 'class="dataframe"' in ''.join(data.get('text/html', '')): data['text/html'] = re.sub(r'<th([^>]*)></th>', r'<td\1></td>', ''.join(data['text/html']))
                 if 'text/markdown' in data: data['text/markdown'] = relink(''.join(data['text/markdown']))
         cells[i] = keep
     return cells

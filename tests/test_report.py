@@ -97,9 +97,11 @@ def library_cells():
 
 
 def model_cells():
+    nested = pd.DataFrame({'pointing': [.8, .7, .4, .1]}, index=pd.MultiIndex.from_tuples([('layer1', 'own'), ('layer1', 'other'), ('', 'noise'), ('', 'even')]))
     return [code('#| default_exp boxes'), md('# Models\n\n> Two kinds\n> of them\n\nWhy one should care.'),
             code('#| export\nfrom pathlib import Path\n_private = 1'), md('## Define'), *library_cells(),
             code('#| label: fig-inner\n#| fig-cap: "Inner figure."\n#| fig-alt: "A curve."\ndouble([1])', outputs=[show(image_png=picture(4, 2))]),
+            code('scores', outputs=[show(text_html=nested.to_html(), text_plain='x')]),
             code('double([1])', outputs=[show(text_plain='[1, 1]')]), code('#| hide\nhidden()')]
 
 
