@@ -1,4 +1,5 @@
 """Read the project's metadata from nbdev's settings.ini, without pkg_resources."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """A rendered report as its reader meets it: `pytest tests/check_report.py --report _report/demo`."""
+
 import re
 import subprocess
 import sys
@@ -7,13 +8,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["index", "00_data", "01_models2d", "02_models3d_inflation", "03_train", "04_gradcam", "05_analysis"]
+PAGES = [
+    "index",
+    "00_data",
+    "01_models2d",
+    "02_models3d_inflation",
+    "03_train",
+    "04_gradcam",
+    "05_analysis",
+]
 
 
 @pytest.fixture(scope="session")
 def report(request):
     folder = request.config.getoption("--report")
-    if not folder: pytest.skip("give the folder of a rendered report with --report")
+    if not folder:
+        pytest.skip("give the folder of a rendered report with --report")
     return Path(folder).resolve()
 
 
@@ -24,7 +34,14 @@ def open_page(browser, path, width):
     page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda e: wrong.append(str(e)))
     page.on("requestfailed", lambda r: wrong.append(f"failed: {r.url}"))
-    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else wrong.append(f"asks the network: {r.url}"))
+    page.on(
+        "request",
+        lambda r: (
+            None
+            if r.url.startswith(("file:", "data:", "blob:"))
+            else wrong.append(f"asks the network: {r.url}")
+        ),
+    )
     page.goto(path.as_uri())
     return page, wrong
 
@@ -32,58 +49,85 @@ def open_page(browser, path, width):
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("name", PAGES)
 def test_page_is_whole_without_a_network(browser, report, name, width):
-    page, wrong = open_page(browser, report/f"{name}.html", width)
-    broken = page.evaluate("[...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.alt || i.src.slice(0, 80))")
+    page, wrong = open_page(browser, report / f"{name}.html", width)
+    broken = page.evaluate(
+        "[...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.alt || i.src.slice(0, 80))"
+    )
     scroll = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     text = page.inner_text("body")
     page.context.close()
     assert not wrong and not broken
     assert scroll <= 0, "the page scrolls sideways"
-    for trace in ("{{<", ":::", "#| ", "?@fig", "@fig-", "@tbl-", "Traceback"): assert trace not in re.sub(r"(?s)<pre.*?</pre>", "", text) or name != "index", trace
+    for trace in ("{{<", ":::", "#| ", "?@fig", "@fig-", "@tbl-", "Traceback"):
+        assert trace not in re.sub(r"(?s)<pre.*?</pre>", "", text) or name != "index", trace
 
 
 def test_report_is_small_and_opens_at_once(browser, report):
     assert sum(f.stat().st_size for f in report.rglob("*") if f.is_file()) < 15e6
     context = browser.new_context(offline=True)
     page = context.new_page()
-    page.goto((report/"index.html").as_uri())
-    loaded = page.evaluate("new Promise(done => setTimeout(() => done(performance.getEntriesByType('navigation')[0].loadEventEnd), 50))")
+    page.goto((report / "index.html").as_uri())
+    loaded = page.evaluate(
+        "new Promise(done => setTimeout(() => done(performance.getEntriesByType('navigation')[0].loadEventEnd), 50))"
+    )
     context.close()
     assert 0 < loaded < 2000, f"the page takes {loaded:.0f} ms to load"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(browser, report, scheme):
-    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed, so axe does not check the pages")
-    context = browser.new_context(offline=True, viewport=dict(width=1280, height=900), color_scheme=scheme)
+    axe = pytest.importorskip(
+        "axe_playwright_python",
+        reason="axe-playwright-python is not installed, so axe does not check the pages",
+    )
+    context = browser.new_context(
+        offline=True, viewport=dict(width=1280, height=900), color_scheme=scheme
+    )
     page, found = context.new_page(), {}
     for path in sorted(report.glob("*.html")):
         page.goto(path.as_uri())
-        page.evaluate((Path(axe.__file__).parent/"axe.min.js").read_text())
-        if violations := page.evaluate("axe.run().then(r => r.violations.map(v => [v.id, v.nodes[0].html.slice(0, 200)]))"): found[path.name] = violations
+        page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text())
+        if violations := page.evaluate(
+            "axe.run().then(r => r.violations.map(v => [v.id, v.nodes[0].html.slice(0, 200)]))"
+        ):
+            found[path.name] = violations
     context.close()
     assert not found
 
 
 def test_numbers_and_figures_lead_to_their_cells(browser, report):
-    page, _ = open_page(browser, report/"index.html", 1280)
-    numbers = page.eval_on_selector_all("main a.number", "as => as.map(a => [a.innerText, a.getAttribute('href')])")
-    sources = page.eval_on_selector_all(".source-link a", "as => as.map(a => a.getAttribute('href'))")
-    silent = page.evaluate("[...document.querySelectorAll('main img')].filter(i => i.alt.length < 20).length")
+    page, _ = open_page(browser, report / "index.html", 1280)
+    numbers = page.eval_on_selector_all(
+        "main a.number", "as => as.map(a => [a.innerText, a.getAttribute('href')])"
+    )
+    sources = page.eval_on_selector_all(
+        ".source-link a", "as => as.map(a => a.getAttribute('href'))"
+    )
+    silent = page.evaluate(
+        "[...document.querySelectorAll('main img')].filter(i => i.alt.length < 20).length"
+    )
     page.context.close()
     assert len(numbers) >= 5 and len(sources) >= 10 and not silent
     for target in {href for _, href in numbers} | set(sources):
         name, _, anchor = target.partition("#")
-        assert f'id="{anchor}"' in (report/name).read_text(encoding="utf-8"), target
+        assert f'id="{anchor}"' in (report / name).read_text(encoding="utf-8"), target
 
 
 def test_report_has_its_seven_sections_and_numbered_figures(browser, report):
-    page, _ = open_page(browser, report/"index.html", 1280)
+    page, _ = open_page(browser, report / "index.html", 1280)
     headings = page.eval_on_selector_all("main h2, main h1", "hs => hs.map(h => h.innerText)")
     captions = page.eval_on_selector_all("figcaption", "cs => cs.map(c => c.innerText)")
     cited = page.locator("#refs .csl-entry, #refs [role=listitem]").count()
     page.context.close()
-    wanted = ["Introduction", "Related work", "Methodology", "Experiments", "Grad-CAM analysis", "Discussion", "Conclusion"]
+    wanted = [
+        "Introduction",
+        "Related work",
+        "Methodology",
+        "Experiments",
+        "Grad-CAM analysis",
+        "Discussion",
+        "Conclusion",
+    ]
     found = [next((i for i, h in enumerate(headings) if w in h), None) for w in wanted]
     assert None not in found and found == sorted(found), headings
     assert sum(bool(re.match(r"(Figure|Table)\s\d", c)) for c in captions) >= 8, captions
@@ -91,7 +135,7 @@ def test_report_has_its_seven_sections_and_numbered_figures(browser, report):
 
 
 def test_players_move(browser, report):
-    page, wrong = open_page(browser, report/"index.html", 1280)
+    page, wrong = open_page(browser, report / "index.html", 1280)
     players = page.locator(".ssv2-player")
     assert players.count() >= 1
     for i in range(players.count()):
@@ -109,25 +153,51 @@ def test_players_move(browser, report):
 
 
 def test_the_report_is_also_a_pdf(report):
-    pdf = report/"index.pdf"
+    pdf = report / "index.pdf"
     assert pdf.read_bytes()[:5] == b"%PDF-" and pdf.stat().st_size > 20_000
 
 
 def planned(study, results):
     "The jobs that `ssv2 reproduce` would run: rule, and experiment where it has one."
-    command = [sys.executable, "-m", "ssv2_report.cli", "reproduce", str(study), "--results", str(results), "--dry-run"]
+    command = [
+        sys.executable,
+        "-m",
+        "ssv2_report.cli",
+        "reproduce",
+        str(study),
+        "--results",
+        str(results),
+        "--dry-run",
+    ]
     log = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     blocks = re.findall(r"(?ms)^(?:local)?rule (\w+):\n(.*?)(?=^\[|\n\n|\Z)", log)
-    return {(rule, m[1] if (m := re.search(r"experiment=([\w-]+)", text)) else None) for rule, text in blocks} - {("all", None)}
+    return {
+        (rule, m[1] if (m := re.search(r"experiment=([\w-]+)", text)) else None)
+        for rule, text in blocks
+    } - {("all", None)}
 
 
 def test_only_what_a_change_concerns_is_redone(report, tmp_path):
     name = report.name
-    results, study = ROOT/"results"/name, tmp_path/f"{name}.yaml"
-    text = (ROOT/"experiments"/f"{name}.yaml").read_text()
+    results, study = ROOT / "results" / name, tmp_path / f"{name}.yaml"
+    text = (ROOT / "experiments" / f"{name}.yaml").read_text()
     assert planned(name, results) == set()
-    study.write_text(text.replace("    title: 3D from scratch\n", "    title: 3D from scratch\n    weight_decay: 0.04\n"))
-    after = {("analysis", None), ("render", None)} | ({("validation", None)} if (results/"04c_validation.ipynb").is_file() else set())
-    assert planned(study, results) == after | {(rule, "3d-scratch") for rule in ("train", "gradcam", "reliance")}
-    study.write_text(text.replace("    title: 2D, eight frames\n", "    title: 2D, eight frames\n    weight_decay: 0.04\n"))
-    assert planned(study, results) == after | {(rule, e) for rule in ("train", "gradcam", "reliance") for e in ("2d-multi", "3d-inflated")}
+    study.write_text(
+        text.replace(
+            "    title: 3D from scratch\n", "    title: 3D from scratch\n    weight_decay: 0.04\n"
+        )
+    )
+    after = {("analysis", None), ("render", None)} | (
+        {("validation", None)} if (results / "validation_run.ipynb").is_file() else set()
+    )
+    assert planned(study, results) == after | {
+        (rule, "3d-scratch") for rule in ("train", "gradcam", "reliance")
+    }
+    study.write_text(
+        text.replace(
+            "    title: 2D, eight frames\n", "    title: 2D, eight frames\n    weight_decay: 0.04\n"
+        )
+    )
+    assert planned(study, results) == after | {
+        (rule, e) for rule in ("train", "gradcam", "reliance") for e in ("2d-multi", "3d-inflated")
+    }

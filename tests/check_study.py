@@ -1,4 +1,5 @@
 """A study of real files, from its dataset to its report and through what may befall it: `pytest tests/check_study.py`. Minutes, so not among the tests."""
+
 import html
 import os
 import re
@@ -19,18 +20,46 @@ FILES = ("config.yaml", "history.csv", "metrics.json", "predictions.parquet", "w
 
 class Few:
     "A clone, a dataset, a study and its results, each in a folder with a space."
+
     def __init__(self, base):
-        self.clone, self.study, self.results = base/"a clone", base/"my studies"/"few clips.yaml", base/"my results"/"few"
-        kept = shutil.ignore_patterns(".git", ".snakemake", "data", "results", "_report", "docs", "__pycache__", ".pytest_cache")
+        self.clone, self.study, self.results = (
+            base / "a clone",
+            base / "my studies" / "few clips.yaml",
+            base / "my results" / "few",
+        )
+        kept = shutil.ignore_patterns(
+            ".git",
+            ".snakemake",
+            "data",
+            "results",
+            "_report",
+            "docs",
+            "__pycache__",
+            ".pytest_cache",
+        )
         shutil.copytree(ROOT, self.clone, ignore=kept)
-        for folder in (self.study.parent, self.results.parent): folder.mkdir()
-        write_study(self.study, official(base/"some data", boxes=base/"some boxes"), base/"some boxes")
-        self.report, self.run = self.clone/"_report"/"few clips", self.results/"runs"/"r(2+1)d-s1"
+        for folder in (self.study.parent, self.results.parent):
+            folder.mkdir()
+        write_study(
+            self.study, official(base / "some data", boxes=base / "some boxes"), base / "some boxes"
+        )
+        self.report, self.run = (
+            self.clone / "_report" / "few clips",
+            self.results / "runs" / "r(2+1)d-s1",
+        )
 
     def start(self, *args, **kw):
         env = {**os.environ, "PYTHONPATH": str(self.clone), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-        return subprocess.Popen([sys.executable, "-m", *map(str, args)], cwd=self.clone, env=env, text=True, start_new_session=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kw)
+        return subprocess.Popen(
+            [sys.executable, "-m", *map(str, args)],
+            cwd=self.clone,
+            env=env,
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            **kw,
+        )
 
     def call(self, *args):
         "Exit code and all that was said."
@@ -39,19 +68,25 @@ class Few:
         return process.returncode, said
 
     @property
-    def reproduce(self): return "ssv2_report.cli", "reproduce", self.study, "--results", self.results
+    def reproduce(self):
+        return "ssv2_report.cli", "reproduce", self.study, "--results", self.results
 
     def planned(self, *args):
         "Rule and experiment of each job that would run."
         code, said = self.call(*(args or self.reproduce), "--dry-run")
         assert code == 0, said
         blocks = re.findall(r"(?ms)^(?:local)?rule (\w+):\n(.*?)(?=^\[|\n\n|\Z)", said)
-        return {(rule, m[1] if (m := re.search(r"experiment=(\S+),", text)) else None) for rule, text in blocks} - {("all", None)}
+        return {
+            (rule, m[1] if (m := re.search(r"experiment=(\S+),", text)) else None)
+            for rule, text in blocks
+        } - {("all", None)}
 
     def reword(self, notebook):
         "Change a word of a notebook."
-        path = self.clone/"nbs"/f"{notebook}.ipynb"
-        path.write_text(path.read_text(encoding="utf-8").replace(" the ", " that ", 1), encoding="utf-8")
+        path = self.clone / "nbs" / f"{notebook}.ipynb"
+        path.write_text(
+            path.read_text(encoding="utf-8").replace(" the ", " that ", 1), encoding="utf-8"
+        )
 
 
 def kill(process):
@@ -76,19 +111,33 @@ def few(tmp_path_factory):
 
 
 def test_the_report_is_there_and_says_what_was_excluded(few):
-    page = (few.report/"index.html").read_text(encoding="utf-8")
-    assert "The audit excluded 1 clip" in page and "truncated" in page and "Something-Something V2" in page
+    page = (few.report / "index.html").read_text(encoding="utf-8")
+    assert (
+        "The audit excluded 1 clip" in page
+        and "truncated" in page
+        and "Something-Something V2" in page
+    )
     assert "box outside the picture" in page, "the audit saw the boxes that the study declares"
-    assert (few.report/"index.pdf").is_file() and (few.report/"04c_validation.html").is_file()
-    checks = pd.read_csv(few.results/"tables_validation"/"checks.csv")
-    assert {"stability", "deletion", "sanity"} <= set(checks["check"]) and set(checks["experiment"]) == {"2d-multi", "r(2+1)d"}
-    assert len(list((few.results/"figures"/"players").iterdir())) >= 3, "a case of each class"
+    assert (few.report / "index.pdf").is_file() and (few.report / "validation_run.html").is_file()
+    checks = pd.read_csv(few.results / "tables_validation" / "checks.csv")
+    assert {"stability", "deletion", "sanity"} <= set(checks["check"]) and set(
+        checks["experiment"]
+    ) == {"2d-multi", "r(2+1)d"}
+    assert len(list((few.results / "figures" / "players").iterdir())) >= 3, "a case of each class"
 
 
 def test_names_of_classes_are_shown_as_they_are(few):
-    for path in few.report.glob("*.html"): assert "<img src=x" not in path.read_text(encoding="utf-8"), path.name
-    heading = re.search(r"Case \d[^<]*next to something[^<]*", (few.report/"index.html").read_text(encoding="utf-8"))[0]
-    assert html.unescape(heading).strip().endswith(': Holding something next to something <img src=x> "$a$" *b*'), heading
+    for path in few.report.glob("*.html"):
+        assert "<img src=x" not in path.read_text(encoding="utf-8"), path.name
+    heading = re.search(
+        r"Case \d[^<]*next to something[^<]*",
+        (few.report / "index.html").read_text(encoding="utf-8"),
+    )[0]
+    assert (
+        html.unescape(heading)
+        .strip()
+        .endswith(': Holding something next to something <img src=x> "$a$" *b*')
+    ), heading
 
 
 def test_called_again_it_does_nothing(few):
@@ -98,31 +147,51 @@ def test_called_again_it_does_nothing(few):
 
 def test_a_finished_training_that_runs_again_loses_nothing(few):
     "A word edited in its notebook, then killed in the last evaluation, then finished by the same command."
-    before = {name: (few.run/name).read_bytes() for name in FILES}
-    was, sums = (few.run/"weights.safetensors").stat().st_mtime_ns, few.run/"SHA256SUMS"
-    few.reword("03_train")
-    command = ["snakemake", "--snakefile", "workflow/Snakefile", "--cores", "1", "--nolock", "--rerun-incomplete", "--config", f"study={few.study}", f"results={few.results}", "--", sums]
+    before = {name: (few.run / name).read_bytes() for name in FILES}
+    was, sums = (few.run / "weights.safetensors").stat().st_mtime_ns, few.run / "SHA256SUMS"
+    few.reword("train/train_run")
+    command = [
+        "snakemake",
+        "--snakefile",
+        "workflow/Snakefile",
+        "--cores",
+        "1",
+        "--nolock",
+        "--rerun-incomplete",
+        "--config",
+        f"study={few.study}",
+        f"results={few.results}",
+        "--",
+        sums,
+    ]
     process = few.start(*command)
-    wait_for(lambda: (few.run/"weights.safetensors").stat().st_mtime_ns != was, process)
+    wait_for(lambda: (few.run / "weights.safetensors").stat().st_mtime_ns != was, process)
     kill(process)
-    assert before == {name: (few.run/name).read_bytes() for name in FILES} and not sums.exists()
+    assert before == {name: (few.run / name).read_bytes() for name in FILES} and not sums.exists()
     code, said = few.call(*command)
-    assert code == 0 and before == {name: (few.run/name).read_bytes() for name in FILES}, said
-    assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=few.run).returncode == 0
+    assert code == 0 and before == {name: (few.run / name).read_bytes() for name in FILES}, said
+    assert (
+        subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=few.run).returncode
+        == 0
+    )
 
 
 def test_a_training_whose_files_are_gone_is_finished_again(few):
-    (few.run/"predictions.parquet").rename(few.run/"kept")
+    (few.run / "predictions.parquet").rename(few.run / "kept")
     assert ("train", "r(2+1)d") in few.planned()
-    (few.run/"kept").rename(few.run/"predictions.parquet")
+    (few.run / "kept").rename(few.run / "predictions.parquet")
 
 
 def test_after_a_kill_the_same_command_goes_on_and_two_at_once_are_refused(few):
     few.reword("index")
     process = few.start(*few.reproduce)
-    wait_for(lambda: "rule " in (few.results/"reproduce.log").read_text(), process)
+    wait_for(lambda: "rule " in (few.results / "reproduce.log").read_text(), process)
     code, said = few.call(*few.reproduce)
-    assert code == 1 and f"is being worked on by process {process.pid}" in said and said.count("\n") == 1, said
+    assert (
+        code == 1
+        and f"is being worked on by process {process.pid}" in said
+        and said.count("\n") == 1
+    ), said
     kill(process)
     code, said = few.call(*few.reproduce)
     assert code == 0 and "The report, after" in said, said
@@ -130,14 +199,26 @@ def test_after_a_kill_the_same_command_goes_on_and_two_at_once_are_refused(few):
 
 
 def test_a_study_that_cannot_begin_says_why_and_leaves_every_folder(few, tmp_path):
-    root, parent = official(tmp_path/"data", train=1, validation=1, damaged=0), tmp_path/"made by"/"the user"
-    cut(next((root/"20bn-something-something-v2").iterdir()))
+    root, parent = (
+        official(tmp_path / "data", train=1, validation=1, damaged=0),
+        tmp_path / "made by" / "the user",
+    )
+    cut(next((root / "20bn-something-something-v2").iterdir()))
     parent.mkdir(parents=True)
-    study = write_study(tmp_path/"new.yaml", root, allowed=0)
-    command = "ssv2_report.cli", "reproduce", study, "--results", parent/"results"
+    study = write_study(tmp_path / "new.yaml", root, allowed=0)
+    command = "ssv2_report.cli", "reproduce", study, "--results", parent / "results"
     code, said = few.call(*command)
     last = said.strip().splitlines()[-1]
-    assert code == 1 and last.startswith("ssv2: The audit excludes 1 of 6 training and validation clips (1 truncated)"), said
-    assert parent.is_dir() and "truncated" in (parent/"results"/"audit.json").read_text() and "Error in rule cache" in (parent/"results"/"reproduce.log").read_text()
+    assert code == 1 and last.startswith(
+        "ssv2: The audit excludes 1 of 6 training and validation clips (1 truncated)"
+    ), said
+    assert (
+        parent.is_dir()
+        and "truncated" in (parent / "results" / "audit.json").read_text()
+        and "Error in rule cache" in (parent / "results" / "reproduce.log").read_text()
+    )
     study.write_text(study.read_text().replace("max_excluded: 0", "max_excluded: 1"))
-    assert {rule for rule, _ in few.planned(*command)} >= {"cache", "train"} and ("audit", None) not in few.planned(*command), "the findings are kept"
+    assert {rule for rule, _ in few.planned(*command)} >= {"cache", "train"} and (
+        "audit",
+        None,
+    ) not in few.planned(*command), "the findings are kept"

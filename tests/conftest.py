@@ -1,4 +1,5 @@
 """What several tests share: the browser, and the folder of a rendered report."""
+
 import os
 import shutil
 
@@ -6,20 +7,33 @@ import pytest
 
 
 def pytest_addoption(parser):
-    parser.addoption("--report", default=None, help="folder of a rendered report for check_report.py")
+    parser.addoption(
+        "--report", default=None, help="folder of a rendered report for check_report.py"
+    )
 
 
 @pytest.fixture(scope="session")
 def browser():
     "The system's Chromium, headless and without a network."
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if not path:
-        if os.environ.get("SSV2_REQUIRE_BROWSER"): pytest.fail("Chromium is not installed (Debian: apt install chromium).")
+        if os.environ.get("SSV2_REQUIRE_BROWSER"):
+            pytest.fail("Chromium is not installed (Debian: apt install chromium).")
         pytest.skip("Chromium is not installed (Debian: apt install chromium)")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as p:
-        flags = ["--no-sandbox", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        flags = [
+            "--no-sandbox",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+        ]
         chromium = p.chromium.launch(executable_path=path, args=flags)
         yield chromium
         chromium.close()

@@ -1,121 +1,247 @@
 "2D networks: shapes, pooling, weights from files good and bad, cost, switches."
-import collections, pickle
+
+import collections
+import pickle
 from pathlib import Path
 
-import pytest, timm, torch, torchvision
+import pytest
+import timm
+import torch
+import torchvision
 from safetensors.torch import save_file
 
-from ssv2_report.models2d import (channels_last, checkpoint_stages, cost, create_2d, load_weights, read_weights, stage_outputs, stages)
-from ssv2_report.models3d import create_3d, time_field
+from ssv2_report.models.net2d import (
+    channels_last,
+    checkpoint_stages,
+    cost,
+    create_2d,
+    load_weights,
+    read_weights,
+    stage_outputs,
+    stages,
+)
+from ssv2_report.models.net3d import create_3d, time_field
 
 torch.set_num_threads(1)
 
-STUDY = [('2d', 'test_resnet', dict(output_stride=8)), ('2d', 'resnet18', {}), ('2d', 'resnet50', {}), ('3d', 'i3d:test_resnet', dict(output_stride=8)),
-         ('3d', 'i3d:resnet18', {}), ('3d', 'i3d:resnet50', {}), ('3d', 'r3d_18', {}), ('3d', 'r2plus1d_18', {})]
-IDS = [f'{dim}-{name}' for dim, name, _ in STUDY]
+STUDY = [
+    ("2d", "test_resnet", dict(output_stride=8)),
+    ("2d", "resnet18", {}),
+    ("2d", "resnet50", {}),
+    ("3d", "i3d:test_resnet", dict(output_stride=8)),
+    ("3d", "i3d:resnet18", {}),
+    ("3d", "i3d:resnet50", {}),
+    ("3d", "r3d_18", {}),
+    ("3d", "r2plus1d_18", {}),
+]
+IDS = [f"{dim}-{name}" for dim, name, _ in STUDY]
 
-def make(dim, name, kwargs, num_classes=5): return (create_2d if dim == '2d' else create_3d)(name, num_classes, **kwargs)
 
-@pytest.mark.parametrize('dim,name,kwargs', STUDY, ids=IDS)
+def make(dim, name, kwargs, num_classes=5):
+    return (create_2d if dim == "2d" else create_3d)(name, num_classes, **kwargs)
+
+
+@pytest.mark.parametrize("dim,name,kwargs", STUDY, ids=IDS)
 def test_every_model_of_the_study_runs_forward_and_backward(dim, name, kwargs):
     model, clip = make(dim, name, kwargs), torch.randn(2, 3, 4, 32, 32)
     logits = model(clip)
     logits.square().sum().backward()
     assert logits.shape == (2, 5)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert list(stages(model).values())[-1] == ('backbone.layer4' if dim == '2d' else 'layer4')
+    assert list(stages(model).values())[-1] == ("backbone.layer4" if dim == "2d" else "layer4")
     found = stage_outputs(model, clip)
-    assert list(found) == ['stem', 'layer1', 'layer2', 'layer3', 'layer4', 'logits']
-    assert all(v.dim() == 5 and len(v) == 2 for k, v in found.items() if k != 'logits')
-    if name.startswith(('i3d', 'test', 'resnet')): assert all(found[s].shape[2] == 4 for s in stages(model))
+    assert list(found) == ["stem", "layer1", "layer2", "layer3", "layer4", "logits"]
+    assert all(v.dim() == 5 and len(v) == 2 for k, v in found.items() if k != "logits")
+    if name.startswith(("i3d", "test", "resnet")):
+        assert all(found[s].shape[2] == 4 for s in stages(model))
+
 
 def test_a_map_of_eight_by_eight_by_eight_for_the_demo():
-    for model in (create_2d('test_resnet', 12, stages=2), create_3d('i3d:test_resnet', 12, stages=2)):
-        assert stage_outputs(model, torch.randn(1, 3, 8, 64, 64))['layer2'].shape == (1, 48, 8, 8, 8)
+    for model in (
+        create_2d("test_resnet", 12, stages=2),
+        create_3d("i3d:test_resnet", 12, stages=2),
+    ):
+        assert stage_outputs(model, torch.randn(1, 3, 8, 64, 64))["layer2"].shape == (
+            1,
+            48,
+            8,
+            8,
+            8,
+        )
 
-@pytest.mark.parametrize('dim,name,kwargs', [('2d', 'test_resnet', {}), ('3d', 'i3d:test_resnet', {}), ('2d', 'resnet50', {}), ('3d', 'r3d_18', {}), ('3d', 'r2plus1d_18', {})])
-@pytest.mark.parametrize('kept', [1, 2, 3])
+
+@pytest.mark.parametrize(
+    "dim,name,kwargs",
+    [
+        ("2d", "test_resnet", {}),
+        ("3d", "i3d:test_resnet", {}),
+        ("2d", "resnet50", {}),
+        ("3d", "r3d_18", {}),
+        ("3d", "r2plus1d_18", {}),
+    ],
+)
+@pytest.mark.parametrize("kept", [1, 2, 3])
 def test_a_network_of_fewer_stages(dim, name, kwargs, kept):
     model, clip = make(dim, name, dict(kwargs, stages=kept)), torch.randn(2, 3, 4, 32, 32)
     whole, found = make(dim, name, kwargs), stage_outputs(model, clip)
-    assert list(found) == ['stem', *(f'layer{i}' for i in range(1, kept + 1)), 'logits'] and found['logits'].shape == (2, 5)
-    assert list(stages(model).values())[-1].endswith(f'layer{kept}')
-    assert found[f'layer{kept}'].shape == stage_outputs(whole, clip)[f'layer{kept}'].shape
-    assert cost(model)['gflops'] < cost(whole)['gflops']
+    assert list(found) == ["stem", *(f"layer{i}" for i in range(1, kept + 1)), "logits"] and found[
+        "logits"
+    ].shape == (2, 5)
+    assert list(stages(model).values())[-1].endswith(f"layer{kept}")
+    assert found[f"layer{kept}"].shape == stage_outputs(whole, clip)[f"layer{kept}"].shape
+    assert cost(model)["gflops"] < cost(whole)["gflops"]
     model(clip).square().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
 
-def test_a_network_of_fewer_stages_starts_from_weights_of_the_whole(tmp_path):
-    whole = create_2d('test_resnet', 5)
-    save_file(whole.backbone.state_dict(), tmp_path/'whole.safetensors')
-    model, clip = create_2d('test_resnet', 5, pretrained=tmp_path/'whole.safetensors', stages=2), torch.randn(2, 3, 4, 32, 32)
-    torch.testing.assert_close(stage_outputs(model, clip)['layer2'], stage_outputs(whole, clip)['layer2'])
-    with pytest.raises(ValueError, match='1 to 4 stages'): create_2d('test_resnet', stages=5)
 
-@pytest.mark.parametrize('pool', ['mean', 'max', 'feature-mean', 'feature-max'])
+def test_a_network_of_fewer_stages_starts_from_weights_of_the_whole(tmp_path):
+    whole = create_2d("test_resnet", 5)
+    save_file(whole.backbone.state_dict(), tmp_path / "whole.safetensors")
+    model, clip = (
+        create_2d("test_resnet", 5, pretrained=tmp_path / "whole.safetensors", stages=2),
+        torch.randn(2, 3, 4, 32, 32),
+    )
+    torch.testing.assert_close(
+        stage_outputs(model, clip)["layer2"], stage_outputs(whole, clip)["layer2"]
+    )
+    with pytest.raises(ValueError, match="1 to 4 stages"):
+        create_2d("test_resnet", stages=5)
+
+
+@pytest.mark.parametrize("pool", ["mean", "max", "feature-mean", "feature-max"])
 def test_pooling_is_what_it_says(pool):
-    model, clip = create_2d('test_resnet', 5, pool=pool).eval(), torch.randn(2, 3, 4, 32, 32)
+    model, clip = create_2d("test_resnet", 5, pool=pool).eval(), torch.randn(2, 3, 4, 32, 32)
     body = model.backbone
-    features = torch.stack([body.forward_head(body.forward_features(clip[:, :, t]), pre_logits=True) for t in range(4)], 1)
-    rows = features if pool.startswith('feature') else body.fc(features)
-    pooled = rows.mean(1) if pool.endswith('mean') else rows.amax(1)
-    torch.testing.assert_close(model(clip), body.fc(pooled) if pool.startswith('feature') else pooled, rtol=1e-4, atol=1e-5)
+    features = torch.stack(
+        [
+            body.forward_head(body.forward_features(clip[:, :, t]), pre_logits=True)
+            for t in range(4)
+        ],
+        1,
+    )
+    rows = features if pool.startswith("feature") else body.fc(features)
+    pooled = rows.mean(1) if pool.endswith("mean") else rows.amax(1)
+    torch.testing.assert_close(
+        model(clip), body.fc(pooled) if pool.startswith("feature") else pooled, rtol=1e-4, atol=1e-5
+    )
+
 
 def test_one_frame_is_the_image_network():
-    model, clip = create_2d('resnet18', 5).eval(), torch.randn(2, 3, 1, 32, 32)
+    model, clip = create_2d("resnet18", 5).eval(), torch.randn(2, 3, 1, 32, 32)
     torch.testing.assert_close(model(clip), model.backbone(clip[:, :, 0]))
 
+
 def test_a_network_over_frames_is_blind_to_their_order():
-    model, clip = create_2d('test_resnet', 5).eval(), torch.randn(2, 3, 8, 32, 32)
+    model, clip = create_2d("test_resnet", 5).eval(), torch.randn(2, 3, 8, 32, 32)
     torch.testing.assert_close(model(clip), model(clip.flip(2)), rtol=1e-4, atol=1e-5)
 
-def test_stem_without_maxpool_is_twice_as_large():
-    a, b = (stage_outputs(create_2d('resnet18', 5, maxpool=m), torch.randn(1, 3, 1, 32, 32)) for m in (True, False))
-    assert a['layer1'].shape[3:] == (8, 8) and b['layer1'].shape[3:] == (16, 16)
 
-@pytest.mark.parametrize('make_model,word', [
-    (lambda: create_2d('resnet1'), 'resnet18'), (lambda: create_2d('vit_tiny_patch16_224'), 'resnet18'), (lambda: create_2d('test_resnet', pool='sum'), 'feature-mean'),
-    (lambda: create_2d('test_resnet', output_stride=7), '8, 16 or 32'), (lambda: create_3d('r3d_19'), 'r3d_18'), (lambda: create_3d('r3d_18', output_stride=8), 'I3D'),
-    (lambda: create_3d('i3d:seresnet18'), 'no 3D twin'), (lambda: create_3d('i3d:test_resnet', temporal=2), 'odd'), (lambda: create_3d('i3d:test_resnet', temporal=(3, 3)), 'five'),
-    (lambda: create_3d('i3d:resnet18', time_strides=(1, 2, 1, 1, 1)), 'identity'), (lambda: create_3d('i3d:test_resnet', time_padding='same'), 'replicate'),
-    (lambda: create_3d('r2plus1d_34', pretrained='kinetics'), 'give a file')])
+def test_stem_without_maxpool_is_twice_as_large():
+    a, b = (
+        stage_outputs(create_2d("resnet18", 5, maxpool=m), torch.randn(1, 3, 1, 32, 32))
+        for m in (True, False)
+    )
+    assert a["layer1"].shape[3:] == (8, 8) and b["layer1"].shape[3:] == (16, 16)
+
+
+@pytest.mark.parametrize(
+    "make_model,word",
+    [
+        (lambda: create_2d("resnet1"), "resnet18"),
+        (lambda: create_2d("vit_tiny_patch16_224"), "resnet18"),
+        (lambda: create_2d("test_resnet", pool="sum"), "feature-mean"),
+        (lambda: create_2d("test_resnet", output_stride=7), "8, 16 or 32"),
+        (lambda: create_3d("r3d_19"), "r3d_18"),
+        (lambda: create_3d("r3d_18", output_stride=8), "I3D"),
+        (lambda: create_3d("i3d:seresnet18"), "no 3D twin"),
+        (lambda: create_3d("i3d:test_resnet", temporal=2), "odd"),
+        (lambda: create_3d("i3d:test_resnet", temporal=(3, 3)), "five"),
+        (lambda: create_3d("i3d:resnet18", time_strides=(1, 2, 1, 1, 1)), "identity"),
+        (lambda: create_3d("i3d:test_resnet", time_padding="same"), "replicate"),
+        (lambda: create_3d("r2plus1d_34", pretrained="kinetics"), "give a file"),
+    ],
+)
 def test_mistakes_end_in_a_sentence(make_model, word):
-    with pytest.raises(ValueError, match=word) as e: make_model()
-    assert '\n' not in str(e.value)
+    with pytest.raises(ValueError, match=word) as e:
+        make_model()
+    assert "\n" not in str(e.value)
+
 
 # Cost, against torchvision's and timm's own
 
-@pytest.mark.parametrize('name,weights', [('r3d_18', torchvision.models.video.R3D_18_Weights), ('r2plus1d_18', torchvision.models.video.R2Plus1D_18_Weights)])
+
+@pytest.mark.parametrize(
+    "name,weights",
+    [
+        ("r3d_18", torchvision.models.video.R3D_18_Weights),
+        ("r2plus1d_18", torchvision.models.video.R2Plus1D_18_Weights),
+    ],
+)
 def test_cost_is_torchvisions(name, weights):
     meta, found = weights.KINETICS400_V1.meta, cost(create_3d(name, 400), (3, 16, 112, 112))
-    assert found['params'] == meta['num_params']
-    assert found['gflops'] == pytest.approx(meta['_ops'], rel=1e-3)
+    assert found["params"] == meta["num_params"]
+    assert found["gflops"] == pytest.approx(meta["_ops"], rel=1e-3)
 
-@pytest.mark.parametrize('name,weights', [('resnet18', torchvision.models.ResNet18_Weights), ('resnet50', torchvision.models.ResNet50_Weights)])
+
+@pytest.mark.parametrize(
+    "name,weights",
+    [
+        ("resnet18", torchvision.models.ResNet18_Weights),
+        ("resnet50", torchvision.models.ResNet50_Weights),
+    ],
+)
 def test_cost_of_a_2d_network_is_its_frames(name, weights):
     meta, model = weights.IMAGENET1K_V1.meta, create_2d(name, 1000)
-    assert cost(model, (3, 1, 224, 224))['params'] == meta['num_params'] == sum(p.numel() for p in timm.create_model(name).parameters())
-    assert cost(model, (3, 1, 224, 224))['gflops'] == pytest.approx(meta['_ops'], rel=2e-3)
-    assert cost(model, (3, 8, 224, 224))['gflops'] == pytest.approx(8 * meta['_ops'], rel=2e-3)
+    assert (
+        cost(model, (3, 1, 224, 224))["params"]
+        == meta["num_params"]
+        == sum(p.numel() for p in timm.create_model(name).parameters())
+    )
+    assert cost(model, (3, 1, 224, 224))["gflops"] == pytest.approx(meta["_ops"], rel=2e-3)
+    assert cost(model, (3, 8, 224, 224))["gflops"] == pytest.approx(8 * meta["_ops"], rel=2e-3)
+
 
 def test_an_i3d_costs_what_its_kernels_say():
-    flat, deep = (cost(m, (3, 8, 64, 64)) for m in (create_2d('resnet18', 5), create_3d('i3d:resnet18', 5, temporal=1)))
-    assert flat['params'] == deep['params'] and flat['gflops'] == pytest.approx(deep['gflops'], rel=1e-4) # the head is applied once, not once a frame
-    assert cost(create_3d('i3d:resnet18', 5, temporal=3), (3, 8, 64, 64))['gflops'] == pytest.approx(3 * flat['gflops'], rel=.05)
+    flat, deep = (
+        cost(m, (3, 8, 64, 64))
+        for m in (create_2d("resnet18", 5), create_3d("i3d:resnet18", 5, temporal=1))
+    )
+    assert flat["params"] == deep["params"] and flat["gflops"] == pytest.approx(
+        deep["gflops"], rel=1e-4
+    )  # the head is applied once, not once a frame
+    assert cost(create_3d("i3d:resnet18", 5, temporal=3), (3, 8, 64, 64))[
+        "gflops"
+    ] == pytest.approx(3 * flat["gflops"], rel=0.05)
+
 
 def test_small_relatives_of_r3d():
-    assert cost(create_3d('r3d_10', 5, width=16), (3, 8, 32, 32))['params'] < 1e6
-    wide, narrow = (stage_outputs(create_3d('r2plus1d_10', 5, width=w), torch.randn(1, 3, 8, 32, 32))['layer4'].shape for w in (32, 16))
+    assert cost(create_3d("r3d_10", 5, width=16), (3, 8, 32, 32))["params"] < 1e6
+    wide, narrow = (
+        stage_outputs(create_3d("r2plus1d_10", 5, width=w), torch.randn(1, 3, 8, 32, 32))[
+            "layer4"
+        ].shape
+        for w in (32, 16)
+    )
     assert (wide[1], narrow[1]) == (256, 128)
 
-@pytest.mark.parametrize('name,kwargs', [('i3d:test_resnet', dict(temporal=(3, 1, 3, 1, 3))), ('r3d_10', dict(width=8)), ('r2plus1d_10', dict(width=8)),
-                                         ('i3d:resnet18', dict(time_strides=(1, 1, 2, 1, 1)))])
+
+@pytest.mark.parametrize(
+    "name,kwargs",
+    [
+        ("i3d:test_resnet", dict(temporal=(3, 1, 3, 1, 3))),
+        ("r3d_10", dict(width=8)),
+        ("r2plus1d_10", dict(width=8)),
+        ("i3d:resnet18", dict(time_strides=(1, 1, 2, 1, 1))),
+    ],
+)
 def test_field_of_view_in_time_is_where_gradients_reach(name, kwargs):
     model = create_3d(name, 5, **kwargs).eval()
     for m in model.modules():
-        if isinstance(m, torch.nn.Conv3d): torch.nn.init.constant_(m.weight, .01)
-        if isinstance(m, torch.nn.BatchNorm3d): torch.nn.init.ones_(m.weight)
-    side, jump = time_field(model)['layer4']
+        if isinstance(m, torch.nn.Conv3d):
+            torch.nn.init.constant_(m.weight, 0.01)
+        if isinstance(m, torch.nn.BatchNorm3d):
+            torch.nn.init.ones_(m.weight)
+    side, jump = time_field(model)["layer4"]
     frames = 2 * side + 1 + 4 * jump
     clip = torch.ones(1, 3, frames, 32, 32, requires_grad=True)
     found = {}
@@ -123,139 +249,236 @@ def test_field_of_view_in_time_is_where_gradients_reach(name, kwargs):
     model(clip)
     hook.remove()
     t = -(-side // jump)
-    found['out'][:, :, t].sum().backward()
+    found["out"][:, :, t].sum().backward()
     reached = clip.grad.abs().sum((0, 1, 3, 4)).nonzero().flatten()
     assert (reached.min(), reached.max()) == (t * jump - side, t * jump + side)
 
+
 # Switches
 
-@pytest.mark.parametrize('dim,name,kwargs', [STUDY[0], STUDY[3], ('3d', 'r2plus1d_10', dict(width=16))])
+
+@pytest.mark.parametrize(
+    "dim,name,kwargs", [STUDY[0], STUDY[3], ("3d", "r2plus1d_10", dict(width=16))]
+)
 def test_checkpointing_changes_neither_gradients_nor_statistics(dim, name, kwargs):
     plain, clip = make(dim, name, kwargs), torch.randn(2, 3, 4, 32, 32)
     spared = make(dim, name, kwargs)
     spared.load_state_dict(plain.state_dict())
     checkpoint_stages(spared)
-    for model in (plain, spared): model(clip).square().sum().backward()
-    for a, b in zip(plain.parameters(), spared.parameters()): torch.testing.assert_close(a.grad, b.grad)
-    for (k, a), (_, b) in zip(plain.named_buffers(), spared.named_buffers()): torch.testing.assert_close(a, b, msg=k)
-    assert spared.state_dict().keys() == plain.state_dict().keys() and cost(spared, (3, 4, 32, 32)) == cost(plain, (3, 4, 32, 32))
+    for model in (plain, spared):
+        model(clip).square().sum().backward()
+    for a, b in zip(plain.parameters(), spared.parameters()):
+        torch.testing.assert_close(a.grad, b.grad)
+    for (k, a), (_, b) in zip(plain.named_buffers(), spared.named_buffers()):
+        torch.testing.assert_close(a, b, msg=k)
+    assert spared.state_dict().keys() == plain.state_dict().keys() and cost(
+        spared, (3, 4, 32, 32)
+    ) == cost(plain, (3, 4, 32, 32))
 
-@pytest.mark.parametrize('dim,name,kwargs', [STUDY[0], STUDY[3]])
+
+@pytest.mark.parametrize("dim,name,kwargs", [STUDY[0], STUDY[3]])
 def test_channels_last_is_the_same_function(dim, name, kwargs):
     model, clip = make(dim, name, kwargs).eval(), torch.randn(2, 3, 4, 32, 32)
     before = model(clip)
     after = channels_last(model)(clip)
     torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-4)
-    format = torch.channels_last if dim == '2d' else torch.channels_last_3d
-    assert model.get_submodule(stages(model)['layer4'])[0].conv1.weight.is_contiguous(memory_format=format)
+    format = torch.channels_last if dim == "2d" else torch.channels_last_3d
+    assert model.get_submodule(stages(model)["layer4"])[0].conv1.weight.is_contiguous(
+        memory_format=format
+    )
+
 
 # Weights from files
 
-def state(name='resnet18', num_classes=1000): return {k: v + torch.rand(()) if v.is_floating_point() else v for k, v in timm.create_model(name, num_classes=num_classes).state_dict().items()}
 
-WRAPS = dict(bare=lambda s: s, module=lambda s: {f'module.{k}': v for k, v in s.items()}, wrapped=lambda s: dict(model_state_dict=s, epoch=3, optimizer=dict(lr=.1)),
-             both=lambda s: dict(state_dict={f'module.backbone.{k}': v for k, v in s.items()}), compiled=lambda s: dict(model={f'_orig_mod.{k}': v for k, v in s.items()}),
-             ordered=lambda s: collections.OrderedDict(s), nested=lambda s: dict(model=dict(state_dict=s)), lightning=lambda s: dict(state_dict={f'net.{k}': v for k, v in s.items()}))
+def state(name="resnet18", num_classes=1000):
+    return {
+        k: v + torch.rand(()) if v.is_floating_point() else v
+        for k, v in timm.create_model(name, num_classes=num_classes).state_dict().items()
+    }
 
-@pytest.mark.parametrize('wrap', WRAPS)
+
+WRAPS = dict(
+    bare=lambda s: s,
+    module=lambda s: {f"module.{k}": v for k, v in s.items()},
+    wrapped=lambda s: dict(model_state_dict=s, epoch=3, optimizer=dict(lr=0.1)),
+    both=lambda s: dict(state_dict={f"module.backbone.{k}": v for k, v in s.items()}),
+    compiled=lambda s: dict(model={f"_orig_mod.{k}": v for k, v in s.items()}),
+    ordered=lambda s: collections.OrderedDict(s),
+    nested=lambda s: dict(model=dict(state_dict=s)),
+    lightning=lambda s: dict(state_dict={f"net.{k}": v for k, v in s.items()}),
+)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
 def test_a_checkpoint_is_recognised_in_its_wrappings(tmp_path, wrap):
-    weights = state('test_resnet', 5)
-    torch.save(WRAPS[wrap](weights), tmp_path / 'w.pth')
-    model = create_2d('test_resnet', 5, pretrained=tmp_path / 'w.pth')
+    weights = state("test_resnet", 5)
+    torch.save(WRAPS[wrap](weights), tmp_path / "w.pth")
+    model = create_2d("test_resnet", 5, pretrained=tmp_path / "w.pth")
     assert all(torch.equal(v, weights[k]) for k, v in model.backbone.state_dict().items())
 
-@pytest.mark.parametrize('source', ['torchvision', 'timm'])
+
+@pytest.mark.parametrize("source", ["torchvision", "timm"])
 def test_published_names_are_recognised(tmp_path, source):
-    weights = torchvision.models.resnet18().state_dict() if source == 'torchvision' else state()
-    save_file(weights, tmp_path / 'w.safetensors')
-    model = create_2d('resnet18', 1000)
-    assert load_weights(model, tmp_path / 'w.safetensors') is True
+    weights = torchvision.models.resnet18().state_dict() if source == "torchvision" else state()
+    save_file(weights, tmp_path / "w.safetensors")
+    model = create_2d("resnet18", 1000)
+    assert load_weights(model, tmp_path / "w.safetensors") is True
     assert all(torch.equal(v, weights[k]) for k, v in model.backbone.state_dict().items())
-    smaller = create_2d('resnet18', 7)
+    smaller = create_2d("resnet18", 7)
     head = smaller.backbone.fc.weight.clone()
     assert load_weights(smaller, weights) is False
-    assert torch.equal(smaller.backbone.conv1.weight, weights['conv1.weight']) and torch.equal(smaller.backbone.fc.weight, head)
+    assert torch.equal(smaller.backbone.conv1.weight, weights["conv1.weight"]) and torch.equal(
+        smaller.backbone.fc.weight, head
+    )
 
-@pytest.mark.parametrize('name', ['r3d_18', 'r2plus1d_18'])
+
+@pytest.mark.parametrize("name", ["r3d_18", "r2plus1d_18"])
 def test_torchvision_video_weights_are_recognised(tmp_path, name):
     weights = getattr(torchvision.models.video, name)(num_classes=400).state_dict()
-    torch.save(dict(model=weights), tmp_path / 'w.pth')
-    model = create_3d(name, 5, pretrained=tmp_path / 'w.pth')
-    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items() if not k.startswith('fc.'))
+    torch.save(dict(model=weights), tmp_path / "w.pth")
+    model = create_3d(name, 5, pretrained=tmp_path / "w.pth")
+    assert all(
+        torch.equal(v, weights[k]) for k, v in model.state_dict().items() if not k.startswith("fc.")
+    )
+
 
 def test_kinetics_by_name_comes_from_torchvision(monkeypatch):
     weights = torchvision.models.video.r3d_18(num_classes=400).state_dict()
-    monkeypatch.setattr(torchvision.models.video.R3D_18_Weights, 'get_state_dict', lambda self, *a, **k: weights)
-    assert torch.equal(create_3d('r3d_18', 5, pretrained='kinetics').stem[0].weight, weights['stem.0.weight'])
+    monkeypatch.setattr(
+        torchvision.models.video.R3D_18_Weights, "get_state_dict", lambda self, *a, **k: weights
+    )
+    assert torch.equal(
+        create_3d("r3d_18", 5, pretrained="kinetics").stem[0].weight, weights["stem.0.weight"]
+    )
+
 
 def test_no_network_is_a_sentence(monkeypatch):
-    def offline(self, *a, **k): raise OSError('no route to host')
-    monkeypatch.setattr(torchvision.models.video.R3D_18_Weights, 'get_state_dict', offline)
-    with pytest.raises(ValueError, match='local file'): create_3d('r3d_18', 5, pretrained='kinetics')
-    def refused(*a, pretrained=False, **k): raise OSError('no route to host')
-    monkeypatch.setattr(timm, 'create_model', refused)
-    with pytest.raises(ValueError, match='local file'): create_2d('resnet18', 5, pretrained='timm')
+    def offline(self, *a, **k):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.models.video.R3D_18_Weights, "get_state_dict", offline)
+    with pytest.raises(ValueError, match="local file"):
+        create_3d("r3d_18", 5, pretrained="kinetics")
+
+    def refused(*a, pretrained=False, **k):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", refused)
+    with pytest.raises(ValueError, match="local file"):
+        create_2d("resnet18", 5, pretrained="timm")
+
 
 class Bomb:
-    def __init__(self, path): self.path = path
-    def __reduce__(self): return Path.touch, (Path(self.path),)
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
 
 def bad_file(kind, folder):
-    path, good = folder / 'w.pth', state('test_resnet', 5)
-    if kind == 'wrong architecture': torch.save(state('resnet18', 5), path)
-    elif kind == 'not a checkpoint': path.write_text('<html>404: the page you wanted is elsewhere</html>')
-    elif kind == 'empty': path.write_bytes(b'')
-    elif kind == 'an image': path.write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(100))
-    elif kind == 'no tensors': torch.save(dict(epoch=3, lr=.1), path)
-    elif kind == 'a tensor': torch.save(torch.ones(3), path)
-    elif kind == 'numbered': torch.save({0: torch.ones(3)}, path)
-    elif kind == 'text pickle': path.write_bytes(pickle.dumps(Bomb(folder / 'ran'), protocol=0))
-    elif kind in ('truncated', 'truncated safetensors', 'truncated old'):
-        {'truncated': lambda: torch.save(good, path), 'truncated safetensors': lambda: save_file(good, path),
-         'truncated old': lambda: torch.save(good, path, _use_new_zipfile_serialization=False)}[kind]()
-        path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-    elif kind == 'renamed': torch.save({k.replace('layer', 'stage'): v for k, v in good.items()}, path)
-    elif kind == 'bomb': torch.save(dict(state_dict=good, bomb=Bomb(folder / 'ran')), path)
-    elif kind == 'bare bomb': path.write_bytes(pickle.dumps(Bomb(folder / 'ran')))
+    path, good = folder / "w.pth", state("test_resnet", 5)
+    if kind == "wrong architecture":
+        torch.save(state("resnet18", 5), path)
+    elif kind == "not a checkpoint":
+        path.write_text("<html>404: the page you wanted is elsewhere</html>")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "an image":
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    elif kind == "no tensors":
+        torch.save(dict(epoch=3, lr=0.1), path)
+    elif kind == "a tensor":
+        torch.save(torch.ones(3), path)
+    elif kind == "numbered":
+        torch.save({0: torch.ones(3)}, path)
+    elif kind == "text pickle":
+        path.write_bytes(pickle.dumps(Bomb(folder / "ran"), protocol=0))
+    elif kind in ("truncated", "truncated safetensors", "truncated old"):
+        {
+            "truncated": lambda: torch.save(good, path),
+            "truncated safetensors": lambda: save_file(good, path),
+            "truncated old": lambda: torch.save(good, path, _use_new_zipfile_serialization=False),
+        }[kind]()
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "renamed":
+        torch.save({k.replace("layer", "stage"): v for k, v in good.items()}, path)
+    elif kind == "bomb":
+        torch.save(dict(state_dict=good, bomb=Bomb(folder / "ran")), path)
+    elif kind == "bare bomb":
+        path.write_bytes(pickle.dumps(Bomb(folder / "ran")))
     return path
 
-BAD = {'wrong architecture': 'does not fit', 'not a checkpoint': 'not a checkpoint', 'empty': 'not a checkpoint', 'an image': 'not a checkpoint', 'no tensors': 'no state dict',
-       'a tensor': 'no state dict', 'numbered': 'no state dict', 'text pickle': 'not a checkpoint', 'truncated': 'cut short', 'truncated safetensors': 'cut short', 'truncated old': 'cut short', 'renamed': 'does not fit',
-       'bomb': 'run code', 'bare bomb': 'run code', 'missing': 'no weights file'}
 
-@pytest.mark.parametrize('kind', BAD)
+BAD = {
+    "wrong architecture": "does not fit",
+    "not a checkpoint": "not a checkpoint",
+    "empty": "not a checkpoint",
+    "an image": "not a checkpoint",
+    "no tensors": "no state dict",
+    "a tensor": "no state dict",
+    "numbered": "no state dict",
+    "text pickle": "not a checkpoint",
+    "truncated": "cut short",
+    "truncated safetensors": "cut short",
+    "truncated old": "cut short",
+    "renamed": "does not fit",
+    "bomb": "run code",
+    "bare bomb": "run code",
+    "missing": "no weights file",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
 def test_a_bad_file_is_one_sentence_and_nothing_is_loaded_or_run(tmp_path, kind):
-    path, model = bad_file(kind, tmp_path), create_2d('test_resnet', 5)
+    path, model = bad_file(kind, tmp_path), create_2d("test_resnet", 5)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises((ValueError, FileNotFoundError), match=BAD[kind]) as e: load_weights(model, path)
-    assert '\n' not in str(e.value) and str(path) in str(e.value) and len(str(e.value)) < 400
-    assert not (tmp_path / 'ran').exists()
+    with pytest.raises((ValueError, FileNotFoundError), match=BAD[kind]) as e:
+        load_weights(model, path)
+    assert "\n" not in str(e.value) and str(path) in str(e.value) and len(str(e.value)) < 400
+    assert not (tmp_path / "ran").exists()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
-@pytest.mark.parametrize('format', ['zip', 'old', 'safetensors'])
+
+@pytest.mark.parametrize("format", ["zip", "old", "safetensors"])
 def test_a_file_cut_anywhere_is_one_sentence(tmp_path, format):
     "Every byte of the first forty and the last thirty, and forty places between."
-    path, model = tmp_path / 'w.pth', create_2d('test_resnet', 5)
-    save_file(state('test_resnet', 5), path) if format == 'safetensors' else torch.save(state('test_resnet', 5), path, _use_new_zipfile_serialization=format == 'zip')
+    path, model = tmp_path / "w.pth", create_2d("test_resnet", 5)
+    save_file(state("test_resnet", 5), path) if format == "safetensors" else torch.save(
+        state("test_resnet", 5), path, _use_new_zipfile_serialization=format == "zip"
+    )
     before, whole = {k: v.clone() for k, v in model.state_dict().items()}, path.read_bytes()
-    for n in [*range(40), *range(40, len(whole), len(whole) // 40), *range(len(whole) - 30, len(whole))]:
+    for n in [
+        *range(40),
+        *range(40, len(whole), len(whole) // 40),
+        *range(len(whole) - 30, len(whole)),
+    ]:
         path.write_bytes(whole[:n])
-        with pytest.raises(ValueError, match='cut short|not a checkpoint') as e: load_weights(model, path)
-        assert '\n' not in str(e.value)
+        with pytest.raises(ValueError, match="cut short|not a checkpoint") as e:
+            load_weights(model, path)
+        assert "\n" not in str(e.value)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
+
 def test_renamed_keys_are_named():
-    with pytest.raises(ValueError, match='layer1.0.conv1.weight'): load_weights(create_2d('test_resnet', 5), {k.replace('layer1.0.conv1', 'first'): v for k, v in state('test_resnet', 5).items()})
+    with pytest.raises(ValueError, match="layer1.0.conv1.weight"):
+        load_weights(
+            create_2d("test_resnet", 5),
+            {k.replace("layer1.0.conv1", "first"): v for k, v in state("test_resnet", 5).items()},
+        )
+
 
 def test_what_we_save_we_read(tmp_path):
-    model = create_3d('i3d:test_resnet', 5)
-    save_file(model.state_dict(), tmp_path / 'w.safetensors')
-    assert read_weights(tmp_path / 'w.safetensors').keys() == model.state_dict().keys()
-    again = create_3d('i3d:test_resnet', 5, pretrained=tmp_path / 'w.safetensors').eval()
+    model = create_3d("i3d:test_resnet", 5)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    assert read_weights(tmp_path / "w.safetensors").keys() == model.state_dict().keys()
+    again = create_3d("i3d:test_resnet", 5, pretrained=tmp_path / "w.safetensors").eval()
     clip = torch.randn(1, 3, 4, 32, 32)
     torch.testing.assert_close(again(clip), model.eval()(clip))
 
-@pytest.mark.parametrize('name', ['test_resnet', 'resnet18', 'resnet50d'])
+
+@pytest.mark.parametrize("name", ["test_resnet", "resnet18", "resnet50d"])
 def test_a_cell_of_the_map_sees_what_lies_under_it(name):
     body = create_2d(name, num_classes=4, output_stride=8).backbone.eval()
     x = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)).requires_grad_()

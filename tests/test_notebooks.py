@@ -1,4 +1,5 @@
 """Every notebook runs on its defaults, and the modules are what the notebooks export."""
+
 import os
 import shutil
 import subprocess
@@ -9,14 +10,30 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted(p for p in (ROOT/"nbs").glob("*.ipynb"))
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs_on_its_defaults(path, tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-m", "papermill", "--cwd", str(path.parent), "-k", "python3", "--no-progress-bar", str(path), str(tmp_path/"out.ipynb")],
-                          capture_output=True, text=True, env=env, timeout=400)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            "--cwd",
+            str(path.parent),
+            "-k",
+            "python3",
+            "--no-progress-bar",
+            str(path),
+            str(tmp_path / "out.ipynb"),
+        ],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -32,9 +49,14 @@ def test_is_clean_and_light(path):
 def test_modules_are_what_the_notebooks_export(tmp_path):
     from nbdev.export import nb_export
 
-    shutil.copytree(ROOT/"nbs", tmp_path/"nbs")
-    for path in sorted((tmp_path/"nbs").glob("*.ipynb")): nb_export(path, lib_path=tmp_path/"ssv2_report")
-    made = sorted((tmp_path/"ssv2_report").glob("*.py"))
-    assert {p.name for p in made} | {"__init__.py", "_modidx.py"} == {p.name for p in (ROOT/"ssv2_report").glob("*.py")} | {"_modidx.py"}
-    for module in made:
-        assert module.read_text() == (ROOT/"ssv2_report"/module.name).read_text(), f"{module.name} is not what its notebook exports; run nbdev_export"
+    shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
+    for path in sorted((tmp_path / "nbs").rglob("*.ipynb")):
+        nb_export(path, lib_path=tmp_path / "ssv2_report")
+    made, here = tmp_path / "ssv2_report", ROOT / "ssv2_report"
+    modules = {str(p.relative_to(made)) for p in made.rglob("*.py") if p.name != "_modidx.py"}
+    exported = {str(p.relative_to(here)) for p in here.rglob("*.py") if p.name != "_modidx.py"}
+    assert modules | {m for m in exported if m.endswith("__init__.py")} == exported
+    for module in modules:
+        assert (made / module).read_text() == (here / module).read_text(), (
+            f"{module} is not what its notebook exports; run nbdev_export"
+        )

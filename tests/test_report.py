@@ -1,24 +1,45 @@
 "The renderer without Quarto: what a reader sees, in a browser without a network."
-import base64, html, inspect, io, os, re, shutil, subprocess
+
+import base64
+import html
+import inspect
+import io
+import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import matplotlib
-matplotlib.use('Agg')
+
+matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from nbformat.v4 import new_code_cell as code, new_markdown_cell as md, new_notebook, new_output, new_raw_cell as raw
+from nbformat.v4 import (
+    new_code_cell as code,
+)
+from nbformat.v4 import (
+    new_markdown_cell as md,
+)
+from nbformat.v4 import (
+    new_notebook,
+    new_output,
+)
+from nbformat.v4 import (
+    new_raw_cell as raw,
+)
 
-from ssv2_report.pages import Page
-from ssv2_report.report import ReportError, captions, embed, render, stage, substitute
+from ssv2_report.report.pages import Page
+from ssv2_report.report.site import ReportError, captions, embed, render, stage, substitute
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM = '/usr/bin/chromium'
-VARIABLES = dict(clips=480, accuracy=dict(gain='12.5 points', interval='9.1 to 15.8'))
+CHROMIUM = "/usr/bin/chromium"
+VARIABLES = dict(clips=480, accuracy=dict(gain="12.5 points", interval="9.1 to 15.8"))
 
-CONFIG = '''
+CONFIG = """
 project: {type: website}
 lang: en
 bibliography: references.bib
@@ -37,237 +58,430 @@ website:
 format:
   html: {toc: true, code-fold: true, html-math-method: mathml}
   typst: {papersize: a4, echo: false}
-'''
+"""
 
-PLAYER = '''<div class="player" id="%s"><input type="range" min="0" max="7" value="0" aria-label="Frame"><output>0</output>
+PLAYER = """<div class="player" id="%s"><input type="range" min="0" max="7" value="0" aria-label="Frame"><output>0</output>
 <script>(() => { const p = document.getElementById("%s"), s = p.querySelector("input");
-  s.oninput = () => p.querySelector("output").textContent = s.value; if (1 < 2 && "a" !== '`') p.dataset.ready = "yes"; })();</script></div>'''
+  s.oninput = () => p.querySelector("output").textContent = s.value; if (1 < 2 && "a" !== '`') p.dataset.ready = "yes"; })();</script></div>"""
 
 
 def show(**data):
-    return new_output('display_data', data={k.replace('_', '/', 1): v for k, v in data.items()})
+    return new_output("display_data", data={k.replace("_", "/", 1): v for k, v in data.items()})
 
 
 def picture(width=5, height=2.4):
-    fig, ax = plt.subplots(figsize=(width, height), layout='constrained')
-    ax.plot([1, 2, 3, 4], [.3, .7, .9, .95], label='3D')
-    ax.plot([1, 2, 3, 4], [.3, .4, .5, .5], '--', label='2D')
-    ax.set(xlabel='epoch', ylabel='accuracy'); ax.legend()
+    fig, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    ax.plot([1, 2, 3, 4], [0.3, 0.7, 0.9, 0.95], label="3D")
+    ax.plot([1, 2, 3, 4], [0.3, 0.4, 0.5, 0.5], "--", label="2D")
+    ax.set(xlabel="epoch", ylabel="accuracy")
+    ax.legend()
     buffer = io.BytesIO()
-    fig.savefig(buffer, format='png', dpi=110)
+    fig.savefig(buffer, format="png", dpi=110)
     plt.close(fig)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def write(path, cells):
-    nb = new_notebook(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}})
+    nb = new_notebook(
+        cells=cells,
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}
+        },
+    )
     nbformat.write(nb, path)
     return path
 
 
 def report_cells():
-    wide = pd.DataFrame({f'a rather long column {i}': [.5 + i / 20, .25] for i in range(9)}, index=['2D over frames', '3D inflated'])
+    wide = pd.DataFrame(
+        {f"a rather long column {i}": [0.5 + i / 20, 0.25] for i in range(9)},
+        index=["2D over frames", "3D inflated"],
+    )
     return [
-        raw('---\ntitle: What do networks attend to?\nsubtitle: A study of order\nauthor:\n  - name: A. Author\n    affiliation: Some University\n'
-            '  - name: B. Writer\nabstract: |\n  On {{< var clips >}} clips 3D gains *{{< var accuracy.gain >}}* [@goyal2017something].\n---'),
-        md('## Introduction {#sec-intro}\n\nGrad-CAM [@selvaraju2017gradcam] on {{< var clips >}} clips; @carreira2017quo inflate. '
-           'See @fig-curves, @tbl-wide, @tbl-small, @fig-maps, @sec-method, @eq-gap and [the models](01_models.ipynb#fig-inner).\n\n'
-           'A gain of {{< var accuracy.gain >}} ({{< var accuracy.interval >}}).[^1] Written `{{{< var x >}}}`.\n\n[^1]: A note.'),
-        md('::: {.callout-note}\n## Mind\nA demo world is *not* SSv2.\n:::\n\n::: {.callout-warning collapse="true"}\nFolded away.\n:::'),
-        md('## Method {#sec-method}\n\n$$\\Delta = \\frac{1}{n}\\sum_i (y_i - x_i)$$ {#eq-gap}\n\nInline $x^2$.\n\n### Data\n\nText.'),
-        code('#| label: fig-curves\n#| fig-cap: "Accuracy over {{< var clips >}} clips, after @carreira2017quo."\n#| fig-alt: "Two curves: the 3D one rises to 0.95, the 2D one stays at \\"half\\"."\n'
-             'plot(history)', outputs=[show(image_png=picture(), text_plain='<Figure>')]),
-        code('#| label: tbl-wide\n#| tbl-cap: "Accuracy by class."\nwide', outputs=[show(text_html=wide.to_html(border=1), text_plain='x')]),
-        md('| model | top-1 |\n|:--|--:|\n| 2D | 0.5 |\n| 3D | 0.9 |\n\n: A small table. {#tbl-small}'),
-        code('#| label: fig-maps\n#| fig-cap: "The same clip."\n#| fig-alt: "Frames with maps."\n#| echo: false\nplayer()',
-             outputs=[show(text_html=PLAYER % ('p1', 'p1'), image_png=picture(3, 1.5))]),
-        code('#| code-summary: "How"\nprint("x")\nplayer2()', outputs=[new_output('stream', name='stdout', text='step 1\r'),
-             new_output('stream', name='stdout', text='step 2\x1b[31m red\x1b[0m\n'), show(text_html=PLAYER % ('p2', 'p2'))]),
-        md('::: {.panel-tabset}\n### Ordered\n\nFirst *tab*.\n\n### Shuffled\n\nSecond tab.\n:::'),
-        md('Embedded:\n\n{{< embed 01_models.ipynb#fig-inner >}}\n\nAnd on.'),
-        code('#| include: false\nsecret()', outputs=[show(text_plain='secret')]),
-        md('## Conclusion\n\n' + 'Order tells. ' * 60),
+        raw(
+            "---\ntitle: What do networks attend to?\nsubtitle: A study of order\nauthor:\n  - name: A. Author\n    affiliation: Some University\n"
+            "  - name: B. Writer\nabstract: |\n  On {{< var clips >}} clips 3D gains *{{< var accuracy.gain >}}* [@goyal2017something].\n---"
+        ),
+        md(
+            "## Introduction {#sec-intro}\n\nGrad-CAM [@selvaraju2017gradcam] on {{< var clips >}} clips; @carreira2017quo inflate. "
+            "See @fig-curves, @tbl-wide, @tbl-small, @fig-maps, @sec-method, @eq-gap and [the models](01_models.ipynb#fig-inner).\n\n"
+            "A gain of {{< var accuracy.gain >}} ({{< var accuracy.interval >}}).[^1] Written `{{{< var x >}}}`.\n\n[^1]: A note."
+        ),
+        md(
+            '::: {.callout-note}\n## Mind\nA demo world is *not* SSv2.\n:::\n\n::: {.callout-warning collapse="true"}\nFolded away.\n:::'
+        ),
+        md(
+            "## Method {#sec-method}\n\n$$\\Delta = \\frac{1}{n}\\sum_i (y_i - x_i)$$ {#eq-gap}\n\nInline $x^2$.\n\n### Data\n\nText."
+        ),
+        code(
+            '#| label: fig-curves\n#| fig-cap: "Accuracy over {{< var clips >}} clips, after @carreira2017quo."\n#| fig-alt: "Two curves: the 3D one rises to 0.95, the 2D one stays at \\"half\\"."\n'
+            "plot(history)",
+            outputs=[show(image_png=picture(), text_plain="<Figure>")],
+        ),
+        code(
+            '#| label: tbl-wide\n#| tbl-cap: "Accuracy by class."\nwide',
+            outputs=[show(text_html=wide.to_html(border=1), text_plain="x")],
+        ),
+        md(
+            "| model | top-1 |\n|:--|--:|\n| 2D | 0.5 |\n| 3D | 0.9 |\n\n: A small table. {#tbl-small}"
+        ),
+        code(
+            '#| label: fig-maps\n#| fig-cap: "The same clip."\n#| fig-alt: "Frames with maps."\n#| echo: false\nplayer()',
+            outputs=[show(text_html=PLAYER % ("p1", "p1"), image_png=picture(3, 1.5))],
+        ),
+        code(
+            '#| code-summary: "How"\nprint("x")\nplayer2()',
+            outputs=[
+                new_output("stream", name="stdout", text="step 1\r"),
+                new_output("stream", name="stdout", text="step 2\x1b[31m red\x1b[0m\n"),
+                show(text_html=PLAYER % ("p2", "p2")),
+            ],
+        ),
+        md("::: {.panel-tabset}\n### Ordered\n\nFirst *tab*.\n\n### Shuffled\n\nSecond tab.\n:::"),
+        md("Embedded:\n\n{{< embed 01_models.ipynb#fig-inner >}}\n\nAnd on."),
+        code("#| include: false\nsecret()", outputs=[show(text_plain="secret")]),
+        md("## Conclusion\n\n" + "Order tells. " * 60),
     ]
 
 
 def library_cells():
     "Exported cells of a module of this library, as an executed notebook has them."
-    from ssv2_report import boxes
-    return [code('#| export\n' + inspect.getsource(x)) for x in (boxes.Boxes, boxes.transform_boxes)]
+    from ssv2_report.data import boxes
+
+    return [
+        code("#| export\n" + inspect.getsource(x)) for x in (boxes.Boxes, boxes.transform_boxes)
+    ]
 
 
 def model_cells():
-    nested = pd.DataFrame({'pointing': [.8, .7, .4, .1]}, index=pd.MultiIndex.from_tuples([('layer1', 'own'), ('layer1', 'other'), ('', 'noise'), ('', 'even')]))
-    return [code('#| default_exp boxes'), md('# Models\n\n> Two kinds\n> of them\n\nWhy one should care.'),
-            code('#| export\nfrom pathlib import Path\n_private = 1'), md('## Define'), *library_cells(),
-            code('#| label: fig-inner\n#| fig-cap: "Inner figure."\n#| fig-alt: "A curve."\ndouble([1])', outputs=[show(image_png=picture(4, 2))]),
-            code('scores', outputs=[show(text_html=nested.to_html(), text_plain='x')]),
-            code('double([1])', outputs=[show(text_plain='[1, 1]')]), code('#| hide\nhidden()')]
+    nested = pd.DataFrame(
+        {"pointing": [0.8, 0.7, 0.4, 0.1]},
+        index=pd.MultiIndex.from_tuples(
+            [("layer1", "own"), ("layer1", "other"), ("", "noise"), ("", "even")]
+        ),
+    )
+    return [
+        code("#| default_exp data.boxes"),
+        md("# Models\n\n> Two kinds\n> of them\n\nWhy one should care."),
+        code("#| export\nfrom pathlib import Path\n_private = 1"),
+        md("## Define"),
+        *library_cells(),
+        code(
+            '#| label: fig-inner\n#| fig-cap: "Inner figure."\n#| fig-alt: "A curve."\ndouble([1])',
+            outputs=[show(image_png=picture(4, 2))],
+        ),
+        code("scores", outputs=[show(text_html=nested.to_html(), text_plain="x")]),
+        code("double([1])", outputs=[show(text_plain="[1, 1]")]),
+        code("#| hide\nhidden()"),
+    ]
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    root = tmp_path_factory.mktemp('project')
-    (root/'nbs').mkdir()
-    (root/'_quarto.yml').write_text(CONFIG)
-    shutil.copy(ROOT/'nbs'/'references.bib', root/'nbs')
-    books = dict(index=write(root/'index.ipynb', report_cells()), **{'01_models': write(root/'01_models.ipynb', model_cells())})
+    root = tmp_path_factory.mktemp("project")
+    (root / "nbs").mkdir()
+    (root / "_quarto.yml").write_text(CONFIG)
+    shutil.copy(ROOT / "nbs" / "references.bib", root / "nbs")
+    books = dict(
+        index=write(root / "index.ipynb", report_cells()),
+        **{"01_models": write(root / "01_models.ipynb", model_cells())},
+    )
     return root, books
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def site(project, tmp_path_factory):
     root, books = project
-    return stage(tmp_path_factory.mktemp('site'), books, VARIABLES, root)
+    return stage(tmp_path_factory.mktemp("site"), books, VARIABLES, root)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def index(site, tmp_path_factory):
-    return render(site, tmp_path_factory.mktemp('out'), quarto=None)
+    return render(site, tmp_path_factory.mktemp("out"), quarto=None)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def text(index):
     return index.read_text()
 
 
 def test_staged_notebooks_are_valid_and_carry_the_run(site):
-    for path in site.glob('*.ipynb'):
+    for path in site.glob("*.ipynb"):
         nbformat.validate(nbformat.read(path, as_version=4))
-        assert 'has_sd' not in path.read_text() and 'output-file' not in path.read_text()
-    source = '\n'.join(cell.source for cell in nbformat.read(site/'index.ipynb', as_version=4).cells)
-    assert 'A gain of 12.5 points (9.1 to 15.8)' in source and 'over 480 clips' in source and '{{{< var x >}}}' in source
-    models = nbformat.read(site/'01_models.ipynb', as_version=4).cells
-    assert 'title: Models' in models[0].source and 'description: Two kinds of them' in models[0].source
-    assert any(cell.source == 'Why one should care.' for cell in models)
-    assert not any(re.search(r'#\| *(export|default_exp|hide)', cell.source) for cell in models)
+        assert "has_sd" not in path.read_text() and "output-file" not in path.read_text()
+    source = "\n".join(
+        cell.source for cell in nbformat.read(site / "index.ipynb", as_version=4).cells
+    )
+    assert (
+        "A gain of 12.5 points (9.1 to 15.8)" in source
+        and "over 480 clips" in source
+        and "{{{< var x >}}}" in source
+    )
+    models = nbformat.read(site / "01_models.ipynb", as_version=4).cells
+    assert (
+        "title: Models" in models[0].source and "description: Two kinds of them" in models[0].source
+    )
+    assert any(cell.source == "Why one should care." for cell in models)
+    assert not any(re.search(r"#\| *(export|default_exp|hide)", cell.source) for cell in models)
 
 
 def test_nothing_changed_nothing_written(project, site, index):
     root, books = project
-    before = {p: p.stat().st_mtime_ns for folder in (site, index.parent) for p in folder.rglob('*')}
+    before = {p: p.stat().st_mtime_ns for folder in (site, index.parent) for p in folder.rglob("*")}
     assert render(stage(site, books, VARIABLES, root), index.parent, quarto=None) == index
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
 def test_only_the_changed_page_is_made_again(project, tmp_path):
     root, books = project
-    out = render(stage(tmp_path/'site', books, VARIABLES, root), tmp_path/'out', quarto=None).parent
-    before = {p.name: p.stat().st_mtime_ns for p in out.glob('*.html')}
-    changed = dict(books, index=write(tmp_path/'index.ipynb', [*report_cells(), md('One more cell.')]))
-    render(stage(tmp_path/'site', changed, VARIABLES, root), out, quarto=None)
-    assert 'One more cell.' in (out/'index.html').read_text()
-    assert (out/'01_models.html').stat().st_mtime_ns == before['01_models.html'] and (out/'index.html').stat().st_mtime_ns > before['index.html']
+    out = render(
+        stage(tmp_path / "site", books, VARIABLES, root), tmp_path / "out", quarto=None
+    ).parent
+    before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.html")}
+    changed = dict(
+        books, index=write(tmp_path / "index.ipynb", [*report_cells(), md("One more cell.")])
+    )
+    render(stage(tmp_path / "site", changed, VARIABLES, root), out, quarto=None)
+    assert "One more cell." in (out / "index.html").read_text()
+    assert (out / "01_models.html").stat().st_mtime_ns == before["01_models.html"] and (
+        out / "index.html"
+    ).stat().st_mtime_ns > before["index.html"]
 
 
 def test_numbers_captions_references_and_citations(text):
-    plain = ' '.join(re.sub(r'<[^>]+>', '', text).replace('\xa0', ' ').split())
-    for words in ('Figure 1: Accuracy over 480 clips, after Carreira and Zisserman (2017)', 'Table 1: Accuracy by class.', 'Table 2: A small table.',
-                  'Figure 2: The same clip.', 'Figure 3: Inner figure.', 'On 480 clips 3D gains 12.5 points (Goyal et al. 2017)',
-                  'See Figure 1, Table 1, Table 2, Figure 2, Section 2, Equation (1) and the models.', '{{&lt; var x &gt;}}', 'step 2 red'):
+    plain = " ".join(re.sub(r"<[^>]+>", "", text).replace("\xa0", " ").split())
+    for words in (
+        "Figure 1: Accuracy over 480 clips, after Carreira and Zisserman (2017)",
+        "Table 1: Accuracy by class.",
+        "Table 2: A small table.",
+        "Figure 2: The same clip.",
+        "Figure 3: Inner figure.",
+        "On 480 clips 3D gains 12.5 points (Goyal et al. 2017)",
+        "See Figure 1, Table 1, Table 2, Figure 2, Section 2, Equation (1) and the models.",
+        "{{&lt; var x &gt;}}",
+        "step 2 red",
+    ):
         assert words in plain, words
-    assert '?@' not in plain and 'secret' not in plain and 'step 1' not in plain and ':::' not in plain and '#|' not in plain
-    assert plain.index('References Carreira') < plain.index('Goyal, Raghav')
+    assert (
+        "?@" not in plain
+        and "secret" not in plain
+        and "step 1" not in plain
+        and ":::" not in plain
+        and "#|" not in plain
+    )
+    assert plain.index("References Carreira") < plain.index("Goyal, Raghav")
     targets = set(re.findall(r'\bid="([^"]+)"', text))
     assert set(re.findall(r'href="#([^"]+)"', text)) <= targets
-    assert 'href="01_models.html#fig-inner"' in text and 'alt="Two curves: the 3D one rises to 0.95, the 2D one stays at &quot;half&quot;."' in text
+    assert (
+        'href="01_models.html#fig-inner"' in text
+        and 'alt="Two curves: the 3D one rises to 0.95, the 2D one stays at &quot;half&quot;."'
+        in text
+    )
 
 
 def test_raw_output_passes_untouched(text):
-    assert PLAYER % ('p1', 'p1') in text and PLAYER % ('p2', 'p2') in text and '<!--output-' not in text
+    assert (
+        PLAYER % ("p1", "p1") in text
+        and PLAYER % ("p2", "p2") in text
+        and "<!--output-" not in text
+    )
 
 
 def test_nothing_comes_from_the_network(index):
-    for page in index.parent.glob('*.html'):
-        assert not re.search(r'(src|srcset)="https?:|<link[^>]+href="https?:|@import', page.read_text())
+    for page in index.parent.glob("*.html"):
+        assert not re.search(
+            r'(src|srcset)="https?:|<link[^>]+href="https?:|@import', page.read_text()
+        )
 
 
 def test_exported_functions_are_documented(index):
-    page = (index.parent/'01_models.html').read_text()
-    plain = re.sub(r'<[^>]+>', '', page)
-    assert 'id="transform_boxes"' in page and 'id="boxes"' in page and 'Boxes after cutting out a window' in plain and '# Of the clip, pixels' in plain
-    assert page.index('id="boxes"') < page.index('<summary>Source') < page.index('id="transform_boxes"') < page.rindex('<summary>Source')
-    assert '_private' not in plain and 'hidden()' not in plain and 'example.invalid' not in page and 'Source' in plain
+    page = (index.parent / "01_models.html").read_text()
+    plain = re.sub(r"<[^>]+>", "", page)
+    assert (
+        'id="transform_boxes"' in page
+        and 'id="boxes"' in page
+        and "Boxes after cutting out a window" in plain
+        and "# Of the clip, pixels" in plain
+    )
+    assert (
+        page.index('id="boxes"')
+        < page.index("<summary>Source")
+        < page.index('id="transform_boxes"')
+        < page.rindex("<summary>Source")
+    )
+    assert (
+        "_private" not in plain
+        and "hidden()" not in plain
+        and "example.invalid" not in page
+        and "Source" in plain
+    )
 
 
-@pytest.mark.parametrize('exported_to', ['boxes', 'nowhere', 'os', '..boxes'])
+@pytest.mark.parametrize("exported_to", ["data.boxes", "nowhere", "os", "..boxes"])
 def test_nothing_in_a_results_notebook_is_run(project, tmp_path, exported_to):
     root, _ = project
-    sign = f"__import__('pathlib').Path({str(tmp_path/'canary')!r}).touch()"
-    cells = [code(f'#| default_exp {exported_to}'), md('# A page'), code(f'import os\n{sign}'), code(f'#| export\n{sign}'), code(f'#| exporti\n{sign}'),
-             code(f'#| export\n{sign}\ndef transform_boxes(x={sign}): "Not the library\'s."'), code(f'#| export\nclass A:\n    {sign}\n    def f(self): pass'),
-             code(f'#| export\n@patch\ndef f(self:{sign}): pass'), code(f'from nbdev.showdoc import show_doc\nshow_doc(A.f)\n{sign}'),
-             code(f'%run {tmp_path}/x.py\n!touch {tmp_path}/canary')]
-    stage(tmp_path/'site', dict(index=write(tmp_path/'index.ipynb', cells)), VARIABLES, root)
-    assert not (tmp_path/'canary').exists()
-    page = (tmp_path/'site'/'index.ipynb').read_text()
-    assert ('Boxes after cutting out a window' in page) == (exported_to == 'boxes') and 'has_sd' not in page
+    sign = f"__import__('pathlib').Path({str(tmp_path / 'canary')!r}).touch()"
+    cells = [
+        code(f"#| default_exp {exported_to}"),
+        md("# A page"),
+        code(f"import os\n{sign}"),
+        code(f"#| export\n{sign}"),
+        code(f"#| exporti\n{sign}"),
+        code(f'#| export\n{sign}\ndef transform_boxes(x={sign}): "Not the library\'s."'),
+        code(f"#| export\nclass A:\n    {sign}\n    def f(self): pass"),
+        code(f"#| export\n@patch\ndef f(self:{sign}): pass"),
+        code(f"from nbdev.showdoc import show_doc\nshow_doc(A.f)\n{sign}"),
+        code(f"%run {tmp_path}/x.py\n!touch {tmp_path}/canary"),
+    ]
+    stage(tmp_path / "site", dict(index=write(tmp_path / "index.ipynb", cells)), VARIABLES, root)
+    assert not (tmp_path / "canary").exists()
+    page = (tmp_path / "site" / "index.ipynb").read_text()
+    assert ("Boxes after cutting out a window" in page) == (
+        exported_to == "data.boxes"
+    ) and "has_sd" not in page
 
 
 def test_values_stay_within_the_quotes_of_an_option(project, tmp_path):
     root, _ = project
     said = 'a "b" \\ {c}: d'
-    cells = [md('# A page'), code('#| label: fig-a\n#| fig-cap: "One."\n#| fig-alt: "Says {{< var said >}}."\nx', outputs=[show(image_png=picture(4, 2))])]
-    page = render(stage(tmp_path/'site', dict(index=write(tmp_path/'index.ipynb', cells)), dict(said=said), root), tmp_path/'out', quarto=None).read_text()
+    cells = [
+        md("# A page"),
+        code(
+            '#| label: fig-a\n#| fig-cap: "One."\n#| fig-alt: "Says {{< var said >}}."\nx',
+            outputs=[show(image_png=picture(4, 2))],
+        ),
+    ]
+    page = render(
+        stage(
+            tmp_path / "site",
+            dict(index=write(tmp_path / "index.ipynb", cells)),
+            dict(said=said),
+            root,
+        ),
+        tmp_path / "out",
+        quarto=None,
+    ).read_text()
     assert f'alt="Says {html.escape(said)}."' in page
 
 
 def test_pdf_says_the_same(index, tmp_path):
-    pdf = index.with_suffix('.pdf')
-    assert pdf.read_bytes()[:5] == b'%PDF-'
-    if not shutil.which('pdftotext'): pytest.skip('pdftotext (poppler-utils) is not installed, so the words of the PDF cannot be read')
-    words = ' '.join(subprocess.run(['pdftotext', str(pdf), '-'], capture_output=True, text=True, check=True).stdout.replace('\xa0', ' ').split())
-    for part in ('What do networks attend to?', 'Some University', 'Abstract', '1 Introduction', '2.1 Data', 'Figure 3: Inner figure.', 'Table 1: Accuracy by class.',
-                 'A gain of 12.5 points (9.1 to 15.8)', 'Mind', 'References', 'Goyal, Raghav', 'Interactive; see the page on the web.'):
+    pdf = index.with_suffix(".pdf")
+    assert pdf.read_bytes()[:5] == b"%PDF-"
+    if not shutil.which("pdftotext"):
+        pytest.skip(
+            "pdftotext (poppler-utils) is not installed, so the words of the PDF cannot be read"
+        )
+    words = " ".join(
+        subprocess.run(["pdftotext", str(pdf), "-"], capture_output=True, text=True, check=True)
+        .stdout.replace("\xa0", " ")
+        .split()
+    )
+    for part in (
+        "What do networks attend to?",
+        "Some University",
+        "Abstract",
+        "1 Introduction",
+        "2.1 Data",
+        "Figure 3: Inner figure.",
+        "Table 1: Accuracy by class.",
+        "A gain of 12.5 points (9.1 to 15.8)",
+        "Mind",
+        "References",
+        "Goyal, Raghav",
+        "Interactive; see the page on the web.",
+    ):
         assert part in words, part
-    assert 'plot(history)' not in words
+    assert "plot(history)" not in words
 
 
 def test_mistakes_are_one_sentence(project, tmp_path):
     root, books = project
-    page = lambda *cells: dict(index=write(tmp_path/'index.ipynb', list(cells)))
-    for cells, words in [([md('# A\n\n{{< var no.such >}}')], "Page 'index' uses the variable 'no.such'"),
-                         ([md('# A\n\n{{< var accuracy >}}')], "the variable 'accuracy'"),
-                         ([md('{{< embed 05_analysis#fig-x >}}')], "embeds the cell 'fig-x' of '05_analysis'")]:
-        with pytest.raises(ReportError, match=re.escape(words)) as error: stage(tmp_path/'site', page(*cells), VARIABLES, root)
-        assert str(error.value).endswith('.') and '\n' not in str(error.value)
-    with pytest.raises(ReportError, match="named 'index'"): stage(tmp_path/'site', {'01_models': books['01_models']}, VARIABLES, root)
-    with pytest.raises(FileNotFoundError, match='does not exist; run the step'): stage(tmp_path/'site', {'index': tmp_path/'none.ipynb'}, VARIABLES, root)
-    with pytest.raises(FileNotFoundError, match='stage its notebooks first'): render(tmp_path/'empty', tmp_path/'out')
-    site = stage(tmp_path/'site2', page(code('#| label: [\nx', outputs=[show(text_plain='x')])), VARIABLES, root)
-    with pytest.raises(ReportError, match='are not YAML'): render(site, tmp_path/'out', quarto=None)
-    site = stage(tmp_path/'site3', page(md('# A\n\nAs @fig-none shows.')), VARIABLES, root)
-    with pytest.warns(UserWarning, match='no figure, table, section or equation is labelled @fig-none'): render(site, tmp_path/'out3', quarto=None)
+    page = lambda *cells: dict(index=write(tmp_path / "index.ipynb", list(cells)))
+    for cells, words in [
+        ([md("# A\n\n{{< var no.such >}}")], "Page 'index' uses the variable 'no.such'"),
+        ([md("# A\n\n{{< var accuracy >}}")], "the variable 'accuracy'"),
+        ([md("{{< embed analysis_run#fig-x >}}")], "embeds the cell 'fig-x' of 'analysis_run'"),
+    ]:
+        with pytest.raises(ReportError, match=re.escape(words)) as error:
+            stage(tmp_path / "site", page(*cells), VARIABLES, root)
+        assert str(error.value).endswith(".") and "\n" not in str(error.value)
+    with pytest.raises(ReportError, match="named 'index'"):
+        stage(tmp_path / "site", {"01_models": books["01_models"]}, VARIABLES, root)
+    with pytest.raises(FileNotFoundError, match="does not exist; run the step"):
+        stage(tmp_path / "site", {"index": tmp_path / "none.ipynb"}, VARIABLES, root)
+    with pytest.raises(FileNotFoundError, match="stage its notebooks first"):
+        render(tmp_path / "empty", tmp_path / "out")
+    site = stage(
+        tmp_path / "site2",
+        page(code("#| label: [\nx", outputs=[show(text_plain="x")])),
+        VARIABLES,
+        root,
+    )
+    with pytest.raises(ReportError, match="are not YAML"):
+        render(site, tmp_path / "out", quarto=None)
+    site = stage(tmp_path / "site3", page(md("# A\n\nAs @fig-none shows.")), VARIABLES, root)
+    with pytest.warns(
+        UserWarning, match="no figure, table, section or equation is labelled @fig-none"
+    ):
+        render(site, tmp_path / "out3", quarto=None)
 
 
 def test_values_of_many_lines_and_cells_without_output(tmp_path):
-    assert substitute('abstract: |\n  {{< var a >}}\nb: 1', dict(a='One.\n\nTwo.')) == 'abstract: |\n  One.\n  \n  Two.\nb: 1'
-    cells = dict(run=[code('#| label: fig-a\n#| fig-cap: "A of {{< var n >}}."', outputs=[show(text_plain='x')]), code('#| label: fig-b\n#| fig-cap: "B."')])
-    page = embed([md('{{< embed run.ipynb#fig-a >}}\n\n{{< embed run.ipynb#fig-b >}}')], cells)
-    assert len(page) == 2 and 'fig-a' in page[0]['source'] and 'run.ipynb#fig-a' in page[1]['source']
-    assert captions(write(tmp_path/'run.ipynb', cells['run']), dict(n=3)) == {'fig-a': 'A of 3.'}
+    assert (
+        substitute("abstract: |\n  {{< var a >}}\nb: 1", dict(a="One.\n\nTwo."))
+        == "abstract: |\n  One.\n  \n  Two.\nb: 1"
+    )
+    cells = dict(
+        run=[
+            code(
+                '#| label: fig-a\n#| fig-cap: "A of {{< var n >}}."', outputs=[show(text_plain="x")]
+            ),
+            code('#| label: fig-b\n#| fig-cap: "B."'),
+        ]
+    )
+    page = embed([md("{{< embed run.ipynb#fig-a >}}\n\n{{< embed run.ipynb#fig-b >}}")], cells)
+    assert (
+        len(page) == 2 and "fig-a" in page[0]["source"] and "run.ipynb#fig-a" in page[1]["source"]
+    )
+    assert captions(write(tmp_path / "run.ipynb", cells["run"]), dict(n=3)) == {"fig-a": "A of 3."}
 
 
 def test_pictures_print_at_their_own_size():
     def png(width, height):
         buffer = io.BytesIO()
-        plt.figure(figsize=(width, height)).savefig(buffer, dpi=120); plt.close()
+        plt.figure(figsize=(width, height)).savefig(buffer, dpi=120)
+        plt.close()
         return base64.b64encode(buffer.getvalue()).decode()
+
     def printed(*size):
-        nb = dict(cells=[dict(cell_type='code', source='', outputs=[show(image_png=png(*size))])])
-        found = re.search(r'width=(\d+)%', Page(nb, 'p', 'typst', {}).text)
+        nb = dict(cells=[dict(cell_type="code", source="", outputs=[show(image_png=png(*size))])])
+        found = re.search(r"width=(\d+)%", Page(nb, "p", "typst", {}).text)
         return int(found[1]) if found else 100
-    assert printed(3.1, 2) == 50 and printed(6.2, 3) == printed(12, 4) == 100 and printed(6.2, 8) == 50
+
+    assert (
+        printed(3.1, 2) == 50 and printed(6.2, 3) == printed(12, 4) == 100 and printed(6.2, 8) == 50
+    )
 
 
 def elements(path):
     "What a page says, whoever set it: words alone, without punctuation, spaces and markup."
-    page = BeautifulSoup(path.read_text(), 'html.parser').find('main')
-    said = lambda *names, **kw: [' '.join(re.findall(r'\w+', tag.get_text(' '))) for tag in page.find_all(names, **kw)]
-    return dict(headings=said('h2', 'h3'), captions=sorted(said('figcaption', 'caption')), cells=said('td', 'th'), pictures=len(page.find_all('img')),
-                callouts=len(page.select('.callout')), citations=len(page.select('.csl-entry')), folded=len(page.find_all('details')),
-                references=sorted(a['href'] for a in page.find_all('a', href=re.compile('^#(fig|tbl|sec|eq)-'))),
-                numbers=[n for words in said('p') for n in re.findall(r'\d+', words)])
+    page = BeautifulSoup(path.read_text(), "html.parser").find("main")
+    said = lambda *names, **kw: [
+        " ".join(re.findall(r"\w+", tag.get_text(" "))) for tag in page.find_all(names, **kw)
+    ]
+    return dict(
+        headings=said("h2", "h3"),
+        captions=sorted(said("figcaption", "caption")),
+        cells=said("td", "th"),
+        pictures=len(page.find_all("img")),
+        callouts=len(page.select(".callout")),
+        citations=len(page.select(".csl-entry")),
+        folded=len(page.find_all("details")),
+        references=sorted(
+            a["href"] for a in page.find_all("a", href=re.compile("^#(fig|tbl|sec|eq)-"))
+        ),
+        numbers=[n for words in said("p") for n in re.findall(r"\d+", words)],
+    )
 
 
 def test_a_page_has_all_that_is_compared(index):
@@ -275,76 +489,109 @@ def test_a_page_has_all_that_is_compared(index):
     assert all(found.values()), {k for k, v in found.items() if not v}
 
 
-@pytest.mark.skipif(not shutil.which('quarto'), reason='Quarto is not on the PATH')
+@pytest.mark.skipif(not shutil.which("quarto"), reason="Quarto is not on the PATH")
 def test_both_renderers_say_the_same(site, index, tmp_path):
-    theirs, ours = elements(render(shutil.copytree(site, tmp_path/'site'), tmp_path/'out')), elements(index)
-    for kind in ours: assert theirs[kind] == ours[kind], kind
+    theirs, ours = (
+        elements(render(shutil.copytree(site, tmp_path / "site"), tmp_path / "out")),
+        elements(index),
+    )
+    for kind in ours:
+        assert theirs[kind] == ours[kind], kind
 
 
 def test_quarto_renders_where_it_is(site, tmp_path):
-    quarto = tmp_path/'quarto'
-    quarto.write_text('#!/bin/sh\n[ "$1" = render ] && [ "$3" = --no-execute ] && mkdir -p "$2/_site" && echo by Quarto > "$2/_site/index.html"\n')
+    quarto = tmp_path / "quarto"
+    quarto.write_text(
+        '#!/bin/sh\n[ "$1" = render ] && [ "$3" = --no-execute ] && mkdir -p "$2/_site" && echo by Quarto > "$2/_site/index.html"\n'
+    )
     quarto.chmod(0o755)
-    copy = shutil.copytree(site, tmp_path/'site')
-    assert render(copy, tmp_path/'out', quarto=str(quarto)).read_text() == 'by Quarto\n'
+    copy = shutil.copytree(site, tmp_path / "site")
+    assert render(copy, tmp_path / "out", quarto=str(quarto)).read_text() == "by Quarto\n"
     quarto.write_text('#!/bin/sh\necho "ERROR: no such cell" >&2; exit 1\n')
-    (copy/'extra.txt').write_text('changed')
-    with pytest.raises(ReportError, match='ERROR: no such cell'): render(copy, tmp_path/'out', quarto=str(quarto))
+    (copy / "extra.txt").write_text("changed")
+    with pytest.raises(ReportError, match="ERROR: no such cell"):
+        render(copy, tmp_path / "out", quarto=str(quarto))
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def browser():
     reason = None
-    try: from playwright.sync_api import sync_playwright
-    except ImportError: reason = 'playwright is not installed (pip install playwright)'
-    if not reason and not Path(CHROMIUM).exists(): reason = f'there is no Chromium at {CHROMIUM} (apt install chromium)'
-    if reason: (pytest.fail if os.environ.get('SSV2_REQUIRE_BROWSER') == '1' else pytest.skip)(f'The pages were not opened: {reason}.')
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        reason = "playwright is not installed (pip install playwright)"
+    if not reason and not Path(CHROMIUM).exists():
+        reason = f"there is no Chromium at {CHROMIUM} (apt install chromium)"
+    if reason:
+        (pytest.fail if os.environ.get("SSV2_REQUIRE_BROWSER") == "1" else pytest.skip)(
+            f"The pages were not opened: {reason}."
+        )
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-background-networking',
-                                       '--disable-component-update', '--disable-sync', '--no-first-run'])
+        browser = play.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--no-first-run",
+            ],
+        )
         yield browser
         browser.close()
 
 
-@pytest.mark.parametrize('width, scheme', [(1280, 'light'), (390, 'dark')])
+@pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark")])
 def test_pages_work_in_a_browser_without_a_network(browser, index, width, scheme):
-    context = browser.new_context(offline=True, viewport={'width': width, 'height': 800}, color_scheme=scheme)
+    context = browser.new_context(
+        offline=True, viewport={"width": width, "height": 800}, color_scheme=scheme
+    )
     page, complaints = context.new_page(), []
-    page.on('console', lambda m: complaints.append(m.text) if m.type in ('error', 'warning') else None)
-    page.on('pageerror', lambda e: complaints.append(str(e)))
-    page.on('requestfailed', lambda r: complaints.append(r.url))
-    for path in sorted(index.parent.glob('*.html')):
+    page.on(
+        "console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None
+    )
+    page.on("pageerror", lambda e: complaints.append(str(e)))
+    page.on("requestfailed", lambda r: complaints.append(r.url))
+    for path in sorted(index.parent.glob("*.html")):
         page.goto(path.as_uri())
-        assert page.evaluate('document.documentElement.scrollWidth') <= width
-        assert page.evaluate('[...document.images].every(i => i.complete && i.naturalWidth > 0)')
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     page.goto(index.as_uri())
-    for name in ('p1', 'p2'):
-        assert page.get_attribute(f'#{name}', 'data-ready') == 'yes'
-        page.focus(f'#{name} input')
-        page.keyboard.press('ArrowRight')
-        assert page.inner_text(f'#{name} output') == '1'
-    page.focus('#tabset-1-1-tab')
-    page.keyboard.press('ArrowRight')
-    assert page.is_visible('#tabset-1-2') and not page.is_visible('#tabset-1-1')
-    dark = lambda: page.evaluate('getComputedStyle(document.body).backgroundColor') != 'rgb(255, 255, 255)'
-    assert dark() == (scheme == 'dark')
-    page.click('#theme')
-    assert dark() == (scheme != 'dark')
-    if width == 390: page.click('.pages summary')
-    page.click('.pages >> text=Models')
-    page.wait_for_url('**/01_models.html')
-    assert dark() == (scheme != 'dark') and page.title() == 'Models – 2D & 3D networks'
+    for name in ("p1", "p2"):
+        assert page.get_attribute(f"#{name}", "data-ready") == "yes"
+        page.focus(f"#{name} input")
+        page.keyboard.press("ArrowRight")
+        assert page.inner_text(f"#{name} output") == "1"
+    page.focus("#tabset-1-1-tab")
+    page.keyboard.press("ArrowRight")
+    assert page.is_visible("#tabset-1-2") and not page.is_visible("#tabset-1-1")
+    dark = lambda: (
+        page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    )
+    assert dark() == (scheme == "dark")
+    page.click("#theme")
+    assert dark() == (scheme != "dark")
+    if width == 390:
+        page.click(".pages summary")
+    page.click(".pages >> text=Models")
+    page.wait_for_url("**/01_models.html")
+    assert dark() == (scheme != "dark") and page.title() == "Models – 2D & 3D networks"
     assert complaints == []
     context.close()
 
 
 def test_axe_finds_nothing(browser, index):
-    axe = pytest.importorskip('axe_playwright_python', reason='axe-playwright-python is not installed, so axe does not check the pages')
-    context = browser.new_context(offline=True, viewport={'width': 390, 'height': 800})
+    axe = pytest.importorskip(
+        "axe_playwright_python",
+        reason="axe-playwright-python is not installed, so axe does not check the pages",
+    )
+    context = browser.new_context(offline=True, viewport={"width": 390, "height": 800})
     page = context.new_page()
-    for path in sorted(index.parent.glob('*.html')):
+    for path in sorted(index.parent.glob("*.html")):
         page.goto(path.as_uri())
-        page.evaluate((Path(axe.__file__).parent/'axe.min.js').read_text())
-        violations = page.evaluate('axe.run().then(r => r.violations.map(v => [v.id, v.nodes[0].html]))')
+        page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text())
+        violations = page.evaluate(
+            "axe.run().then(r => r.violations.map(v => [v.id, v.nodes[0].html]))"
+        )
         assert violations == [], path.name
     context.close()

@@ -1,18 +1,34 @@
 "Sources of maps: equal to their peers, right in a world whose answer is known, and refused where they are not."
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from ssv2_report.attention import blurred, random_maps, right_maps
-from ssv2_report.gradcam import resize_maps
-from ssv2_report.models2d import create_2d
-from ssv2_report.models3d import create_3d
-from ssv2_report.sources import (BASELINES, all_sources, cell_field, even_maps, grid_scores, integrated_gradients,
-                                 interpretable, log_odds, make_maps, middle_maps, occlusion,
-                                 other_clips, patch_world, path_gradients, random_network,
-                                 score_maps, train_patch_net)
+from ssv2_report.gradcam.attention import blurred, random_maps, right_maps
+from ssv2_report.gradcam.maps import resize_maps
+from ssv2_report.gradcam.sources import (
+    BASELINES,
+    all_sources,
+    cell_field,
+    even_maps,
+    grid_scores,
+    integrated_gradients,
+    interpretable,
+    log_odds,
+    make_maps,
+    middle_maps,
+    occlusion,
+    other_clips,
+    patch_world,
+    path_gradients,
+    random_network,
+    score_maps,
+    train_patch_net,
+)
+from ssv2_report.models.net2d import create_2d
+from ssv2_report.models.net3d import create_3d
 
 torch.set_num_threads(1)
 GRID = (8, 8, 8)
@@ -39,25 +55,40 @@ def scores(patches):
         return t.assign(source=name, map=kind, seed=0, scene=t["id"])
 
     grid = (len(clips), *GRID)
-    common = {"noise": random_maps(grid, GRID), "even": even_maps(grid), "middle": middle_maps(grid)}
+    common = {
+        "noise": random_maps(grid, GRID),
+        "even": even_maps(grid),
+        "middle": middle_maps(grid),
+    }
     tables = [rows("", m, k) for k, m in common.items()]
     sources = [*CAMS, "occlusion", "integrated gradients"]
     maps, _ = make_maps(net, clips, targets, sources)
     untrained = [make_maps(f, clips, targets, sources)[0] for f in fresh]
-    random = lambda name, s: [rows(name, m[s], "random weights").assign(draw=k) for k, m in enumerate(untrained)]
+    random = lambda name, s: [
+        rows(name, m[s], "random weights").assign(draw=k) for k, m in enumerate(untrained)
+    ]
     for s in sources:
         tables += [rows(s, maps[s]), rows(s, maps[s][other], "another clip"), *random(s, s)]
     right = resize_maps(right_maps(patch, patch), GRID)
-    given = {**common, "right": right, "random weights": untrained[0]["layer1:layercam"], "another clip": maps["layer1:layercam"][other]}
-    for k, m in given.items():      # each baseline in a source's place
-        tables += [rows(f"given: {k}", m), *random(f"given: {k}", "layer1:layercam")[1:],
-                   rows(f"given: {k}", maps["layer1:layercam"][other], "another clip")]
+    given = {
+        **common,
+        "right": right,
+        "random weights": untrained[0]["layer1:layercam"],
+        "another clip": maps["layer1:layercam"][other],
+    }
+    for k, m in given.items():  # each baseline in a source's place
+        tables += [
+            rows(f"given: {k}", m),
+            *random(f"given: {k}", "layer1:layercam")[1:],
+            rows(f"given: {k}", maps["layer1:layercam"][other], "another clip"),
+        ]
     return pd.concat(tables).fillna({"draw": 0})
 
 
 def test_the_patch_network_is_right(patches):
     net, clips, targets, _ = patches
-    with torch.no_grad(): assert (net(clips).argmax(1) == targets).all()
+    with torch.no_grad():
+        assert (net(clips).argmax(1) == targets).all()
 
 
 @pytest.mark.parametrize("source", [*CAMS, "occlusion", "integrated gradients"])
@@ -90,11 +121,22 @@ def test_the_rule_needs_scenes_every_seed_and_every_baseline(scores):
     assert interpretable(pd.concat([some, some.assign(seed=1)]))["interpretable"].item()
 
 
-@pytest.mark.parametrize("seed", [100, 200, *(pytest.param(s, marks=pytest.mark.slow) for s in range(300, 2200, 100))])
+@pytest.mark.parametrize(
+    "seed", [100, 200, *(pytest.param(s, marks=pytest.mark.slow) for s in range(300, 2200, 100))]
+)
 def test_an_untrained_network_never_passes(patches, seed):
     net, clips, targets, patch = patches
     known, ids = np.ones(patch.shape[:2], bool), [str(i) for i in range(len(clips))]
-    rows = grid_scores(random_network(net, clips, seed), clips, targets, patch, patch, known, ids, all_sources(net, ["stem", "layer1", "layer2"])[:-2])
+    rows = grid_scores(
+        random_network(net, clips, seed),
+        clips,
+        targets,
+        patch,
+        patch,
+        known,
+        ids,
+        all_sources(net, ["stem", "layer1", "layer2"])[:-2],
+    )
     found = interpretable(rows.assign(seed=0, scene=rows["id"]))
     assert len(found) == 12 and not found["interpretable"].any(), found
 
@@ -113,7 +155,8 @@ def test_a_random_network_is_fresh_calibrated_and_leaves_the_model(patches):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in fresh.state_dict().items())
     assert not torch.equal(fresh.fc.weight, net.fc.weight)
-    with torch.no_grad(): activations = fresh.layer1[1](fresh.layer1[0](fresh.stem(clips)))
+    with torch.no_grad():
+        activations = fresh.layer1[1](fresh.layer1[0](fresh.stem(clips)))
     assert abs(activations.mean()) < 0.05 and abs(activations.std() - 1) < 0.05
 
 
@@ -123,14 +166,19 @@ def test_a_cells_field_is_that_of_a_known_convolution():
             super().__init__()
             self.conv = nn.Conv3d(3, 4, (3, 6, 6), (1, 4, 4), (1, 1, 1))
             nn.init.ones_(self.conv.weight)
-        def forward(self, x): return self.conv(x).mean((2, 3, 4))
+
+        def forward(self, x):
+            return self.conv(x).mean((2, 3, 4))
+
     found = cell_field(One(), "conv", torch.randn(2, 3, 8, 32, 32))
     assert found == dict(pixels=6, share=pytest.approx(36 / 1024), frames=3)
 
 
 def test_a_dilated_stage_sees_far_more_of_the_picture():
     clips = torch.randn(4, 3, 4, 64, 64)
-    wide = cell_field(random_network(create_2d("test_resnet", 5, output_stride=8), clips), "layer4", clips)
+    wide = cell_field(
+        random_network(create_2d("test_resnet", 5, output_stride=8), clips), "layer4", clips
+    )
     near = cell_field(random_network(create_2d("test_resnet", 5, stages=2), clips), "layer2", clips)
     assert wide["share"] > 0.9 and near["share"] < 0.5
 
@@ -143,25 +191,45 @@ def test_captum_agrees(patches):
     ours, _ = path_gradients(net, clips, targets, steps=32)
     score = lambda x, y: log_odds(net(x), y)
     theirs = captum.IntegratedGradients(score).attribute(
-        clips, base, additional_forward_args=targets, n_steps=32, method="riemann_middle")
+        clips, base, additional_forward_args=targets, n_steps=32, method="riemann_middle"
+    )
     torch.testing.assert_close(ours, theirs.float(), rtol=1e-3, atol=1e-5)
-    with torch.no_grad(): gain = score(clips, targets) - score(base, targets)
+    with torch.no_grad():
+        gain = score(clips, targets) - score(base, targets)
     torch.testing.assert_close(ours.sum((1, 2, 3, 4)), gain, rtol=0.05, atol=0.2)
     maps, _ = occlusion(net, clips, targets, window=(4, 16, 16), stride=(4, 16, 16))
     drops = captum.Occlusion(score).attribute(
-        clips, (3, 4, 16, 16), baselines=base, strides=(3, 4, 16, 16), additional_forward_args=targets)
-    torch.testing.assert_close(maps, drops[:, 0, 2::4, 8::16, 8::16].clamp(min=0).float(), rtol=1e-3, atol=1e-3)
+        clips,
+        (3, 4, 16, 16),
+        baselines=base,
+        strides=(3, 4, 16, 16),
+        additional_forward_args=targets,
+    )
+    torch.testing.assert_close(
+        maps, drops[:, 0, 2::4, 8::16, 8::16].clamp(min=0).float(), rtol=1e-3, atol=1e-3
+    )
 
 
-@pytest.mark.parametrize("make", [lambda: create_2d("test_resnet", 5, stages=2), lambda: create_3d("i3d:test_resnet", 5, stages=2)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: create_2d("test_resnet", 5, stages=2),
+        lambda: create_3d("i3d:test_resnet", 5, stages=2),
+    ],
+)
 def test_one_interface_for_2d_and_3d(make):
     model, clips = make().eval(), torch.randn(2, 3, 8, 32, 32)
     sources = all_sources(model)
-    assert sources[0] == "stem:gradcam" and "layer2:layercam" in sources and not any("layer3" in s for s in sources)
+    assert (
+        sources[0] == "stem:gradcam"
+        and "layer2:layercam" in sources
+        and not any("layer3" in s for s in sources)
+    )
     maps, logits = make_maps(model, clips, [0, 1], sources)
     assert list(maps) == sources and logits.shape == (2, 5)
     assert all(m.shape[0] == 2 and m.ndim == 4 and (m >= 0).all() for m in maps.values())
-    with pytest.raises(ValueError, match="no source of maps 'layer9'"): make_maps(model, clips, [0, 1], ["layer9"])
+    with pytest.raises(ValueError, match="no source of maps 'layer9'"):
+        make_maps(model, clips, [0, 1], ["layer9"])
 
 
 def test_integrated_gradients_keep_signs_within_a_cell(patches):

@@ -1,4 +1,5 @@
 """A run that is killed, stopped, moved or shared ends as the undisturbed one; what cannot go well is said in one sentence; metrics are the field's."""
+
 import contextlib
 import json
 import multiprocessing
@@ -16,14 +17,27 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
 import ssv2_report.train as train
-from ssv2_report.experiments import Experiment, load_study
-from ssv2_report.train import (EpochSampler, board, build_model, clips_a_step, confusion, datasets, fingerprint, fit, launch, load_run, metrics, predict,
-                               start_from, write_table)
+from ssv2_report.study.experiments import Experiment, load_study
+from ssv2_report.study.scores import confusion
+from ssv2_report.train import (
+    EpochSampler,
+    board,
+    build_model,
+    clips_a_step,
+    datasets,
+    fingerprint,
+    fit,
+    launch,
+    load_run,
+    metrics,
+    predict,
+    start_from,
+    write_table,
+)
 
 CLASSES = ["Folding something", "Unfolding something", "Holding something"]
 TIMES = ["seconds", "clips_per_s", "waiting", "memory_gb"]
@@ -33,23 +47,54 @@ FORK.set_forkserver_preload(["ssv2_report.train"])
 
 class Clips(torch.utils.data.Dataset):
     "Made-up clips; a class is a brightness and a direction of change."
-    def __init__(self, n=12, n_frames=4, noise=0.1): self.n, self.n_frames, self.noise, self.ids, self.epoch, self.seen = n, n_frames, noise, [str(i) for i in range(n)], 0, []
-    def set_epoch(self, epoch): self.epoch = epoch
-    def __len__(self): return self.n
+
+    def __init__(self, n=12, n_frames=4, noise=0.1):
+        self.n, self.n_frames, self.noise, self.ids, self.epoch, self.seen = (
+            n,
+            n_frames,
+            noise,
+            [str(i) for i in range(n)],
+            0,
+            [],
+        )
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return self.n
+
     def __getitem__(self, i):
         self.seen.append((self.epoch, i))
         g = torch.Generator().manual_seed(1000 * self.epoch + int(i))
         ramp = torch.linspace(-1, 1, self.n_frames).view(1, -1, 1, 1) * (1, -1, 0)[i % 3]
-        return dict(clip=torch.randn(3, self.n_frames, 32, 32, generator=g) * self.noise + ramp, target=i % 3, id=str(i))
+        return dict(
+            clip=torch.randn(3, self.n_frames, 32, 32, generator=g) * self.noise + ramp,
+            target=i % 3,
+            id=str(i),
+        )
 
 
 def plain_net(exp, classes):
     "A network whose result for a clip does not depend on the rest of its batch."
-    return torch.nn.Sequential(torch.nn.Conv3d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten(), torch.nn.Linear(8, classes))
+    return torch.nn.Sequential(
+        torch.nn.Conv3d(3, 8, 3),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool3d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, classes),
+    )
 
 
 def experiment(**kw):
-    return Experiment(**{**dict(title="t", model="test_resnet", n_frames=4, epochs=2, batch_size=4, output_stride=8), **kw})
+    return Experiment(
+        **{
+            **dict(
+                title="t", model="test_resnet", n_frames=4, epochs=2, batch_size=4, output_stride=8
+            ),
+            **kw,
+        }
+    )
 
 
 def run(exp, out, **kw):
@@ -57,24 +102,35 @@ def run(exp, out, **kw):
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def history(out):
-    return pd.read_csv(out/"history.csv").drop(columns=TIMES)
+    return pd.read_csv(out / "history.csv").drop(columns=TIMES)
 
 
 def equal_runs(a, b):
     "Weights, best weights, history and predictions of two runs, bit for bit."
-    for f in ("weights.safetensors", "checkpoint/best.safetensors", "predictions.parquet", "metrics.json"): assert (a/f).read_bytes() == (b/f).read_bytes(), f
+    for f in (
+        "weights.safetensors",
+        "checkpoint/best.safetensors",
+        "predictions.parquet",
+        "metrics.json",
+    ):
+        assert (a / f).read_bytes() == (b / f).read_bytes(), f
     pd.testing.assert_frame_equal(history(a), history(b), check_exact=True)
 
 
 # -- killed, stopped, resumed
 
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    from ssv2_report.demo import make_world
+    from ssv2_report.demo.world import make_world
+
     return make_world(tmp_path_factory.mktemp("demo"), 2, 1, size=64, seed=0)
 
 
@@ -82,22 +138,30 @@ def demo_run(root, out, phase=None, limit=None, **kw):
     "A small run on the demo world, with its evaluation; `phase` shows others where it is: 1 in a step, 2 in a save, 3 in an evaluation."
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
     def showing(function, code):
         def shown(*a, **k):
             before, phase.value = phase.value, code
-            try: return function(*a, **k)
-            finally: phase.value = before
+            try:
+                return function(*a, **k)
+            finally:
+                phase.value = before
+
         return shown
+
     if phase is not None:
-        for name, code in dict(train_epoch=1, save_checkpoint=2, save_run=2, predict=3).items(): setattr(train, name, showing(getattr(train, name), code))
+        for name, code in dict(train_epoch=1, save_checkpoint=2, save_run=2, predict=3).items():
+            setattr(train, name, showing(getattr(train, name), code))
     s = load_study("smoke")
     s.data.root = str(root)
     exp = s.experiments["3d-scratch"].model_copy(update=dict(epochs=2, batch_size=4, ema=0.9, **kw))
     classes, train_set, views = datasets(s, exp, 0)
     model = fit(exp, classes, train_set, views["ordered"][0], out, save_steps=2)
-    p = pd.concat([train.predict(model, views[o], 4).assign(order=o) for o in ("ordered", "reversed")])
-    write_table(p, out/"predictions.parquet")
-    (out/"metrics.json").write_text(json.dumps(metrics(p, classes)))
+    p = pd.concat(
+        [train.predict(model, views[o], 4).assign(order=o) for o in ("ordered", "reversed")]
+    )
+    write_table(p, out / "predictions.parquet")
+    (out / "metrics.json").write_text(json.dumps(metrics(p, classes)))
 
 
 def started(*args, **kw):
@@ -115,21 +179,24 @@ def finished(*args, **kw):
 
 @pytest.fixture(scope="module")
 def undisturbed(world, tmp_path_factory):
-    return finished(world, tmp_path_factory.mktemp("runs")/"whole")
+    return finished(world, tmp_path_factory.mktemp("runs") / "whole")
 
 
 def disturb(world, out, sign, where, rng):
     "Start a run, send it a signal at a random instant of a kind, and return where it was hit and how long it then took to end."
     phase = FORK.Value("i", 0)
     process = started(world, out, phase)
-    while phase.value == 0: time.sleep(0.001)
+    while phase.value == 0:
+        time.sleep(0.001)
     until = time.time() + rng.uniform(0, 2)
-    while process.is_alive() and not (time.time() > until and phase.value == where): time.sleep(0.0005)
+    while process.is_alive() and not (time.time() > until and phase.value == where):
+        time.sleep(0.0005)
     time.sleep(rng.uniform(0, 0.005))
     hit, began = phase.value, time.time()
-    with contextlib.suppress(ProcessLookupError): os.kill(process.pid, sign)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, sign)
     process.join()
-    if process.exitcode == 0:                                       # it had ended, or ended within its grace: try another instant
+    if process.exitcode == 0:  # it had ended, or ended within its grace: try another instant
         shutil.rmtree(out)
         return disturb(world, out, sign, where, rng)
     return hit, time.time() - began
@@ -139,72 +206,125 @@ def disturb(world, out, sign, where, rng):
 def test_a_killed_run_ends_as_the_undisturbed_one(world, undisturbed, tmp_path, kills):
     rng, hits = random.Random(kills), []
     for k in range(kills):
-        hits.append(disturb(world, tmp_path/str(k), signal.SIGKILL, k % 3 + 1, rng)[0])
-        equal_runs(finished(world, tmp_path/str(k)), undisturbed)
-    print(f"killed in a step {hits.count(1)}, in a save {hits.count(2)}, in an evaluation {hits.count(3)} times")
+        hits.append(disturb(world, tmp_path / str(k), signal.SIGKILL, k % 3 + 1, rng)[0])
+        equal_runs(finished(world, tmp_path / str(k)), undisturbed)
+    print(
+        f"killed in a step {hits.count(1)}, in a save {hits.count(2)}, in an evaluation {hits.count(3)} times"
+    )
 
 
 @pytest.mark.parametrize("stops", [2, pytest.param(9, marks=pytest.mark.slow)])
 def test_sigterm_writes_a_checkpoint_within_ten_seconds(world, undisturbed, tmp_path, stops):
     rng, longest = random.Random(stops), 0
     for k in range(stops):
-        longest = max(longest, disturb(world, tmp_path/str(k), signal.SIGTERM, (1, 3, 2)[k % 3], rng)[1])
-        assert torch.load(tmp_path/str(k)/"checkpoint"/"last.pt", weights_only=True)["step"] > 0
-        equal_runs(finished(world, tmp_path/str(k)), undisturbed)
+        longest = max(
+            longest, disturb(world, tmp_path / str(k), signal.SIGTERM, (1, 3, 2)[k % 3], rng)[1]
+        )
+        assert (
+            torch.load(tmp_path / str(k) / "checkpoint" / "last.pt", weights_only=True)["step"] > 0
+        )
+        equal_runs(finished(world, tmp_path / str(k)), undisturbed)
     assert longest < 10
     print(f"ended after {longest:.2f} s at most")
 
 
 @pytest.mark.slow
 def test_the_command_passes_sigterm_on_and_resumes(world, tmp_path):
-    study = dict(yaml.safe_load((train.project_root()/"experiments"/"smoke.yaml").read_text()))
+    study = dict(yaml.safe_load((train.project_root() / "experiments" / "smoke.yaml").read_text()))
     study["data"] = dict(study["data"], root=str(world))
     study["settings"] = dict(study["settings"], epochs=8)
-    (tmp_path/"study.yaml").write_text(yaml.safe_dump(study))
-    from ssv2_report.audit import audit
-    audit(world).save(tmp_path/"results"/"audit.json") if (tmp_path/"results").mkdir() is None else None
-    command = [sys.executable, "-m", "ssv2_report.cli", "train", str(tmp_path/"study.yaml"), "3d-scratch", "--results", str(tmp_path/"results")]
-    run_, env = tmp_path/"results"/"runs"/"3d-scratch-s0", {**os.environ, "OMP_NUM_THREADS": "1"}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    from ssv2_report.data.audit import audit
+
+    audit(world).save(tmp_path / "results" / "audit.json") if (
+        tmp_path / "results"
+    ).mkdir() is None else None
+    command = [
+        sys.executable,
+        "-m",
+        "ssv2_report.cli",
+        "train",
+        str(tmp_path / "study.yaml"),
+        "3d-scratch",
+        "--results",
+        str(tmp_path / "results"),
+    ]
+    run_, env = (
+        tmp_path / "results" / "runs" / "3d-scratch-s0",
+        {**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
-    while not (run_/"history.csv").is_file(): assert process.poll() is None; time.sleep(0.1)
+    while not (run_ / "history.csv").is_file():
+        assert process.poll() is None
+        time.sleep(0.1)
     began = time.time()
     process.terminate()
     said = process.communicate()[1]
-    assert process.returncode == 1 and time.time() - began < 10 and "Stopped by SIGTERM" in said and "Traceback" not in said
-    assert len(torch.load(run_/"checkpoint"/"last.pt", weights_only=True)["history"]) < 8
+    assert (
+        process.returncode == 1
+        and time.time() - began < 10
+        and "Stopped by SIGTERM" in said
+        and "Traceback" not in said
+    )
+    assert len(torch.load(run_ / "checkpoint" / "last.pt", weights_only=True)["history"]) < 8
     assert subprocess.run(command, env=env).returncode == 0 and len(history(run_)) == 8
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
-    run(experiment(), tmp_path/"flat")
-    inflated = dict(exp=experiment(model="i3d:test_resnet"), out=tmp_path/"deep", start=tmp_path/"flat"/"weights.safetensors")
+    run(experiment(), tmp_path / "flat")
+    inflated = dict(
+        exp=experiment(model="i3d:test_resnet"),
+        out=tmp_path / "deep",
+        start=tmp_path / "flat" / "weights.safetensors",
+    )
     model = run(**inflated)
-    before = {name: (tmp_path/"deep"/name).read_bytes() for name in ("weights.safetensors", "history.csv", "inflation.json")}
-    for name in before: (tmp_path/"deep"/name).unlink()
+    before = {
+        name: (tmp_path / "deep" / name).read_bytes()
+        for name in ("weights.safetensors", "history.csv", "inflation.json")
+    }
+    for name in before:
+        (tmp_path / "deep" / name).unlink()
     monkeypatch.setattr(train, "train_epoch", None)
-    assert same(model, run(**inflated)) and same(model, load_run(tmp_path/"deep")[0])
-    assert before == {name: (tmp_path/"deep"/name).read_bytes() for name in before}, "all files of a finished run are written again"
+    assert same(model, run(**inflated)) and same(model, load_run(tmp_path / "deep")[0])
+    assert before == {name: (tmp_path / "deep" / name).read_bytes() for name in before}, (
+        "all files of a finished run are written again"
+    )
 
 
 def test_two_runs_are_equal_to_the_last_digit_whatever_the_workers(tmp_path):
-    a, b = run(experiment(), tmp_path/"a"), run(experiment(workers=2), tmp_path/"b")
+    a, b = run(experiment(), tmp_path / "a"), run(experiment(workers=2), tmp_path / "b")
     assert same(a, b)
-    pd.testing.assert_frame_equal(history(tmp_path/"a"), history(tmp_path/"b"), check_exact=True)
+    pd.testing.assert_frame_equal(
+        history(tmp_path / "a"), history(tmp_path / "b"), check_exact=True
+    )
 
 
 def test_a_checkpoint_of_other_settings_is_refused_or_replaced(tmp_path):
     run(experiment(epochs=1), tmp_path)
-    with pytest.raises(ValueError, match="of another run: lr differ"): run(experiment(epochs=1, lr=0.5), tmp_path)
+    with pytest.raises(ValueError, match="of another run: lr differ"):
+        run(experiment(epochs=1, lr=0.5), tmp_path)
     changed = run(experiment(epochs=1, lr=0.02), tmp_path, replace=True)
-    assert same(changed, run(experiment(epochs=1, lr=0.02), tmp_path/"fresh"))
-    assert same(changed, run(experiment(epochs=1, lr=0.02, workers=1), tmp_path)), "how many processes load clips does not matter"
+    assert same(changed, run(experiment(epochs=1, lr=0.02), tmp_path / "fresh"))
+    assert same(changed, run(experiment(epochs=1, lr=0.02, workers=1), tmp_path)), (
+        "how many processes load clips does not matter"
+    )
 
 
 def test_a_checkpoint_of_other_frames_is_refused(tmp_path, world):
-    from ssv2_report.cache import build_cache
-    from ssv2_report.data import ClipDataset, load_index
+    from ssv2_report.data.cache import build_cache
+    from ssv2_report.data.clips import ClipDataset, load_index
+
     index = load_index(world, splits=("validation",))
-    prints = [fingerprint(experiment(), CLASSES, [ClipDataset(index, size=s, cache=build_cache(index, tmp_path, s, workers=1))], 0, None) for s in (32, 48)]
+    prints = [
+        fingerprint(
+            experiment(),
+            CLASSES,
+            [ClipDataset(index, size=s, cache=build_cache(index, tmp_path, s, workers=1))],
+            0,
+            None,
+        )
+        for s in (32, 48)
+    ]
     assert [k for k in prints[0] if prints[0][k] != prints[1][k]] == ["data"]
 
 
@@ -232,93 +352,162 @@ if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
 @pytest.mark.parametrize("model", ["test_resnet", "i3d:test_resnet"])
 def test_processes_share_batches_and_give_what_one_gives(tmp_path, model):
-    (tmp_path/"two.py").write_text(TWO.format(tests=str(Path(__file__).parent), model=model))
-    out = {n: tmp_path/str(n) for n in (1, 2)}
+    (tmp_path / "two.py").write_text(TWO.format(tests=str(Path(__file__).parent), model=model))
+    out = {n: tmp_path / str(n) for n in (1, 2)}
     for n in out:
         out[n].mkdir()
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), str(tmp_path/"two.py"), str(out[n]), str(out[1])],
-                              capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(n),
+                str(tmp_path / "two.py"),
+                str(out[n]),
+                str(out[1]),
+            ],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         assert done.returncode == 0, done.stderr[-3000:]
-    seen = {n: [json.loads((out[n]/f"seen-{r}.json").read_text()) for r in range(n)] for n in out}
-    halves = [pair for a, b in zip(*([s[i:i + 4] for i in range(0, 160, 4)] for s in seen[2])) for pair in a + b]
+    seen = {n: [json.loads((out[n] / f"seen-{r}.json").read_text()) for r in range(n)] for n in out}
+    halves = [
+        pair
+        for a, b in zip(*([s[i : i + 4] for i in range(0, 160, 4)] for s in seen[2]))
+        for pair in a + b
+    ]
     assert len(seen[1][0]) == 160 and halves == seen[1][0], "the same sequence of clips"
-    a, b = (load_file(out[n]/"weights.safetensors") for n in out)
+    a, b = (load_file(out[n] / "weights.safetensors") for n in out)
     a, b = (torch.cat([v.flatten() for v in w.values()]) for w in (a, b))
     print(f"{model}: weights after 20 steps differ by {(a - b).norm() / a.norm():.1e}")
     assert (a - b).norm() < 1e-5 * a.norm()
-    assert (out[1]/"p.parquet").read_bytes() == (out[2]/"p.parquet").read_bytes() and (out[1]/"p.json").read_bytes() == (out[2]/"p.json").read_bytes()
+    assert (out[1] / "p.parquet").read_bytes() == (out[2] / "p.parquet").read_bytes() and (
+        out[1] / "p.json"
+    ).read_bytes() == (out[2] / "p.json").read_bytes()
     np.testing.assert_allclose(history(out[1]), history(out[2]), rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_launch_trains_in_processes_and_hands_on_their_sentence(world, tmp_path):
-    study = dict(yaml.safe_load((train.project_root()/"experiments"/"smoke.yaml").read_text()))
+    study = dict(yaml.safe_load((train.project_root() / "experiments" / "smoke.yaml").read_text()))
     study["data"] = dict(study["data"], root=str(world))
-    (tmp_path/"study.yaml").write_text(yaml.safe_dump(study))
-    from ssv2_report.audit import audit
-    (tmp_path/"results"/"runs"/"2d-multi-s0").mkdir(parents=True)
-    audit(world).save(tmp_path/"results"/"audit.json")
-    launch(2, tmp_path/"study.yaml", "2d-multi", 0, tmp_path/"results", on_line=lambda line: None)
-    assert load_run(tmp_path/"results"/"runs"/"2d-multi-s0")[1].model == "test_resnet"
-    with pytest.raises(RuntimeError, match="does not divide into 3 processes"): launch(3, tmp_path/"study.yaml", "2d-multi", 0, tmp_path/"results", on_line=lambda line: None)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    from ssv2_report.data.audit import audit
+
+    (tmp_path / "results" / "runs" / "2d-multi-s0").mkdir(parents=True)
+    audit(world).save(tmp_path / "results" / "audit.json")
+    launch(
+        2, tmp_path / "study.yaml", "2d-multi", 0, tmp_path / "results", on_line=lambda line: None
+    )
+    assert load_run(tmp_path / "results" / "runs" / "2d-multi-s0")[1].model == "test_resnet"
+    with pytest.raises(RuntimeError, match="does not divide into 3 processes"):
+        launch(
+            3,
+            tmp_path / "study.yaml",
+            "2d-multi",
+            0,
+            tmp_path / "results",
+            on_line=lambda line: None,
+        )
 
 
 # -- settings
 
+
 def test_weights_carry_their_settings_and_classes(tmp_path):
     model = run(experiment(epochs=1), tmp_path)
     again, exp, classes = load_run(tmp_path)
-    assert same(model, again) and classes == CLASSES and exp == experiment(epochs=1) and not again.training
+    assert (
+        same(model, again)
+        and classes == CLASSES
+        and exp == experiment(epochs=1)
+        and not again.training
+    )
 
 
 def test_a_3d_network_starts_from_the_2d_one(tmp_path):
     flat = experiment(epochs=1)
-    run(flat, tmp_path/"flat")
+    run(flat, tmp_path / "flat")
     deep = experiment(model="i3d:test_resnet")
     model = build_model(deep, 3)
-    report = start_from(model, deep, CLASSES, tmp_path/"flat")
+    report = start_from(model, deep, CLASSES, tmp_path / "flat")
     assert report.share > 0.9
     clip = torch.randn(2, 3, 1, 32, 32).expand(-1, -1, 4, -1, -1)
-    torch.testing.assert_close(model.eval()(clip), load_run(tmp_path/"flat")[0](clip), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model.eval()(clip), load_run(tmp_path / "flat")[0](clip), rtol=1e-4, atol=1e-4
+    )
 
 
-@pytest.mark.parametrize("model, init", [("test_resnet", "imagenet"), ("i3d:test_resnet", "imagenet"), ("r3d_18", "kinetics")])
+@pytest.mark.parametrize(
+    "model, init",
+    [("test_resnet", "imagenet"), ("i3d:test_resnet", "imagenet"), ("r3d_18", "kinetics")],
+)
 def test_published_weights_carry_over_except_the_head(model, init, monkeypatch):
     "The published network is made here, as nothing is fetched in a test."
     made = {}
+
     def pretend(create):
-        def creating(*a, pretrained=None, **k): made["net"] = create(*a, **k); made["asked"] = pretrained; return made["net"]
+        def creating(*a, pretrained=None, **k):
+            made["net"] = create(*a, **k)
+            made["asked"] = pretrained
+            return made["net"]
+
         return creating
-    monkeypatch.setattr(train, "create_2d", pretend(train.create_2d)); monkeypatch.setattr(train, "create_3d", pretend(train.create_3d))
+
+    monkeypatch.setattr(train, "create_2d", pretend(train.create_2d))
+    monkeypatch.setattr(train, "create_3d", pretend(train.create_3d))
     exp = experiment(model=model, init=init, output_stride=None)
     net = build_model(exp, 3)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     report = start_from(net, exp, CLASSES, init)
-    assert made["asked"] == {"imagenet": "timm", "kinetics": "kinetics"}[init] and (report is not None) == model.startswith("i3d")
+    assert made["asked"] == {"imagenet": "timm", "kinetics": "kinetics"}[init] and (
+        report is not None
+    ) == model.startswith("i3d")
     moved = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
     assert any("layer4" in k for k in moved) and not any(".fc." in f".{k}" for k in moved)
     if report is None:
         source = getattr(made["net"], "backbone", made["net"]).state_dict()
-        assert all(torch.equal(v, source[k]) for k, v in getattr(net, "backbone", net).state_dict().items() if not k.startswith("fc."))
+        assert all(
+            torch.equal(v, source[k])
+            for k, v in getattr(net, "backbone", net).state_dict().items()
+            if not k.startswith("fc.")
+        )
 
 
 def test_a_batch_in_parts_is_the_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "build_model", plain_net)
-    whole, parts = (run(experiment(opt="sgd", accumulate=n), tmp_path/str(n)) for n in (1, 2))
-    for a, b in zip(whole.state_dict().values(), parts.state_dict().values()): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
-    assert torch.load(tmp_path/"2"/"checkpoint"/"last.pt", weights_only=True)["step"] == 6
-    np.testing.assert_allclose(history(tmp_path/"1"), history(tmp_path/"2"), rtol=1e-5)
+    whole, parts = (run(experiment(opt="sgd", accumulate=n), tmp_path / str(n)) for n in (1, 2))
+    for a, b in zip(whole.state_dict().values(), parts.state_dict().values()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    assert torch.load(tmp_path / "2" / "checkpoint" / "last.pt", weights_only=True)["step"] == 6
+    np.testing.assert_allclose(history(tmp_path / "1"), history(tmp_path / "2"), rtol=1e-5)
 
 
 def test_the_moving_average_is_what_is_kept(tmp_path, monkeypatch):
     states, real = [], train.save_checkpoint
-    monkeypatch.setattr(train, "save_checkpoint", lambda path, **s: (real(path, **s), states.append((s["step"], *({k: v.clone() for k, v in s[x].items()} for x in ("model", "ema"))))))
+    monkeypatch.setattr(
+        train,
+        "save_checkpoint",
+        lambda path, **s: (
+            real(path, **s),
+            states.append(
+                (s["step"], *({k: v.clone() for k, v in s[x].items()} for x in ("model", "ema")))
+            ),
+        ),
+    )
     model = run(experiment(ema=0.7), tmp_path, save_steps=1)
     by_step = {step: (net, ema) for step, net, ema in states}
     name = "backbone.fc.weight"
     for step in range(2, 7):
-        torch.testing.assert_close(by_step[step][1][name], 0.7 * by_step[step - 1][1][name] + 0.3 * by_step[step][0][name])
-    assert torch.equal(model.state_dict()[name], by_step[6][1][name]) and not torch.equal(by_step[6][0][name], by_step[6][1][name])
+        torch.testing.assert_close(
+            by_step[step][1][name], 0.7 * by_step[step - 1][1][name] + 0.3 * by_step[step][0][name]
+        )
+    assert torch.equal(model.state_dict()[name], by_step[6][1][name]) and not torch.equal(
+        by_step[6][0][name], by_step[6][1][name]
+    )
 
 
 def test_early_stopping_keeps_the_best(tmp_path, monkeypatch):
@@ -326,38 +515,75 @@ def test_early_stopping_keeps_the_best(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "metrics", lambda p, classes: dict(nll=1.0, top1=next(tops)))
     model = run(experiment(epochs=5, patience=2), tmp_path)
     assert list(history(tmp_path).val_top1) == [0.2, 0.6, 0.5, 0.4]
-    two = run(experiment(epochs=5, patience=2), tmp_path)                  # called again: finished
-    assert same(model, two) and same(model, load_run(tmp_path/"checkpoint"/"best.safetensors")[0])
-    assert not torch.equal(torch.load(tmp_path/"checkpoint"/"last.pt", weights_only=True)["model"]["backbone.fc.weight"], model.state_dict()["backbone.fc.weight"])
+    two = run(experiment(epochs=5, patience=2), tmp_path)  # called again: finished
+    assert same(model, two) and same(
+        model, load_run(tmp_path / "checkpoint" / "best.safetensors")[0]
+    )
+    assert not torch.equal(
+        torch.load(tmp_path / "checkpoint" / "last.pt", weights_only=True)["model"][
+            "backbone.fc.weight"
+        ],
+        model.state_dict()["backbone.fc.weight"],
+    )
 
 
 def test_learning_rates(tmp_path):
-    run(experiment(epochs=4, sched="step", milestones=[2, 3], lr=1.0, opt="sgd", clip_grad=1e-3, warmup_epochs=0), tmp_path/"step")
-    assert history(tmp_path/"step").lr.tolist() == pytest.approx([1, 0.1, 0.01, 0.01])       # at the end of each epoch
-    run(experiment(epochs=4, lr=1.0, opt="sgd", clip_grad=1e-3), tmp_path/"cosine")
-    assert (history(tmp_path/"cosine").lr.diff().dropna() < 0).all()
+    run(
+        experiment(
+            epochs=4,
+            sched="step",
+            milestones=[2, 3],
+            lr=1.0,
+            opt="sgd",
+            clip_grad=1e-3,
+            warmup_epochs=0,
+        ),
+        tmp_path / "step",
+    )
+    assert history(tmp_path / "step").lr.tolist() == pytest.approx(
+        [1, 0.1, 0.01, 0.01]
+    )  # at the end of each epoch
+    run(experiment(epochs=4, lr=1.0, opt="sgd", clip_grad=1e-3), tmp_path / "cosine")
+    assert (history(tmp_path / "cosine").lr.diff().dropna() < 0).all()
 
 
-@pytest.mark.parametrize("change, tolerance", [(dict(checkpointing=True), 1e-6), (dict(compile=True), 1e-6), (dict(mixed_precision="bf16"), 0.3)])
+@pytest.mark.parametrize(
+    "change, tolerance",
+    [
+        (dict(checkpointing=True), 1e-6),
+        (dict(compile=True), 1e-6),
+        (dict(mixed_precision="bf16"), 0.3),
+    ],
+)
 def test_a_switch_changes_cost_but_not_the_result(tmp_path, change, tolerance, monkeypatch):
     compiled, real = [], torch.compile
-    monkeypatch.setattr(torch, "compile", lambda m, **kw: compiled.append(m) or real(m, backend="eager"))
+    monkeypatch.setattr(
+        torch, "compile", lambda m, **kw: compiled.append(m) or real(m, backend="eager")
+    )
     from accelerate.state import AcceleratorState
+
     settings = dict(epochs=1, opt="sgd", lr=1e-3)
-    plain = run(experiment(**settings), tmp_path/"plain")
+    plain = run(experiment(**settings), tmp_path / "plain")
     AcceleratorState._reset_state()
-    model = run(experiment(**settings, **change), tmp_path/"switched")
+    model = run(experiment(**settings, **change), tmp_path / "switched")
     AcceleratorState._reset_state()
-    assert len(compiled) == ("compile" in change) and all(v.dtype != torch.bfloat16 for v in model.state_dict().values())
-    for a, b in zip(plain.state_dict().values(), model.state_dict().values()): assert (a - b).float().norm() <= tolerance * max(a.float().norm(), 1e-3)
-    logits = [np.stack(predict(m, Clips(6)).logits) for m in (model, load_run(tmp_path/"switched")[0])]
-    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5, err_msg="evaluation is in float32, during training and after")
+    assert len(compiled) == ("compile" in change) and all(
+        v.dtype != torch.bfloat16 for v in model.state_dict().values()
+    )
+    for a, b in zip(plain.state_dict().values(), model.state_dict().values()):
+        assert (a - b).float().norm() <= tolerance * max(a.float().norm(), 1e-3)
+    logits = [
+        np.stack(predict(m, Clips(6)).logits) for m in (model, load_run(tmp_path / "switched")[0])
+    ]
+    np.testing.assert_allclose(
+        *logits, rtol=1e-4, atol=1e-5, err_msg="evaluation is in float32, during training and after"
+    )
 
 
 MEMORY = """
 import sys, torch
 from torch.profiler import ProfilerActivity, profile
-from ssv2_report.experiments import Experiment
+from ssv2_report.study.experiments import Experiment
 from ssv2_report.train import build_model, channels_last
 torch.manual_seed(0)
 model = channels_last(build_model(Experiment(title="t", model="r3d_18", checkpointing=sys.argv[1] == "True"), 174)).train()
@@ -377,40 +603,67 @@ print(loss.item(), top / 1e6, sum(p.nbytes for p in model.parameters()) / 1e6)
 @pytest.mark.slow
 def test_checkpointing_needs_less_memory():
     "Of what a step allocates beyond the weights, their gradients and the clips."
-    run = lambda switch: map(float, subprocess.run([sys.executable, "-c", MEMORY, str(switch)], capture_output=True, text=True, check=True,
-                                                   env={**os.environ, "OMP_NUM_THREADS": "1"}).stdout.split())
+    run = lambda switch: map(
+        float,
+        subprocess.run(
+            [sys.executable, "-c", MEMORY, str(switch)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        ).stdout.split(),
+    )
     (loss, plain, weights), (loss2, spared, _) = run(False), run(True)
-    print(f"{plain:.0f} MB, with checkpointing {spared:.0f} MB: {spared / plain:.2f}; with weights and gradients {(spared + 2 * weights) / (plain + 2 * weights):.2f}")
+    print(
+        f"{plain:.0f} MB, with checkpointing {spared:.0f} MB: {spared / plain:.2f}; with weights and gradients {(spared + 2 * weights) / (plain + 2 * weights):.2f}"
+    )
     assert loss == loss2 and spared <= 0.6 * plain
 
 
 # -- what cannot go well
 
+
 def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_good_checkpoint(tmp_path):
     exp = experiment(epochs=30, warmup_epochs=0)
+
     class Poisoned(Clips):
-        def __getitem__(self, i): return (item := super().__getitem__(i)) | dict(clip=item["clip"] * float("nan") if self.epoch == 1 else item["clip"])
-    with pytest.raises(ValueError, match="The loss is nan by step .*; lower lr"): fit(exp, CLASSES, Poisoned(), Clips(6), tmp_path, seed=1)
-    state = torch.load(tmp_path/"checkpoint"/"last.pt", weights_only=True)
+        def __getitem__(self, i):
+            return (item := super().__getitem__(i)) | dict(
+                clip=item["clip"] * float("nan") if self.epoch == 1 else item["clip"]
+            )
+
+    with pytest.raises(ValueError, match="The loss is nan by step .*; lower lr"):
+        fit(exp, CLASSES, Poisoned(), Clips(6), tmp_path, seed=1)
+    state = torch.load(tmp_path / "checkpoint" / "last.pt", weights_only=True)
     assert state["step"] == 3 and all(v.isfinite().all() for v in state["model"].values())
-    assert load_run(tmp_path/"checkpoint"/"best.safetensors")[2] == CLASSES
+    assert load_run(tmp_path / "checkpoint" / "best.safetensors")[2] == CLASSES
 
 
 def limited(out, kind, limit, said, **kw):
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     what = dict(disk=resource.RLIMIT_FSIZE, memory=resource.RLIMIT_AS)[kind]
-    if kind == "memory": limit += int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    if kind == "memory":
+        limit += int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(what, (limit, resource.getrlimit(what)[1]))
-    try: fit(experiment(**kw), CLASSES, Clips(64, kw["n_frames"]) if kind == "memory" else Clips(), Clips(6), out, seed=1)
-    except Exception as e: sentence = f"{type(e).__name__}: {e}"
+    try:
+        fit(
+            experiment(**kw),
+            CLASSES,
+            Clips(64, kw["n_frames"]) if kind == "memory" else Clips(),
+            Clips(6),
+            out,
+            seed=1,
+        )
+    except Exception as e:
+        sentence = f"{type(e).__name__}: {e}"
     resource.setrlimit(what, (resource.RLIM_INFINITY, resource.getrlimit(what)[1]))
     said.write_text(sentence)
 
 
 def told(out, *args, **kw):
     "What a run says that may not use more of something."
-    said = out.parent/"said.txt"
+    said = out.parent / "said.txt"
     process = FORK.Process(target=limited, args=(out, *args, said), kwargs=kw)
     process.start()
     process.join(300)
@@ -418,35 +671,59 @@ def told(out, *args, **kw):
 
 
 def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_still_loads(tmp_path):
-    run(experiment(), tmp_path/"old")
-    sentence = told(tmp_path/"new", "disk", 1 << 20)
-    assert sentence.startswith("OSError: ") and "could not be written" in sentence and "free some space" in sentence and "\n" not in sentence
-    assert not [p for p in (tmp_path/"new").rglob("*.tmp")]
-    state = torch.load(tmp_path/"old"/"checkpoint"/"last.pt", weights_only=True)
-    torch.save(dict(state, step=3, history=state["history"][:1]), tmp_path/"old"/"checkpoint"/"last.pt")      # as if one epoch were still to do
-    before = (tmp_path/"old"/"checkpoint"/"last.pt").read_bytes()
-    assert told(tmp_path/"old", "disk", 1 << 20).startswith("OSError") and (tmp_path/"old"/"checkpoint"/"last.pt").read_bytes() == before
+    run(experiment(), tmp_path / "old")
+    sentence = told(tmp_path / "new", "disk", 1 << 20)
+    assert (
+        sentence.startswith("OSError: ")
+        and "could not be written" in sentence
+        and "free some space" in sentence
+        and "\n" not in sentence
+    )
+    assert not [p for p in (tmp_path / "new").rglob("*.tmp")]
+    state = torch.load(tmp_path / "old" / "checkpoint" / "last.pt", weights_only=True)
+    torch.save(
+        dict(state, step=3, history=state["history"][:1]),
+        tmp_path / "old" / "checkpoint" / "last.pt",
+    )  # as if one epoch were still to do
+    before = (tmp_path / "old" / "checkpoint" / "last.pt").read_bytes()
+    assert (
+        told(tmp_path / "old", "disk", 1 << 20).startswith("OSError")
+        and (tmp_path / "old" / "checkpoint" / "last.pt").read_bytes() == before
+    )
 
 
 def test_a_batch_that_does_not_fit_is_one_sentence(tmp_path):
-    sentence = told(tmp_path/"run", "memory", 3 << 28, batch_size=64, n_frames=32)
-    assert sentence.startswith("ValueError: ") and "A batch of 64 clips does not fit in memory; set accumulate: 2" in sentence and "\n" not in sentence
+    sentence = told(tmp_path / "run", "memory", 3 << 28, batch_size=64, n_frames=32)
+    assert (
+        sentence.startswith("ValueError: ")
+        and "A batch of 64 clips does not fit in memory; set accumulate: 2" in sentence
+        and "\n" not in sentence
+    )
 
 
-@pytest.mark.parametrize("n, val, classes, processes, change, says", [
-    (0, 6, 3, 1, {}, "no training clips"), (12, 0, 3, 1, {}, "no validation clips"), (12, 6, 1, 1, {}, "at least two classes"),
-    (3, 6, 3, 4, dict(batch_size=8), "4 processes and 3 training clips; use fewer processes"), (12, 6, 3, 3, {}, "does not divide into 3 processes x 1 parts"),
-    (3, 6, 3, 1, dict(accumulate=4), "do not make one batch of 4 parts"),
-])
+@pytest.mark.parametrize(
+    "n, val, classes, processes, change, says",
+    [
+        (0, 6, 3, 1, {}, "no training clips"),
+        (12, 0, 3, 1, {}, "no validation clips"),
+        (12, 6, 1, 1, {}, "at least two classes"),
+        (3, 6, 3, 4, dict(batch_size=8), "4 processes and 3 training clips; use fewer processes"),
+        (12, 6, 3, 3, {}, "does not divide into 3 processes x 1 parts"),
+        (3, 6, 3, 1, dict(accumulate=4), "do not make one batch of 4 parts"),
+    ],
+)
 def test_there_must_be_something_to_train_on(n, val, classes, processes, change, says):
-    with pytest.raises(ValueError, match=says): clips_a_step(experiment(**change), CLASSES[:classes], range(n), range(val), processes)
+    with pytest.raises(ValueError, match=says):
+        clips_a_step(experiment(**change), CLASSES[:classes], range(n), range(val), processes)
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="train this run first"): load_run(tmp_path)
+    with pytest.raises(FileNotFoundError, match="train this run first"):
+        load_run(tmp_path)
 
 
 # -- order, evaluation
+
 
 def test_order_of_clips_depends_on_seed_and_epoch_alone():
     a, b = EpochSampler(20, 3), EpochSampler(20, 3)
@@ -461,7 +738,11 @@ def test_order_of_clips_depends_on_seed_and_epoch_alone():
 def test_prediction_sees_every_clip_once_and_keeps_the_mode():
     model = build_model(experiment(), 3).train()
     p = predict(model, Clips(7), batch_size=3)
-    assert list(p["id"]) == [str(i) for i in range(7)] and list(p["target"]) == [i % 3 for i in range(7)] and model.training
+    assert (
+        list(p["id"]) == [str(i) for i in range(7)]
+        and list(p["target"]) == [i % 3 for i in range(7)]
+        and model.training
+    )
 
 
 def test_views_are_averaged():
@@ -476,9 +757,13 @@ def test_views_are_other_moments_and_crops(world):
     s = load_study("smoke")
     s.data.root = str(world)
     _, _, views = datasets(s, experiment(views=(2, 3), n_frames=8), 0)
-    assert {k: len(v) for k, v in views.items()} == dict.fromkeys(("ordered", "reversed", "shuffled", "frozen"), 6)
+    assert {k: len(v) for k, v in views.items()} == dict.fromkeys(
+        ("ordered", "reversed", "shuffled", "frozen"), 6
+    )
     items = [v[0] for v in views["ordered"]]
-    assert not torch.equal(items[0]["frames"], items[3]["frames"]) and torch.equal(items[0]["frames"], items[1]["frames"])
+    assert not torch.equal(items[0]["frames"], items[3]["frames"]) and torch.equal(
+        items[0]["frames"], items[1]["frames"]
+    )
     _, _, one = datasets(s, experiment(n_frames=8), 0)
     assert [len(v) for v in one.values()] == [1] * 4
 
@@ -491,11 +776,15 @@ def test_tensorboard_gets_scalars_and_a_map(tmp_path):
 
 
 def test_metrics_by_hand():
-    logits = [[3., 1, 0], [1, 2, 0], [0, 1, 5], [2, 1, 0]]
+    logits = [[3.0, 1, 0], [1, 2, 0], [0, 1, 5], [2, 1, 0]]
     table = pd.DataFrame(dict(target=[0, 0, 2, 1], pred=[0, 1, 2, 0], logits=logits))
     m = metrics(table, CLASSES)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    assert m["top1"] == 0.5 and m["top5"] == 1.0 and m["mean_class_accuracy"] == pytest.approx((0.5 + 0 + 1) / 3)
+    assert (
+        m["top1"] == 0.5
+        and m["top5"] == 1.0
+        and m["mean_class_accuracy"] == pytest.approx((0.5 + 0 + 1) / 3)
+    )
     assert m["pair_accuracy"] == pytest.approx(1 / 3) and m["plain_accuracy"] == 1.0
     assert m["nll"] == pytest.approx(-np.log([p[0, 0], p[1, 0], p[2, 2], p[3, 1]]).mean())
     json.dumps(m)
