@@ -72,7 +72,7 @@ def encode_clip(
     return table.tobytes(), b"".join(parts), frames.shape[1:3]
 
 # %% ../../nbs/data/cache.ipynb #00d-010
-VERSION = 1
+VERSION = 2
 KEEP = (
     10**8
 )  # Bytes of clips after which a worker gives its maps back: pages once read count as its memory
@@ -290,7 +290,7 @@ def build_cache(
     _announce(todo, folder, short_side, kind)
     done, failed = len(clips) - len(todo), []
     jobs = [(id, path, folder, short_side, kind) for id, path in zip(todo["id"], todo["path"])]
-    for k, error, fault in in_processes("ssv2_report.data.cache:_add", jobs, workers, limit=60):
+    for k, error, fault in in_processes("ssv2_report.data.cache:_add", jobs, workers):
         if error or fault:
             failed.append(
                 error or f"{jobs[k][0]} {fault} the decoder: run `ssv2 audit` on the dataset."
