@@ -153,3 +153,45 @@ def test_asked_is_shown(tmp_path, ext, codec, n, h, w, fps, gop):
     want = in_order(path)
     assert abs(len(want) - n) <= (ext in ("mpg", "wmv"))
     agrees(path, want)
+
+
+# --- sound files, and the same files cut
+
+ODD = dict(  # What others called truncated, damaged or hanging
+    sound_longer=dict(ext="mp4", codec="x264", sound=4),
+    sound_longer_webm=dict(sound=4),
+    sound_shorter=dict(ext="mkv", codec="x264", sound=0.5),
+    offset=dict(ext="mp4", codec="x264", times=[2000 + 83 * t for t in range(20)]),
+    offset_webm=dict(times=[2000 + 83 * t for t in range(20)]),
+    variable_rate=dict(times=list(np.cumsum([40, 200, 83, 33] * 5).tolist())),
+    variable_rate_mp4=dict(ext="mp4", codec="mpeg4", times=np.cumsum([40, 200] * 10).tolist()),
+    pause=dict(times=[83 * t + 3000 * (t > 10) for t in range(20)]),
+    live_webm=dict(live="1"),
+    live_mkv=dict(ext="mkv", codec="x264", live="1"),
+    live_with_sound=dict(live="1", sound=4),
+    fragments=dict(ext="mp4", codec="x264", movflags="frag_keyframe+empty_moov"),
+    index_first=dict(ext="mp4", codec="x264", movflags="faststart"),
+    one_frame=dict(n=1),
+    one_frame_mp4=dict(ext="mp4", codec="x264", n=1),
+    one_frame_avi=dict(ext="avi", codec="mjpeg", n=1),
+    one_frame_live=dict(n=1, live="1"),
+    one_frame_with_sound=dict(n=1, sound=2),
+    ogv=dict(ext="ogv", codec="vp8"),
+    ogv_with_sound=dict(ext="ogv", codec="vp8", sound=3),
+    wide_32=dict(w=32),
+    wide_48=dict(ext="mp4", codec="mpeg4", w=48),
+    wide_96=dict(w=96),
+    wide_144=dict(ext="mp4", codec="x264", w=144),
+    two_streams=dict(ext="mkv", codec="x264", second=31),
+    two_streams_mp4=dict(ext="mp4", codec="mpeg4b", second=9),
+    capitals=dict(ext="AVI", codec="mpeg4", format="avi"),
+)
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_sound_files_are_sound(tmp_path, kind):
+    how = dict(ODD[kind])
+    path = write(tmp_path / f"1.{how.pop('ext', 'webm')}", **how)
+    want = in_order(path)
+    assert len(want) == how.get("n", 20)
+    agrees(path, want)

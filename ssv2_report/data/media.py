@@ -293,7 +293,10 @@ def probe(
     path,  # A video file or a folder of frames
     sha256: str = "",  # Of the file, when it is known
 ) -> dict:  # reason ('' when sound), detail, frames, h, w, fps
-    "Decodes all of a clip, as `read_frames` does, and says what is wrong with it."
+    """Decodes all of a clip, as `read_frames` does, and says what is wrong with it.
+
+    Matroska's reader passes over damage without a word: there the last frame must come near the end
+    that the file gives its picture. Other lengths are of sound too, or guesses."""
     out = dict(reason="", detail="", frames=0, h=0, w=0, fps=0.0)
     folder = os.path.isdir(path) and not path.lower().endswith(VIDEO)
     try:
@@ -325,23 +328,36 @@ def _probe_file(path, sha256, out):
         raise _Unsound("checksum differs", f"not {sha256[:12]}…")
     if _is_cut(path, kind):
         raise _Unsound("truncated", f"its parts reach beyond its {os.path.getsize(path):,} bytes")
-    _decode_all(path, out)
+    _decode_all(path, kind, out)
     if path.lower().endswith(".webm") and kind != "matroska or webm":
         out |= dict(reason="wrong container", detail=f"{kind}, not webm; it decodes")
 
 
-def _decode_all(path, out):
-    sizes = set()
+def _decode_all(path, kind, out):
+    sizes, times = set(), []
     with _open(path) as stream:
         for frame in _shown(stream):
             sizes.add((frame.height, frame.width))
-            out["frames"] += 1
-        out["fps"] = float(stream.average_rate or stream.guessed_rate or 0)
-    if not sizes:
+            times.append(frame.time)
+        out |= dict(frames=len(times), fps=float(stream.average_rate or stream.guessed_rate or 0))
+        end = _picture_end(stream) if kind == "matroska or webm" else 0
+    if not times:
         raise _Unsound("does not decode", "no frame in it")
     if len(sizes) > 1:
         raise _Unsound("frames differ in size", ", ".join(f"{w}x{h}" for h, w in sorted(sizes)))
     out["h"], out["w"] = _upright(np.empty(sizes.pop()), frame).shape
+    step = max(np.diff(times), default=1 / (out["fps"] or 1))
+    if end - times[-1] > 2 * step + 0.05:
+        raise _Unsound("truncated", f"its last frame is of {times[-1]:.2f} s, its end {end:.2f} s")
+
+
+def _picture_end(stream):  # Seconds; 0 when a file does not say it of the picture alone
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    if tag:
+        return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+    file = stream.container
+    others = file.streams.audio or file.streams.subtitles
+    return 0 if others else (file.duration or 0) / 1e6
 
 
 def _probe_folder(path, out):
