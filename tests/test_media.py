@@ -12,7 +12,6 @@ import av
 import numpy as np
 import pandas as pd
 import pytest
-import worlds
 from PIL import Image
 
 from ssv2_report.data.cache import build_cache
@@ -147,7 +146,7 @@ def matrix():
         )
 
 
-@pytest.mark.parametrize("ext, codec, n, h, w, fps, gop", matrix())
+@pytest.mark.parametrize("ext, codec, n, h, w, fps, gop", list(matrix()))
 def test_asked_is_shown(tmp_path, ext, codec, n, h, w, fps, gop):
     path = write(tmp_path / f"1.{ext}", codec, n, h, w, Fraction(fps), gop)
     want = in_order(path)
@@ -195,3 +194,212 @@ def test_sound_files_are_sound(tmp_path, kind):
     want = in_order(path)
     assert len(want) == how.get("n", 20)
     agrees(path, want)
+
+
+CUT = {f"{ext}_{codecs[-1]}": dict(ext=ext, codec=codecs[-1]) for ext, codecs in HOMES.items()}
+CUT |= {k: v for k, v in ODD.items() if "live" in k or k in ("fragments", "index_first")}
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_cut_files_are_named(tmp_path, kind):
+    how = dict(CUT[kind])
+    path = write(tmp_path / f"1.{how.pop('ext', 'webm')}", fps=25, **how)
+    assert probe(path)["reason"] == ""
+    with open(path, "rb") as f:
+        whole = f.read()
+    rng = np.random.default_rng(3)
+    for n in (len(whole) - 1, *rng.integers(1, len(whole), 12)):
+        with open(path, "wb") as f:
+            f.write(whole[:n])
+        found = probe(path)
+        assert found["reason"] in ("truncated", "does not decode", "not a video"), n
+
+
+def test_damage_that_matroska_s_reader_passes_over_is_named(tmp_path):
+    path = write(tmp_path / "1.webm", gop=5)
+    with open(path, "rb") as f:
+        whole = f.read()
+    cluster = whole.rfind(b"\x1f\x43\xb6\x75")
+    cuts = dict(
+        cluster_unknown=whole[:cluster] + b"\x1f\x43\xb6\x76" + whole[cluster + 4 :],
+        cluster_gone=whole[:cluster] + bytes(8) + whole[cluster + 8 :],
+    )
+    for name, data in cuts.items():
+        with open(path, "wb") as f:
+            f.write(data)
+        assert probe(path)["reason"], name
+
+
+# --- which way up, and what an edit list shows
+
+
+def matrix_of(path, a, b, c, d):
+    "Gives an MP4's picture a display matrix."
+    with open(path, "r+b") as f:
+        at = f.read().find(b"tkhd") + 44
+        f.seek(at)
+        f.write(struct.pack(">9i", *(65536 * k for k in (a, b, 0, c, d, 0, 0, 0)), 1 << 30))
+
+
+TURNED = dict(
+    right=((0, 1, -1, 0), lambda f: np.rot90(f, -1, (1, 2))),
+    over=((-1, 0, 0, -1), lambda f: f[:, ::-1, ::-1]),
+    left=((0, -1, 1, 0), lambda f: np.rot90(f, 1, (1, 2))),
+    mirrored=((-1, 0, 0, 1), lambda f: f[:, :, ::-1]),
+    upside_down=((1, 0, 0, -1), lambda f: f[:, ::-1]),
+    swapped=((0, 1, 1, 0), lambda f: f.swapaxes(1, 2)),
+)
+
+
+@pytest.mark.parametrize("how", TURNED)
+@pytest.mark.parametrize("codec", ["x264", "mpeg4b"])
+def test_pictures_stand_as_a_player_shows_them(tmp_path, how, codec):
+    path = write(tmp_path / "1.mp4", codec)
+    plain = read_frames(path)
+    matrix_of(path, *TURNED[how][0])
+    agrees(path, TURNED[how][1](plain))
+
+
+def test_pictures_of_a_folder_stand_upright_too(tmp_path):
+    frames = pictures(3, 48, 64)
+    for t, f in enumerate(frames, 1):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(np.rot90(f)).save(tmp_path / f"{t:05}.png", exif=exif)
+    agrees(str(tmp_path), frames)
+
+
+@pytest.mark.parametrize("first, count", [(5, 10), (12, 8), (0, 3), (13, 1)])
+@pytest.mark.parametrize("codec", ["x264", "mpeg4b", "x265"])
+def test_what_an_edit_list_hides_is_not_there(tmp_path, codec, first, count):
+    path = write(tmp_path / "1.mp4", codec, fps=25)
+    plain = read_frames(path)
+    with open(path, "r+b") as f:
+        at = f.read().find(b"elst") + 12
+        f.seek(at)
+        _, start = struct.unpack(">Ii", f.read(8))
+        f.seek(at)
+        with av.open(path) as file:
+            step = file.streams.video[0].time_base.denominator // 25
+        f.write(struct.pack(">Ii", 40 * count, start + step * first))
+    want = in_order(path)
+    assert np.array_equal(want, plain[first : first + count])
+    agrees(path, want)
+
+
+# --- folders of frames
+
+
+NAMES = dict(
+    plain="{:05}.jpg",
+    wide="{:06}.png",
+    tsm="img_{:05}.jpg",
+    joined="img{:05}.jpg",
+    own="clip7_{:06}.jpg",
+    own_dash="clip7-{:04}.png",
+    own_frame="clip7_frame{}.jpg",
+    frame="frame{}.jpg",
+    dashed="frame-{:03}.jpeg",
+    image="image_{:05}.JPG",
+    rgb="rgb_{:05}.jpg",
+    foreign="out{:03}.png",
+)
+
+
+def folder(to, numbers, name="{:05}.jpg"):
+    to.mkdir()
+    for t, picture in zip(numbers, pictures(40, 48, 64)):
+        Image.fromarray(picture).save(to / name.format(t), quality=95, subsampling=0)
+    return str(to)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frames_are_found_by_whatever_name(tmp_path, name):
+    path = folder(tmp_path / "clip7", range(1, 13), NAMES[name])
+    if name != "foreign":
+        for other in ("flow_x_00001.jpg", "thumb_1.png", "notes2.txt"):
+            (tmp_path / "clip7" / other).write_bytes(b"no frame")
+    assert frame_files(path) == [NAMES[name].format(t) for t in range(1, 13)]
+    assert frame_numbers(path).tolist() == list(range(12))
+    want = pictures(40, 48, 64)[:12].astype(int)
+    assert probe(path)["reason"] == "" and n_frames(path) == 12
+    assert np.abs(read_frames(path, [11, 0]) - want[[11, 0]]).mean() < 3
+
+
+def test_flow_alone_is_no_clip(tmp_path):
+    path = folder(tmp_path / "a", range(1, 9), "flow_x_{:05}.jpg")
+    assert frame_files(path) == [] and probe(path)["reason"] == "no frames"
+    with pytest.raises(ValueError, match="no frame in it"):
+        n_frames(path)
+
+
+@pytest.mark.parametrize(
+    "numbers, of, missing",
+    [
+        (range(1, 11), range(10), 0),
+        (range(0, 10), range(10), 0),
+        (range(13, 31), range(12, 30), 12),
+        (range(2, 9), range(1, 8), 1),
+        ([0, 1, 2, 5, 6], [0, 1, 2, 5, 6], 2),
+        ([1, 2, 3, 9], [0, 1, 2, 8], 5),
+    ],
+)
+def test_missing_frames_are_noticed_and_the_others_keep_their_numbers(
+    tmp_path, numbers, of, missing
+):
+    path = folder(tmp_path / "a", numbers)
+    assert frame_numbers(path).tolist() == list(of)
+    found = probe(path)
+    assert found["reason"] == ("frames missing" if missing else "")
+    assert found["detail"].startswith(str(missing) if missing else "")
+
+
+def test_frames_that_are_there_twice_are_named(tmp_path):
+    path = folder(tmp_path / "a", range(1, 9))
+    Image.fromarray(pictures(1, 48, 64)[0]).save(tmp_path / "a/3.png")
+    assert probe(path)["reason"] == "frames twice"
+
+
+# --- the cache, and processes
+
+
+def test_the_cache_holds_what_is_shown(tmp_path):
+    kinds = [("1.mp4", dict(codec="x265")), ("2.mpg", dict(codec="mpeg1", fps=25))]
+    kinds += [("3.webm", dict(w=48, n=1)), ("4.mp4", dict(codec="mpeg4b", sound=3))]
+    paths = [write(tmp_path / name, **how) for name, how in kinds]
+    matrix_of(paths[3], 0, 1, -1, 0)
+    clips = pd.DataFrame(dict(id=list("1234"), path=paths))
+    cache = build_cache(types.SimpleNamespace(clips=clips), tmp_path / "cache", 200, kind="raw")
+    for id, path in zip("1234", paths):
+        want = read_frames(path)
+        taken = np.random.default_rng(0).integers(0, len(want), 6)
+        frames, hw = cache.read(id, path, lambda n: taken)
+        assert np.array_equal(frames, want[taken]) and hw == want.shape[1:3]
+    assert np.array_equal(in_order(paths[0]), read_frames(paths[0]))
+
+
+def spin(seconds):
+    start = time.process_time()
+    while time.process_time() - start < seconds:
+        pass
+    return os.getpid()
+
+
+def test_time_is_the_processor_s_and_not_the_clock_s():
+    "Twelve jobs of 0.3 s of computing, side by side on this machine's few cores, none over 0.6 s."
+    sys.path.insert(0, os.path.dirname(__file__))
+    done = list(in_processes("test_media:spin", [(0.3,)] * 12, workers=12, limit=0.6))
+    assert [fault for *_, fault in done] == [""] * 12
+    done = {k: fault for k, _, fault in in_processes("test_media:spin", [(9,), (0,)], 1, limit=0.5)}
+    assert done == {0: "hangs", 1: ""}
+
+
+def test_waiting_for_ever_is_found_too():
+    start = time.monotonic()
+    done = {k: f for k, _, f in in_processes("time:sleep", [(99,), (0.2,)], 2, limit=0.3)}
+    assert done == {0: "hangs", 1: ""} and time.monotonic() - start < 60
+
+
+def test_a_worker_that_cannot_start_is_one_sentence():
+    with pytest.raises(RuntimeError, match="could not start"):
+        list(in_processes("ssv2_report.data.media:nothing", [(1,)]))

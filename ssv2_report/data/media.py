@@ -127,15 +127,14 @@ def container(path) -> str | None:  # A name of `_MAGIC`; None for what is no vi
 
 
 @contextmanager
-def _open(path):  # The first video stream that is not a cover picture
+def _open(path):  # The first video stream
     with av.open(path, options={"err_detect": "explode"}) as video:
-        cover = av.stream.Disposition.attached_pic
-        streams = [s for s in video.streams.video if not s.disposition & cover]
-        if not streams:
+        if not video.streams.video:
             raise ValueError("no video stream in it")
-        streams[0].codec_context.options = {"err_detect": "explode"}
-        streams[0].codec_context.thread_count = 1
-        yield streams[0]
+        stream = video.streams.video[0]
+        stream.codec_context.options = {"err_detect": "explode"}
+        stream.codec_context.thread_count = 1
+        yield stream
 
 
 def _shown(stream):  # Frames in the order of showing; ValueError when the data is damaged
@@ -244,7 +243,8 @@ def _avi(h):
 
 
 def _asf(h):
-    return struct.unpack_from("<Q", h, 16)[0] if h[1:4] == b"\x26\xb2\x75" else 0
+    guids = b"0&\xb2u", b"6&\xb2u", b"\x90\x08\x003"  # header, data, index
+    return struct.unpack_from("<Q", h, 16)[0] if h[:4] in guids else 0
 
 
 def _flv(h):
@@ -275,6 +275,9 @@ def _is_cut(path, kind) -> bool:
         if kind == "ogg" and not data[data.rfind(b"OggS") + 5] & 4:  # the last page says so
             return True
         if kind == "matroska or webm" and _ends_beyond(data, _matroska_parts):
+            return True
+        told = data.find(b"filesize\0", 0, 4096) if kind == "flv" else -1
+        if told > 0 and struct.unpack_from(">d", data, told + 9)[0] > len(data):
             return True
         return _ends_beyond(data, _LENGTHS[kind])
 
