@@ -12,9 +12,12 @@ import av
 import numpy as np
 import pandas as pd
 import pytest
+import worlds
 from PIL import Image
 
+from ssv2_report.data.boxes import load_boxes
 from ssv2_report.data.cache import build_cache
+from ssv2_report.data.clips import ClipDataset, denormalise, load_index
 from ssv2_report.data.media import (
     frame_files,
     frame_numbers,
@@ -403,3 +406,20 @@ def test_waiting_for_ever_is_found_too():
 def test_a_worker_that_cannot_start_is_one_sentence():
     with pytest.raises(RuntimeError, match="could not start"):
         list(in_processes("ssv2_report.data.media:nothing", [(1,)]))
+
+
+@pytest.mark.parametrize("first, last", [(1, 20), (0, 19), (7, 20), (1, 15)])
+@pytest.mark.parametrize("cached", [False, True])
+def test_boxes_go_by_the_file_s_number(tmp_path, first, last, cached):
+    root = worlds.make(tmp_path / "world", train=1, validation=1, test=0)
+    frames = read_frames(root / "20bn-something-something-v2/1.webm")
+    (root / "20bn-something-something-v2/1.webm").unlink()
+    (to := root / "frames/1").mkdir(parents=True)
+    for t in range(first, last + 1):
+        Image.fromarray(frames[t - (first > 0)]).save(to / f"{t:05}.png")
+    index, boxes = load_index(root, ("train",)), load_boxes(root)
+    cache = build_cache(index, tmp_path / "cache", 96) if cached else None
+    item = ClipDataset(index, 4, 96, cache=cache, boxes=boxes)[0]
+    shown = denormalise(item["clip"]).astype(int)
+    red = shown[..., 0] - shown[..., 1] > 100  # the object is red, and nothing else
+    assert (item["object"] & red).sum() / (item["object"] | red).sum() > 0.8

@@ -81,7 +81,7 @@ def list_media(root) -> dict[str, str]:
 
 # %% ../../nbs/data/media.ipynb #00b-008
 _NUMBERED = re.compile(r"(.*?)(\d+)\.(?:jpe?g|png|webp)", re.I | re.S)
-_PREFIX = re.compile(r"(?:im|img|image|frame|rgb)?[-_. ]?", re.I)
+_PREFIX = re.compile(r"[-_. ]?(?:im|img|image|frame|rgb)?[-_. ]?", re.I)
 
 
 def _numbered(folder):  # (number, file name) of every frame, in order
