@@ -1,4 +1,4 @@
-"""Every frame asked for is the frame shown, sound files are read, cut ones are named, whatever the container, codec, order, rate, length or size."""
+"""Asked is shown, sound files are read and cut ones named, whatever the kind of file."""
 
 import itertools
 import os

@@ -40,19 +40,8 @@ MEDIA = (
     "test",
     "",
 )
-VIDEO = (
-    ".webm",
-    ".mp4",
-    ".mkv",
-    ".avi",
-    ".mov",
-    ".m4v",
-    ".3gp",
-    ".mpg",
-    ".mpeg",
-    ".ogv",
-    ".flv",
-    ".wmv",
+VIDEO = tuple(
+    ".webm .mp4 .mkv .avi .mov .m4v .3gp .mpg .mpeg .ogv .flv .wmv".split()
 )
 
 
@@ -68,9 +57,8 @@ def list_media(root) -> dict[str, str]:
         folders = {}
         for e in os.scandir(folder):
             stem, ext = os.path.splitext(e.name)
-            path = (
-                "" if e.is_symlink() and not os.path.realpath(e.path).startswith(home) else e.path
-            )
+            outside = e.is_symlink() and not os.path.realpath(e.path).startswith(home)
+            path = "" if outside else e.path
             if ext.lower() in VIDEO:
                 found.setdefault(stem, path)
             elif not ext and e.name not in (*MEDIA, "labels", "boxes") and (not path or e.is_dir()):
