@@ -233,6 +233,21 @@ def test_damage_that_matroska_s_reader_passes_over_is_named(tmp_path):
         assert probe(path)["reason"], name
 
 
+@pytest.mark.parametrize("ext, codec", [("mp4", "x265"), ("mkv", "x264"), ("mpg", "mpeg2")])
+def test_a_copy_from_the_middle_of_a_video_is_sound(tmp_path, ext, codec):
+    path, part = write(tmp_path / f"1.{ext}", codec, n=40, fps=25), str(tmp_path / f"2.{ext}")
+    with av.open(path) as source, av.open(part, "w") as file:
+        stream, keys = file.add_stream_from_template(source.streams.video[0]), 0
+        for packet in source.demux(video=0):
+            keys += packet.is_keyframe
+            if keys > 1 and packet.dts is not None:
+                packet.stream = stream
+                file.mux(packet)
+    want = in_order(part)
+    assert 10 < len(want) < 40
+    agrees(part, want)
+
+
 # --- which way up, and what an edit list shows
 
 
@@ -389,9 +404,9 @@ def spin(seconds):
 
 
 def test_time_is_the_processor_s_and_not_the_clock_s():
-    "Twelve jobs of 0.3 s of computing, side by side on this machine's few cores, none over 0.6 s."
+    "Six jobs of 0.3 s of computing, side by side on a few cores: by the clock most take longer than 0.6 s."
     sys.path.insert(0, os.path.dirname(__file__))
-    done = list(in_processes("test_media:spin", [(0.3,)] * 12, workers=12, limit=0.6))
+    done = list(in_processes("test_media:spin", [(0.3,)] * 6, workers=6, limit=0.6))
     assert [fault for *_, fault in done] == [""] * 12
     done = {k: fault for k, _, fault in in_processes("test_media:spin", [(9,), (0,)], 1, limit=0.5)}
     assert done == {0: "hangs", 1: ""}

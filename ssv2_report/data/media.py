@@ -40,9 +40,7 @@ MEDIA = (
     "test",
     "",
 )
-VIDEO = tuple(
-    ".webm .mp4 .mkv .avi .mov .m4v .3gp .mpg .mpeg .ogv .flv .wmv".split()
-)
+VIDEO = tuple(".webm .mp4 .mkv .avi .mov .m4v .3gp .mpg .mpeg .ogv .flv .wmv".split())
 
 
 def list_media(root) -> dict[str, str]:
