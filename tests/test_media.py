@@ -1,9 +1,7 @@
 """Asked is shown, sound files are read and cut ones named, whatever the kind of file."""
 
 import itertools
-import os
 import struct
-import sys
 import time
 import types
 from fractions import Fraction
@@ -396,25 +394,21 @@ def test_the_cache_holds_what_is_shown(tmp_path):
     assert np.array_equal(in_order(paths[0]), read_frames(paths[0]))
 
 
+def test_computing_for_ever_is_found(tmp_path, monkeypatch):
+    (tmp_path / "spinning.py").write_text("""
+import time
 def spin(seconds):
-    start = time.process_time()
-    while time.process_time() - start < seconds:
+    while time.process_time() < seconds:
         pass
-    return os.getpid()
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    done = in_processes("spinning:spin", [(99,), (0,)], workers=1, limit=0.5)
+    assert {k: fault for k, _, fault in done} == {0: "hangs", 1: ""}
 
 
-def test_time_is_the_processor_s_and_not_the_clock_s():
-    "Six jobs of 0.3 s of computing, side by side on a few cores: by the clock most take longer than 0.6 s."
-    sys.path.insert(0, os.path.dirname(__file__))
-    done = list(in_processes("test_media:spin", [(0.3,)] * 6, workers=6, limit=0.6))
-    assert [fault for *_, fault in done] == [""] * 12
-    done = {k: fault for k, _, fault in in_processes("test_media:spin", [(9,), (0,)], 1, limit=0.5)}
-    assert done == {0: "hangs", 1: ""}
-
-
-def test_waiting_for_ever_is_found_too():
+def test_waiting_is_allowed_but_not_for_ever():
     start = time.monotonic()
-    done = {k: f for k, _, f in in_processes("time:sleep", [(99,), (0.2,)], 2, limit=0.3)}
+    done = {k: f for k, _, f in in_processes("time:sleep", [(99,), (0.7,)], 2, limit=0.3)}
     assert done == {0: "hangs", 1: ""} and time.monotonic() - start < 60
 
 
