@@ -201,7 +201,7 @@ def _element(h):  # Id, length of the header, and of the rest, None where it doe
     width = 9 - h[0].bit_length()
     whole = width + 9 - h[width].bit_length()
     if width > 4 or whole - width > 8:
-        raise ValueError("no element here")
+        raise ValueError("its chain of elements breaks off")
     h[whole - 1]
     size, unknown = int.from_bytes(h[width:whole], "big"), 1 << 7 * (whole - width)
     return h[:width], whole, None if size == 2 * unknown - 1 else size - unknown
@@ -273,7 +273,7 @@ def _ends_beyond(data, length):
     try:
         while at < len(data) and (step := length(data[at : at + 300])):
             at += step
-    except (ValueError, IndexError, struct.error):
+    except (IndexError, struct.error):
         return True
     return at > len(data)
 
