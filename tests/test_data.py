@@ -34,7 +34,7 @@ from ssv2_report.data.clips import (
     read_frames,
     sample_frames,
 )
-from ssv2_report.data.media import _av_frames, list_media, n_frames
+from ssv2_report.data.media import list_media, n_frames
 from ssv2_report.demo.world import make_world
 
 torch.set_num_threads(1)
@@ -253,12 +253,7 @@ def test_a_playlist_with_a_video_s_name_is_not_opened(tmp_path, root):
             read_frames(tmp_path / "x.webm")
 
 
-# --- decoding and sampling
-
-
-def test_both_decoders_give_the_same_pixels(index):
-    path = index.clips["path"][0]
-    assert np.array_equal(_av_frames(path, [0, 7, 19]), read_frames(path, [0, 7, 19]))
+# --- sampling
 
 
 @given(

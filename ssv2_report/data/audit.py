@@ -283,7 +283,9 @@ def _audit_files(
                     id,
                     split,
                     f"decoder {fault}",
-                    "no answer within 10 s" if fault == "hangs" else "the process died",
+                    "no answer within a minute of computing"
+                    if fault == "hangs"
+                    else "the process died",
                 )
             )
         else:

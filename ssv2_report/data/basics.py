@@ -17,23 +17,22 @@ from safetensors import SafetensorError
 # %% ../../nbs/data/basics.ipynb #basics-04
 @contextmanager
 def whole(path):
-    "A path to write to that becomes `path` when the block ends well; OSError in one sentence when it does not, and `path` is then as it was."
+    """A path to write to that becomes `path` when the block ends well.
+
+    `OSError` in one sentence when it cannot be written, and `path` is then as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(
-        f".{os.getpid()}.{path.name}"
-    )  # two processes do not write into one another's, and the ending stays
+    # two processes do not write into one another's, and the ending stays
+    part = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield part
         os.replace(part, path)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as e:  # torch and safetensors wrap the system's own
+    except (OSError, RuntimeError, SafetensorError) as e:  # torch's wrap the system's own
+        free = shutil.disk_usage(path.parent).free / 1e6
         raise OSError(
-            f"{path} could not be written ({str(e).splitlines()[0]}; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free): free some "
-            "space, or choose another folder for the results. What was there before is unharmed."
+            f"{path} could not be written ({str(e).splitlines()[0]}; {free:,.0f} MB are free): "
+            "free some space, or choose another folder for the results. "
+            "What was there before is unharmed."
         ) from e
     finally:
         part.unlink(missing_ok=True)

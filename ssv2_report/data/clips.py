@@ -23,7 +23,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 
 from .boxes import draw_boxes
-from .media import list_media, read_frames
+from .media import frame_numbers, list_media, read_frames
 
 # %% ../../nbs/00_data.ipynb #00-007
 REVERSAL_PAIRS = [  # From TwentyBN's `augmentation_mappings.json`
@@ -546,6 +546,8 @@ class ClipDataset(torch.utils.data.Dataset):
             window=torch.tensor([top / h, left / w, ch / h, cw / w]),
         )
         if self.boxes is not None:
+            if Path(self.paths[i]).is_dir():
+                taken = frame_numbers(self.paths[i])[taken]
             item |= draw_boxes(
                 self.boxes, id, taken, self.size, hw, item["window"].numpy(), flipped
             )
