@@ -214,7 +214,10 @@ def test_damaged_boxes_are_notes_that_name_their_frame(root):
     }
     assert found.ok and not found.excluded
     (root / "boxes/part1.json").write_text('{"1": [')
-    assert ("", "unreadable box") in findings(root)[1]
+    found, names = findings(root)
+    assert ("", "damaged box file") in names and not found.excluded
+    with pytest.raises(ValueError, match="breaks off .* mend the box files"):
+        found.check(10**6)
     with pytest.raises(FileNotFoundError, match="no boxes"):
         audit(root, boxes=root / "none")
 
