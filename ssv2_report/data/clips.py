@@ -305,7 +305,7 @@ def choose_classes(classes, known) -> list[str]:  # Names in the order of `known
             if text.lstrip().startswith("[")
             else [l.strip() for l in text.splitlines() if l.strip()]
         )
-    for c in (wanted := [class_name(c) for c in classes]):
+    for c in (wanted := [class_name(str(c)) for c in classes]):
         if c in known:
             continue
         near = difflib.get_close_matches(c, known, 1)
