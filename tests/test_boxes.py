@@ -132,11 +132,11 @@ def test_a_demo_world_s_boxes_are_of_its_own_pictures(tmp_path, size):
 
 def test_one_box_that_is_wrong_does_not_change_what_all_were_drawn_on(root):
     boxes = json.loads((root / "boxes/part1.json").read_text())
-    boxes["2"][6]["labels"][0]["box2d"]["y2"] = 250
+    boxes["2"][6]["labels"][1]["box2d"]["y2"] = 250
     worlds.dump(root / "boxes/part1.json", boxes)
     as_frames(root, lambda frames: resized(frames, (341, 256)))
     iou, known = overlaps(root)
-    assert iou > 0.85 and 0.9 < known < 1
+    assert iou > 0.8 and known == 1
     found = audit(root)
     assert found.table[["id", "reason"]].values.tolist() == [["2", "box outside the picture"]]
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,6 +177,70 @@ def test_classes_come_from_a_file_too(root, tmp_path):
         load_index(root, classes=str(tmp_path / "d.txt"))
     with pytest.raises(ValueError, match="did you mean 'Moving something up'"):
         choose_classes(["Moving somethin up"], worlds.CLASSES)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_text_is_the_same_whatever_wrote_it(own, index, tmp_path, encoding):
+    for path in (own / "labels").iterdir():
+        path.write_text(path.read_text(), encoding=encoding)
+    assert load_index(own).clips.drop(columns="path").equals(index.clips.drop(columns="path"))
+    for name, text in (
+        ("c.json", json.dumps(worlds.CLASSES[:2])),
+        ("c.txt", "\n".join(worlds.CLASSES[:2])),
+    ):
+        (tmp_path / name).write_text(text, encoding=encoding)
+        assert load_index(own, classes=str(tmp_path / name)).classes == worlds.CLASSES[:2]
+
+
+def _odd(root, templates, n, train=2):
+    "Two clips of each template, of `n` frames and a label with signs that mean something elsewhere; the 174 classes of the dataset."
+    names = [*templates, *(f"class {i}" for i in range(174 - len(templates)))]
+    for folder in ("labels", "videos"):
+        (root / folder).mkdir(parents=True)
+    records = []
+    for k, template in enumerate(templates * 4):
+        label = f"unfolding a $20 bill and $5_x^2 {{more}} {k}"
+        records.append(
+            worlds.record(str(k), template) | dict(label=label, placeholders=["a $20 bill"])
+        )
+        worlds.write_video(root / f"videos/{k}.webm", worlds.scene(n + k)[0])
+    worlds.dump(root / "labels/labels.json", {name: str(i) for i, name in enumerate(names[::-1])})
+    cut = train * len(templates)
+    worlds.dump(root / "labels/train.json", records[:cut])
+    worlds.dump(root / "labels/validation.json", records[cut:])
+    return root
+
+
+@pytest.mark.parametrize(
+    "templates, n, train",
+    [
+        (["Pushing something from left to right", "Holding a $20 bill in_front_of $x"], 1, 2),
+        pytest.param(
+            ["Turning the camera left while filming something"], 7, 4, marks=pytest.mark.slow
+        ),
+        pytest.param(["Closing something", "Opening something"], 9, 0, marks=pytest.mark.slow),
+    ],
+    ids=["one direction, one frame", "one class, nothing to validate", "nothing to train"],
+)
+def test_the_chapter_shows_what_the_data_has(tmp_path, templates, n, train):
+    import nbformat
+    import papermill
+
+    root = _odd(tmp_path / "world", templates, n, train)
+    nbs = Path(__file__).parents[1] / "nbs"
+    papermill.execute_notebook(
+        str(nbs / "00_data.ipynb"),
+        str(tmp_path / "out.ipynb"),
+        dict(root=str(root)),
+        cwd=str(nbs),
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    cells = nbformat.read(tmp_path / "out.ipynb", 4).cells
+    pictures = [o for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(pictures) == 5
+    if templates[0].startswith("Pushing"):
+        assert any("cannot be flipped" in str(c.get("outputs")) for c in cells)
 
 
 def test_a_sample_per_class_is_fixed_by_its_seed(root):

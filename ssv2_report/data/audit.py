@@ -19,13 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .basics import read_text, whole
-from ssv2_report.data.boxes import (
-    Boxes,
-    box_misfit,
-    box_step,
-    leaves,
-    load_boxes,
-)
+from .boxes import SLACK, Boxes, box_misfit, box_step, load_boxes
 from .clips import SPLITS, choose_classes, label_file, read_classes, read_records
 from .media import MEDIA, VIDEO, in_processes, list_media
 
@@ -386,7 +380,8 @@ def box_problem(
         return "damaged box", f"frame {frame[bad][0] + 1} has corners in the wrong order"
     if (bad := (frame < 0) | (frame >= n)).any():
         return "box of no frame", f"frame {frame[bad][0] + 1} of {n}"
-    if (bad := real & leaves(xyxy, (h, w))).any():
+    within = (xyxy[:, :2] >= -SLACK).all(1) & (xyxy[:, 2:] <= np.array([w, h]) + SLACK).all(1)
+    if (bad := real & ~within).any():
         box = xyxy[bad][0].round(1).tolist()
         return "box outside the picture", f"frame {frame[bad][0] + 1}: {box} in {w:.0f}x{h:.0f}"
 

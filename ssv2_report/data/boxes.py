@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEIGHT', 'SLACK', 'iter_videos', 'Boxes', 'box_files', 'load_boxes', 'box_step', 'frame_rate', 'box_frames',
-           'box_misfit', 'misfit_of', 'transform_boxes', 'draw_boxes', 'leaves', 'box_masks']
+           'box_misfit', 'misfit_of', 'transform_boxes', 'draw_boxes', 'box_masks']
 
 # %% ../../nbs/data/boxes.ipynb #00c-002
 import json
@@ -274,11 +274,11 @@ def draw_boxes(
     flipped: bool = False,
 ) -> dict:  # hand, object: bool [T,size,size]; known: bool [T]
     """Masks of hands and objects in a clip; a pixel is inside when its centre is. A frame without
-    annotation, with a damaged box, or with one that lies outside the picture is not known."""
+    annotation, or with a damaged box, is not known; a box that leaves the picture is cut at its edge."""
     frames, rows, (h, w) = np.asarray(frames), boxes.rows(id), map(int, hw)
     frame, kind, raw = boxes.frame[rows], boxes.kind[rows], boxes.xyxy[rows]
     drawn = (height := boxes.drawn_on(h)), w * height / h
-    sound = (kind < 0) | ((raw[:, 2:] > raw[:, :2]).all(1) & ~leaves(raw, drawn))
+    sound = (kind < 0) | ((raw[:, 2:] > raw[:, :2]).all(1) & np.isfinite(raw).all(1))
     xyxy, centre = transform_boxes(raw, drawn, window, size, flipped), np.arange(size) + 0.5
     masks, known = np.zeros((2, len(frames), size, size), bool), np.zeros(len(frames), bool)
     for t, f in enumerate(frames):
@@ -290,12 +290,6 @@ def draw_boxes(
                 (centre >= y1) & (centre < y2), (centre >= x1) & (centre < x2)
             )
     return dict(hand=masks[0], object=masks[1], known=known)
-
-
-def leaves(xyxy, hw) -> np.ndarray:  # bool [N]
-    "Which boxes [N,4] reach out of a picture, or have a corner that is no number."
-    inside = (xyxy[:, :2] >= -SLACK).all(1) & (xyxy[:, 2] <= hw[1] + SLACK)
-    return ~(inside & (xyxy[:, 3] <= hw[0] + SLACK) & np.isfinite(xyxy).all(1))
 
 
 def box_masks(
