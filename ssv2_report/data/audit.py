@@ -46,8 +46,9 @@ MEND = {  # What a finding about a whole file asks for
 
 @dataclass(repr=False)
 class Audit:
-    """`table`: id, split, class_name, reason, detail of every finding; `tally`: how many records of each split and class
-    there are, and why (empty: usable); `digest`: of the state that was audited."""
+    """`table`: id, split, class_name, reason, detail of every finding; `tally`: how many records
+    of each split and class there are, and why (empty: usable); `digest`: of the state that was
+    audited."""
 
     root: str
     table: pd.DataFrame
@@ -112,12 +113,12 @@ class Audit:
         return f"The audit excludes {lost:,} of {n:,} training and validation clips ({reasons})."
 
     def check(self, allowed: int = 0):  # Clips that training may do without
-        """`ValueError` in one sentence when training would see less than the labels promise, but for so
-        many clips, or when a file that a later step reads cannot be read."""
+        """`ValueError` in one sentence when training would see less than the labels promise, but
+        for so many clips, or when a file that a later step reads cannot be read."""
         for r in self.lost[self.lost["id"] == ""].itertuples():
             raise ValueError(
-                f"{self.root}: {r.reason} ({r.detail}): {MEND.get(r.reason, 'mend the label files')} "
-                "and run `ssv2 audit` again."
+                f"{self.root}: {r.reason} ({r.detail}): "
+                f"{MEND.get(r.reason, 'mend the label files')} and run `ssv2 audit` again."
             )
         if (n := self._losses()[0]) > allowed:
             raise ValueError(
@@ -173,7 +174,8 @@ def _cell(text):
 
 # %% ../../nbs/data/audit.ipynb #00e-007
 def dataset_digest(root) -> str:
-    "Digest of the label files' content and of every clip's size and time: what an audit is an audit of."
+    """Digest of the label files' content and of every clip's size and time: what an audit is an
+    audit of."""
     state = blake2b(digest_size=16)
     for name in ("labels", *SPLITS):
         try:
@@ -243,7 +245,8 @@ def _no_records():
 
 
 _SUM = re.compile(
-    r"\\?(?P<sum>[0-9a-f]{64}) [ *]?(?P<path>.+)|sha256 ?\((?P<name>.+)\) ?= ?(?P<own>[0-9a-f]{64})",
+    r"\\?(?P<sum>[0-9a-f]{64}) [ *]?(?P<path>.+)"
+    r"|sha256 ?\((?P<name>.+)\) ?= ?(?P<own>[0-9a-f]{64})",
     re.I,
 )
 
@@ -429,7 +432,7 @@ def _audit_boxes(boxes, records, shapes):  # Findings, and in a sentence what th
 # %% ../../nbs/data/audit.ipynb #00e-012
 def audit(
     root,  # Folder of the dataset
-    boxes=None,  # Something-Else boxes: a file, a folder or `Boxes`; None: the dataset's own, if any
+    boxes=None,  # Something-Else boxes: a file, a folder or `Boxes`; None: its own, if any
     workers: int = 2,  # Processes that decode
     progress=None,  # Called with (clips done, clips in all)
 ) -> Audit:

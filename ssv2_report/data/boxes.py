@@ -20,7 +20,8 @@ from .media import frame_files, read_frames
 
 # %% ../../nbs/data/boxes.ipynb #00c-006
 def iter_videos(path):  # Yields (id, frames)
-    "The videos of a Something-Else JSON file, one at a time; `ValueError` when it is not such a file."
+    """The videos of a Something-Else JSON file, one at a time; `ValueError` when it is not such a
+    file."""
     decode, at = json.JSONDecoder().raw_decode, 0
     skip = lambda at: next((i for i in range(at, len(text)) if not text[i].isspace()), len(text))
     try:
@@ -50,8 +51,8 @@ SLACK = 2.0  # Pixels that a box may reach out of the picture
 
 @dataclass
 class Boxes:
-    """Boxes of many videos: rows `first[i]:first[i+1]` are those of `ids[i]`, sorted; `frame` counts
-    from 0 at 12 a second, `xyxy` in pixels of the picture they were drawn on."""
+    """Boxes of many videos: rows `first[i]:first[i+1]` are those of `ids[i]`, sorted; `frame`
+    counts from 0 at 12 a second, `xyxy` in pixels of the picture they were drawn on."""
 
     ids: np.ndarray  # Sorted, bytes
     first: np.ndarray  # int64 [len(ids)+1]
@@ -121,9 +122,9 @@ def load_boxes(
     root_or_file,  # Dataset with a folder `boxes`, a folder of parts, or a file
     ids=None,  # Only these videos
 ) -> Boxes:
-    """Hand and object boxes in Something-Else's format (Materzynska et al., CVPR 2020); what cannot
-    be read in a frame leaves that frame unknown. `FileNotFoundError` without box files, `ValueError`
-    for one that is cut or no such file."""
+    """Hand and object boxes in Something-Else's format (Materzynska et al., CVPR 2020); what
+    cannot be read in a frame leaves that frame unknown. `FileNotFoundError` without box files,
+    `ValueError` for one that is cut or no such file."""
     wanted, found, reach, unreadable = None if ids is None else set(ids), {}, [], {}
     for path in box_files(root_or_file):
         for k, (id, frames) in enumerate(iter_videos(path)):
@@ -164,8 +165,9 @@ def box_step(
     fps: float,  # That its file states; 0 where there is none to state it
     last: int,  # The last frame with boxes, from 0 at 12 a second
 ) -> float:
-    """By how many frames of the boxes the clip moves on from one frame to the next: 1 where it has the
-    same frames, 12 / fps where it was made at another rate; of the two, what agrees with `last`."""
+    """By how many frames of the boxes the clip moves on from one frame to the next: 1 where it has
+    the same frames, 12 / fps where it was made at another rate; of the two, what agrees with
+    `last`."""
     step = 12 / fps if fps and abs(fps - 12) > 0.5 else 1.0
     steps = [s for s in (step, 1.0) if last < n * s + 1] or [step, 1.0]
     return min(steps, key=lambda s: abs(np.log((last + 1) / (n * s))))
@@ -189,7 +191,8 @@ def box_frames(
     n: int,  # Frames in it
     taken,  # Frame indices from 0 [T]
 ) -> np.ndarray:  # int64 [T]
-    "For each frame that was taken, the frame at 12 a second that was on screen: what boxes count in."
+    """For each frame that was taken, the frame at 12 a second that was on screen: what boxes count
+    in."""
     taken, frame = np.asarray(taken), boxes.frame[boxes.rows(id)]
     if not len(frame):
         return taken
@@ -274,7 +277,8 @@ def draw_boxes(
     flipped: bool = False,
 ) -> dict:  # hand, object: bool [T,size,size]; known: bool [T]
     """Masks of hands and objects in a clip; a pixel is inside when its centre is. A frame without
-    annotation, or with a damaged box, is not known; a box that leaves the picture is cut at its edge."""
+    annotation, or with a damaged box, is not known; a box that leaves the picture is cut at its
+    edge."""
     frames, rows, (h, w) = np.asarray(frames), boxes.rows(id), map(int, hw)
     frame, kind, raw = boxes.frame[rows], boxes.kind[rows], boxes.xyxy[rows]
     drawn = (height := boxes.drawn_on(h)), w * height / h

@@ -127,8 +127,9 @@ def label_file(
     root,  # Folder of the dataset
     name,  # 'labels', 'train', 'validation' or 'test'
 ) -> Path:
-    """The JSON file of that name, in `labels/` (the official layout), `annotations/` (mmaction2's) or the
-    folder itself, under its official, older or short name; `FileNotFoundError` where there is none."""
+    """The JSON file of that name, in `labels/` (the official layout), `annotations/` (mmaction2's)
+    or the folder itself, under its official, older or short name; `FileNotFoundError` where
+    there is none."""
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(
@@ -160,8 +161,8 @@ def _where_labels_are(root, name):
     ]
     if lists := [p for p in texts if re.search("folder|list|train|val|test|categor", p.name)]:
         return (
-            f"{lists[0].relative_to(root)} is a list with class numbers, which does not say what the "
-            f"classes are, so put {name}.json from the dataset's labels package beside it"
+            f"{lists[0].relative_to(root)} is a list with class numbers, which does not say what "
+            f"the classes are, so put {name}.json from the dataset's labels package beside it"
         )
     return "unpack the labels package of the dataset there"
 
@@ -195,8 +196,8 @@ def read_classes(
         ) from None
     if sorted(order) != list(range(len(found))):
         raise ValueError(
-            f"{path} does not number its {len(found)} classes from 0 to {len(found) - 1}, each once: "
-            "copy it again from the labels package."
+            f"{path} does not number its {len(found)} classes from 0 to {len(found) - 1}, each "
+            "once: copy it again from the labels package."
         )
     return [order[i] for i in range(len(order))]
 
@@ -211,8 +212,8 @@ def read_records(
 ) -> (
     pd.DataFrame
 ):  # One row a record: id, split, target, label, placeholders, problem, detail, twice
-    """The records of the label files as they are; `problem` is '' or says what is wrong with a record,
-    in one or two words, and `twice` whether its id is there more than once."""
+    """The records of the label files as they are; `problem` is '' or says what is wrong with a
+    record, in one or two words, and `twice` whether its id is there more than once."""
     known, rows = {name: i for i, name in enumerate(classes)}, []
     for split in splits:
         path = label_file(root, split)
@@ -296,8 +297,8 @@ def choose_classes(classes, known) -> list[str]:  # Names in the order of `known
     if isinstance(classes, (str, Path)):
         if not Path(classes).is_file():
             raise ValueError(
-                f"{str(classes)!r} is neither a group of classes ({', '.join(GROUPS)}) nor a file with "
-                "class names."
+                f"{str(classes)!r} is neither a group of classes ({', '.join(GROUPS)}) nor a file "
+                "with class names."
             )
         text = read_text(classes)
         classes = (
@@ -330,8 +331,8 @@ def load_index(
     seed: int = 0,  # Of that choice
     exclude=(),  # Ids to leave out, as an audit lists them
 ) -> Index:
-    """The clips of the label files with their targets by name and their files; `ValueError` on a record
-    no training should see."""
+    """The clips of the label files with their targets by name and their files; `ValueError` on a
+    record no training should see."""
     known = read_classes(root)
     rows = read_records(root, splits, known)
     rows = rows[~rows["id"].isin(set(exclude))]
@@ -372,7 +373,8 @@ def sample_frames(
     | None = None,  # Takes one at random of each part, else that at `phase`
     phase: float = 0.5,  # Where in its part of the clip a frame is taken, 0 to 1
 ) -> np.ndarray:  # int64 [n_out], never decreasing
-    "Indices of the frames to take: one of each of `n_out` equal parts of the clip (TSN's segments)."
+    """Indices of the frames to take: one of each of `n_out` equal parts of the clip (TSN's
+    segments)."""
     at = phase if rng is None else rng.random(n_out)
     return np.minimum(((np.arange(n_out) + at) * n / n_out).astype("int64"), n - 1)
 
@@ -394,8 +396,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def crop_window(
     h: int, w: int, rng=None, scale=(0.6, 1.0), ratio=(0.8, 1.25), place=0.5
 ) -> tuple[int, int, int, int]:  # Top, left, height, width
-    """The square at `place` (0 to 1) along the longer side, or with `rng` a random part of it in area
-    `scale` and aspect `ratio` (as in torchvision's RandomResizedCrop)."""
+    """The square at `place` (0 to 1) along the longer side, or with `rng` a random part of it in
+    area `scale` and aspect `ratio` (as in torchvision's RandomResizedCrop)."""
     side = min(h, w)
     if rng is None:
         return int((h - side) * place), int((w - side) * place), side, side
@@ -416,8 +418,8 @@ def jitter_colour(
     rng,
     strength: float = 0.2,
 ) -> tuple[np.ndarray, np.ndarray]:  # [3,3], [3,1]: a colour x becomes matrix @ x + shift
-    """A change of brightness, contrast and saturation by up to `strength` (torchvision's, without its
-    clamping), the same for all frames."""
+    """A change of brightness, contrast and saturation by up to `strength` (torchvision's, without
+    its clamping), the same for all frames."""
     bright, contrast, colour = rng.uniform(1 - strength, 1 + strength, 3)
     grey = np.array([0.299, 0.587, 0.114])
     return bright * contrast * (colour * np.eye(3) + (1 - colour) * grey), np.full(
@@ -429,8 +431,8 @@ def to_clip(
     x: torch.Tensor,  # uint8 [T,C,H,W]
     rng=None,  # With a generator colours are jittered
 ) -> torch.Tensor:  # float32 [C,T,H,W]
-    """Frames normalised by ImageNet's mean and deviation; jitter and normalisation are one product with
-    a 3x3 matrix, so that a thread has time left for training."""
+    """Frames normalised by ImageNet's mean and deviation; jitter and normalisation are one product
+    with a 3x3 matrix, so that a thread has time left for training."""
     (mean, std), (t, c, h, w) = _scale(), x.shape
     flat = x.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format).view(c, -1)
     if rng is None:
@@ -455,16 +457,16 @@ def denormalise(clip: torch.Tensor) -> np.ndarray:  # uint8 [T,H,W,C]
 
 # %% ../../nbs/00_data.ipynb #00-039
 def flip_targets(classes) -> np.ndarray:  # int64 [n]: the target of a mirrored clip of each class
-    """Swaps left/right twins; `ValueError` when a class speaks of left or right and has no twin among
-    `classes`."""
+    """Swaps left/right twins; `ValueError` when a class speaks of left or right and has no twin
+    among `classes`."""
     out = np.arange(len(classes))
     for i, name in enumerate(classes):
         if (twin := FLIP_TWINS.get(name)) in classes:
             out[i] = classes.index(twin)
         elif re.search(r"\b(left|right)\b(?! out)", name):
             raise ValueError(
-                f"Clips cannot be flipped: a mirrored {name!r} has no class here; switch flip off or "
-                f"add {twin or 'its twin'!r}."
+                f"Clips cannot be flipped: a mirrored {name!r} has no class here; switch flip off "
+                f"or add {twin or 'its twin'!r}."
             )
     return out
 
@@ -473,12 +475,12 @@ ORDERS = ("ordered", "reversed", "shuffled", "frozen")
 
 
 class ClipDataset(torch.utils.data.Dataset):
-    """Clips of an index. An item is a dict: clip float32 [C,T,size,size] normalised, target int, id,
-    frames int64 [T] (which were taken, in the order shown), hw int64 [2] (the video's height and
-    width), window float32 [4] (top, left, height, width as fractions), flipped bool; with `boxes` also
-    hand and object bool [T,size,size] and known bool [T]. In training frames, window, colour and mirror
-    are drawn from (seed, epoch, id); else centre crop of uniform frames. Boxes that do not fit these
-    clips are not used, with a warning."""
+    """Clips of an index. An item is a dict: clip float32 [C,T,size,size] normalised, target int,
+    id, frames int64 [T] (which were taken, in the order shown), hw int64 [2] (the video's
+    height and width), window float32 [4] (top, left, height, width as fractions), flipped bool;
+    with `boxes` also hand and object bool [T,size,size] and known bool [T]. In training frames,
+    window, colour and mirror are drawn from (seed, epoch, id); else centre crop of uniform
+    frames. Boxes that do not fit these clips are not used, with a warning."""
 
     def __init__(
         self,
@@ -493,7 +495,7 @@ class ClipDataset(torch.utils.data.Dataset):
         boxes=None,  # Boxes to bring along
         phase: float = 0.5,  # Another view: where in its part of the clip a frame is taken
         place: float = 0.5,  # Another view: where along the longer side the square is
-        min_area: float = 0.6,  # Training: the smallest window, as a share of the centre square's area
+        min_area: float = 0.6,  # Training: the smallest window as a share of the centre square
     ):
         if order not in ORDERS:
             raise ValueError(f"{order!r} is no order of frames: take {', '.join(ORDERS)}.")
@@ -526,7 +528,8 @@ class ClipDataset(torch.utils.data.Dataset):
         return taken
 
     def _read(self, i, rng):
-        "Frames, the video's height and width, the number of its frames, the indices of those taken."
+        """Frames, the video's height and width, the number of its frames, the indices of those
+        taken."""
         seen = []
         pick = lambda n: seen.append((n, self._take(n, rng))) or seen[0][1]
         if self.cache is None:
