@@ -582,7 +582,7 @@ def forget_audit(study, results):
 
     path = results / "audit.json"
     try:
-        load_audit(path).check(study.data.max_excluded)
+        load_audit(path).of(study.data.classes).check(study.data.max_excluded)
     except FileNotFoundError:
         return
     except ValueError:

@@ -37,6 +37,7 @@ MEDIA = (
     "rawframes",
     "train",
     "validation",
+    "val",
     "test",
     "",
 )
@@ -59,7 +60,11 @@ def list_media(root) -> dict[str, str]:
             path = "" if outside else e.path
             if ext.lower() in VIDEO:
                 found.setdefault(stem, path)
-            elif not ext and e.name not in (*MEDIA, "labels", "boxes") and (not path or e.is_dir()):
+            elif (
+                not ext
+                and e.name not in (*MEDIA, "labels", "annotations", "boxes")
+                and (not path or e.is_dir())
+            ):
                 folders[e.name] = path
         for stem, path in folders.items():
             found.setdefault(stem, path)

@@ -33,7 +33,7 @@ def clips_of(study, split, results=None, per_class=None) -> Index:
     excluded = ()
     if results:
         audit = load_audit(Path(results) / "audit.json", study.data.root)
-        audit.check(study.data.max_excluded)
+        audit.of(study.data.classes).check(study.data.max_excluded)
         excluded = audit.excluded
     return load_index(
         study.data.root,
