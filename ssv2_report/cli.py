@@ -40,9 +40,10 @@ console = Console(stderr=True, highlight=False)
 
 
 def absolute(study):
-    return (
-        str(Path(study).resolve()) if str(study).endswith((".yaml", ".yml")) else study
-    )  # notebooks run in another folder
+    "A study's file as an absolute path, since notebooks run in another folder; a name as it is."
+    path = Path(study).expanduser()
+    is_file = str(study).endswith((".yaml", ".yml")) and path.is_file()
+    return str(path.resolve()) if is_file else study
 
 
 StudyName = Annotated[
