@@ -194,15 +194,16 @@ def weights_of(study, exp, seed, results):
     )
 
 # %% ../../nbs/study/runs.ipynb #runs-10b
-def _classes_of(study) -> list[str] | None:
-    "The chosen classes; None before the dataset is there."
+def _known_classes(study) -> list[str] | None:
+    "The classes of a study's dataset; None before it is there."
     try:
-        known = read_classes(study.data.root)
+        return read_classes(study.data.root)
     except FileNotFoundError:
         if not study.data.demo:
             return None
-        from ssv2_report.demo.world import CLASSES as known
-    return choose_classes(study.data.classes, known)
+        from ssv2_report.demo.world import CLASSES
+
+        return list(CLASSES)
 
 
 def _check_network(study, exp, classes):
@@ -224,13 +225,14 @@ def _check_network(study, exp, classes):
 def check_study(study):
     """Refuse in one sentence, as a ValueError, what only data and networks can judge: classes that are
     not there, networks that cannot be built, local weights that do not fit."""
-    classes = _classes_of(study)
+    known = _known_classes(study)
+    classes = known and choose_classes(study.data.classes, known)
     for name, h in study.hypotheses.items():
-        for wanted in h.clips if classes and isinstance(h.clips, list) else []:
-            if wanted not in classes:
+        for wanted in h.clips if known and isinstance(h.clips, list) else []:
+            if wanted not in known:
                 raise ValueError(
-                    f"Hypothesis {name!r} is about {wanted!r}, which is no class of this study; "
-                    f"{nearest(wanted, classes)}"
+                    f"Hypothesis {name!r} is about {wanted!r}, which is no class of the dataset; "
+                    f"{nearest(wanted, known)}"
                 )
     seen = set()
     for name, exp in study.experiments.items():
