@@ -639,6 +639,12 @@ def made_up_study(tmp_path, world, experiments=None, **kw):
         (dict(model="test_resnet", init="cut.pth"), "'a': .*cut.pth is cut short or damaged"),
         (dict(model="i3d:ecaresnet26t"), "'a': .*no 3D twin"),
         (dict(model="test_resnet", flip=True), None),
+        (dict(model="r3d_18", batch_size=1), None),
+        (dict(model="test_resnet", stages=4, n_frames=1, batch_size=1), "'a': .*parts of 1 clips"),
+        (
+            dict(model="resnet18", stages=4, n_frames=1, batch_size=4, accumulate=4),
+            "'a': .*parts of 1 clips",
+        ),
     ],
 )
 def test_what_a_study_asks_for_is_tried_before_training(tmp_path, world, change, says):
@@ -646,6 +652,7 @@ def test_what_a_study_asks_for_is_tried_before_training(tmp_path, world, change,
     torch.save(runs.create_2d("test_resnet", 7).backbone.state_dict(), path)
     (tmp_path / "cut.pth").write_bytes(path.read_bytes()[:5000])
     study = made_up_study(tmp_path, world, {"a": dict(title="a", **change)})
+    study.data.size = 32
     if not says:
         return runs.check_study(study)
     with pytest.raises(ValueError, match=f"Experiment {says}") as e:
@@ -925,6 +932,27 @@ def test_a_batch_that_does_not_fit_is_one_sentence(tmp_path):
 def test_there_must_be_something_to_train_on(n, val, classes, processes, change, says):
     with pytest.raises(ValueError, match=says):
         clips_a_step(experiment(**change), CLASSES[:classes], range(n), range(val), processes)
+
+
+@pytest.mark.parametrize("change", [dict(batch_size=1), dict(batch_size=4, accumulate=4)])
+def test_one_value_is_not_normalised(tmp_path, change):
+    exp = experiment(n_frames=1, output_stride=None, **change)
+    with pytest.raises(ValueError, match="Batch norm needs more than one value.*raise batch_size"):
+        fit(exp, CLASSES, Clips(12, 1), Clips(6, 1), tmp_path, seed=1)
+
+
+@pytest.mark.parametrize(
+    "cores, wish, threads", [(2, None, 1), (8, None, 4), (1, "", 1), (2, "2", 2)]
+)
+def test_half_of_the_cores_compute(monkeypatch, cores, wish, threads):
+    chosen = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if wish is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", wish)
+    train.use_threads()
+    assert chosen == [threads]
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path):

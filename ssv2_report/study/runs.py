@@ -209,14 +209,16 @@ def _known_classes(study) -> list[str] | None:
 def _check_network(study, exp, classes):
     "ValueError where the network of an experiment cannot be built, started or given its clips."
     with torch.device("meta"):
-        model = build_model(exp, classes).eval()
-    clip = torch.empty(1, 3, exp.n_frames, *[study.data.size] * 2, device="meta")
+        model = build_model(exp, classes).train()
+    part = max(exp.batch_size // exp.accumulate, 1)
+    clips = torch.empty(part, 3, exp.n_frames, *[study.data.size] * 2, device="meta")
     try:
-        model(clip)
-    except RuntimeError as e:
+        with torch.no_grad():
+            model(clips)
+    except (RuntimeError, ValueError) as e:
         raise ValueError(
-            f"{exp.model} cannot take {exp.n_frames} frames of {study.data.size} pixels "
-            f"({str(e).splitlines()[0]}); give it more."
+            f"{exp.model} cannot be trained on parts of {part} clips of {exp.n_frames} frames of "
+            f"{study.data.size} pixels ({str(e).splitlines()[0]}); give it more of them."
         ) from None
     if exp.init and Path(exp.init).is_file() and not is_run(exp.init):
         published(exp, exp.init)
@@ -236,8 +238,8 @@ def check_study(study):
                 )
     seen = set()
     for name, exp in study.experiments.items():
-        fields = ("model", "init", "output_stride", "stages", "maxpool", "n_frames")
-        if (look := tuple(getattr(exp, f) for f in fields)) in seen:
+        fields = ("model", "init", "output_stride", "stages", "maxpool", "n_frames", "batch_size")
+        if (look := tuple(getattr(exp, f) for f in (*fields, "accumulate"))) in seen:
             continue
         seen.add(look)
         try:
