@@ -255,11 +255,8 @@ def train(
 
     import psutil
 
-    from ssv2_report.study.runs import check_study
-
     s = load_study(study)
     find_experiment(s, name)
-    check_study(s)
     out = results_folder(s, results)
     run = run_folder(s, out, name, seed)
 
