@@ -40,9 +40,10 @@ console = Console(stderr=True, highlight=False)
 
 
 def absolute(study):
-    return (
-        str(Path(study).resolve()) if str(study).endswith((".yaml", ".yml")) else study
-    )  # notebooks run in another folder
+    "A study's file as an absolute path, since notebooks run in another folder; a name as it is."
+    path = Path(study).expanduser()
+    is_file = str(study).endswith((".yaml", ".yml")) and path.is_file()
+    return str(path.resolve()) if is_file else study
 
 
 StudyName = Annotated[
@@ -224,9 +225,10 @@ def cache(
     workers: Annotated[int, typer.Option(min=1)] = 2,
 ):
     "Decode every clip once, at the size the networks see."
-    from ssv2_report.study.runs import cache_of, clips_of
+    from ssv2_report.study.runs import cache_of, check_study, clips_of
 
     s = load_study(study)
+    check_study(s)
     out = results_folder(s, results)
     for split in ("train", "validation"):
         cache_of(
@@ -614,9 +616,12 @@ def reproduce(
     ] = False,
 ):
     "Do everything: data, audit, training, maps, analysis, report. A second call with nothing changed does nothing."
+    from ssv2_report.study.runs import check_study
+
     s, root = load_study(study), project_root()
     out, report = results_folder(s, results), root / "_report" / s.name / "index.html"
     check_data(s)
+    check_study(s)
     check_paths(out, s.name, s.data.root)
     check_writable(out)
     cores = (
@@ -744,9 +749,10 @@ def plan(
     from rich.table import Table
 
     from ssv2_report.models.net2d import cost
-    from ssv2_report.study.runs import build_model
+    from ssv2_report.study.runs import build_model, check_study
 
     s, official = load_study(study), dict(train=168_913, validation=24_777)
+    check_study(s)
     clips = (
         {
             k: n * 10
