@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CASE_RULES', 'COLUMN', 'PAGE', 'COLOURS', 'MARKERS', 'STYLE', 'ANCHORS', 'SHARES', 'CLIP_MEASURES', 'RELIANCE',
            'over_clips', 'choose_cases', 'look', 'legend', 'dots', 'curves', 'pair_matrices', 'against_compute',
-           'save_figure', 'save_table', 'percent', 'with_interval', 'plain_table', 'literal', 'cell', 'difference',
-           'finding', 'spoken', 'findings', 'reliance_measures']
+           'save_figure', 'save_table', 'percent', 'with_interval', 'noted', 'plain_table', 'literal', 'cell',
+           'difference', 'finding', 'spoken', 'findings', 'reliance_measures']
 
 # %% ../../nbs/05_analysis.ipynb #c002
 import re
@@ -280,6 +280,13 @@ def with_interval(e, factor=1, digits=2, sign="") -> str:
             for k in ("mean", "lo", "hi")
         )
     )
+
+
+def noted(text, clips, most) -> str:
+    "`text`, with the number of clips it rests on where its neighbours rest on `most` and it on fewer."
+    if text == "–" or not clips < most:
+        return text
+    return f"{text}\u00a0(n\u00a0=\u00a0{clips:.0f})"
 
 
 def plain_table(table):
