@@ -364,9 +364,9 @@ def latex_table(table, name) -> str:
         for k, c in enumerate(cells.columns)
     }
     star = "*" if sum(min(w, 32) for w in widths.values()) > 48 else ""
-    kinds = "".join(
-        r">{\raggedright\arraybackslash}p{15em}" if w > 32 else "l" for w in widths.values()
-    )
+    long = [c for c, w in widths.items() if w > 32]
+    text = r">{\raggedright\arraybackslash}p{%dem}" % (24 if len(long) == 1 else 15)
+    kinds = "".join(text if c in long else "l" for c in widths)
     rows = [[latex(c) for c in cells.columns], *([latex(x) for x in r] for r in cells.to_numpy())]
     head, *body = (
         ("{}" if r[0].startswith(("[", "*")) else "") + " & ".join(r) + r" \\" for r in rows
