@@ -114,6 +114,9 @@ def test_tables_come_as_csv_latex_and_markdown(tmp_path):
         and r"share (\%)" in (tmp_path / "t.tex").read_text()
     )
     assert r"| a\_b \& c |" in re.sub(" +", " ", (tmp_path / "t.md").read_text())
+    gaps = pd.DataFrame([["x", np.nan, None]], columns=["a", "b", "b"])  # two networks of one name
+    save_table(gaps, tmp_path, "gaps")
+    assert r"x & -- & -- \\" in (tmp_path / "gaps.tex").read_text()
     save_table(pd.DataFrame(), tmp_path, "empty")
     assert (tmp_path / "empty.tex").read_text().startswith("%")
 
@@ -275,6 +278,7 @@ def page(results, v):
     }
     index = json.loads((ROOT / "nbs" / "index.ipynb").read_text())["cells"]
     text = "\n\n".join(substitute("".join(c["source"]), v) for c in index)
+    assert yaml.safe_load(text.split("\n---\n")[0])["title"] == v["study"]["title"]
     named = set(re.findall(r"@((?:fig|tbl)-\w+)", text + json.dumps(v["caption"])))
     assert named <= shown, named - shown
     assert not re.search(

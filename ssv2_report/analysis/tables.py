@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CASE_RULES', 'COLUMN', 'PAGE', 'COLOURS', 'MARKERS', 'STYLE', 'ANCHORS', 'LATEX', 'ACCENTS', 'SHARES',
            'CLIP_MEASURES', 'RELIANCE', 'over_clips', 'choose_cases', 'look', 'legend', 'dots', 'curves',
-           'pair_matrices', 'against_compute', 'save_figure', 'stamp', 'save_table', 'counted', 'percent',
+           'pair_matrices', 'against_compute', 'save_figure', 'stamp', 'texts_of', 'save_table', 'counted', 'percent',
            'with_interval', 'noted', 'plain_table', 'literal', 'latex', 'latex_table', 'caption_latex', 'cell',
            'difference', 'finding', 'spoken', 'findings', 'reliance_measures']
 
@@ -261,11 +261,16 @@ def stamp(fig):
     fig.text(0.5, 0.5, "SIMULATED", gid="simulated", **look)
 
 
+def texts_of(table):
+    "The cells of a table as text, a dash where there is none."
+    return table.astype(object).map(lambda x: "–" if pd.isna(x) else str(x))
+
+
 def save_table(table, folder, name):
     "Save a table as CSV, Markdown and LaTeX; `caption_latex` gives the last its caption."
     Path(folder).mkdir(parents=True, exist_ok=True)
     table.to_csv(Path(folder) / f"{name}.csv", index=False)
-    markdown = table.astype(str).map(literal).rename(columns=literal)
+    markdown = texts_of(table).map(literal).rename(columns=literal)
     (Path(folder) / f"{name}.md").write_text(
         markdown.to_markdown(index=False, disable_numparse=True) + "\n", encoding="utf-8"
     )
@@ -358,15 +363,13 @@ def latex_table(table, name) -> str:
     wider than that."""
     if table.empty:
         return "% This run has nothing to show here.\n"
-    cells = table.astype(str)
-    widths = {
-        c: max([len(str(c)), *(len(x) for x in cells.iloc[:, k])])
-        for k, c in enumerate(cells.columns)
-    }
-    star = "*" if sum(min(w, 32) for w in widths.values()) > 48 else ""
-    long = [c for c, w in widths.items() if w > 32]
-    text = r">{\raggedright\arraybackslash}p{%dem}" % (24 if len(long) == 1 else 15)
-    kinds = "".join(text if c in long else "l" for c in widths)
+    cells = texts_of(table)
+    widths = [max(len(x) for x in [str(c), *cells.iloc[:, k]]) for k, c in enumerate(cells)]
+    star = "*" if sum(min(w, 32) for w in widths) > 48 else ""
+    wide = 24 if sum(w > 32 for w in widths) == 1 else 15
+    kinds = "".join(
+        r">{\raggedright\arraybackslash}p{%dem}" % wide if w > 32 else "l" for w in widths
+    )
     rows = [[latex(c) for c in cells.columns], *([latex(x) for x in r] for r in cells.to_numpy())]
     head, *body = (
         ("{}" if r[0].startswith(("[", "*")) else "") + " & ".join(r) + r" \\" for r in rows
