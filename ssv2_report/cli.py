@@ -811,6 +811,7 @@ def figures(
     import pandas as pd
     import yaml
 
+    from ssv2_report.analysis.tables import caption_latex
     from ssv2_report.report.site import captions
 
     s = load_study(study)
@@ -826,6 +827,8 @@ def figures(
         files = sorted((folder / dict(fig="figures", tbl="tables")[kind]).glob(f"{name}.*"))
         for f in files:
             shutil.copy2(f, out / f"{kind}-{f.name}")
+        if kind == "tbl" and files:
+            caption_latex(out / f"tbl-{name}.tex", caption)
         if files:
             found.append(
                 dict(
