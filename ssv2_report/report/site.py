@@ -12,17 +12,22 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
+import warnings
 from pathlib import Path
 
 import nbformat
 import yaml
 
 from ssv2_report.report.pages import (
+    INTERACTIVE,
+    UNNAMED,
     Page,
     ReportError,
     asset,
     cell_options,
     digest,
+    is_table,
     navigation,
     write_html,
     write_pdf,
@@ -357,6 +362,24 @@ def _copy(source, target):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
 
+
+def _write(path, text):
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def _site_config(path):
+    "The project's `_quarto.yml` for the staged folder, whose notebooks are the pages; ReportError where it is no YAML."
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ReportError(
+            f"'_quarto.yml' is not YAML ({' '.join(str(error).split())}); correct it."
+        ) from error
+    config["project"] = {"type": "website", "output-dir": "_site", "render": ["*.ipynb"]}
+    config["filters"] = ["quarto.lua", *config.get("filters", [])]
+    return yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+
 # %% ../../nbs/report/site.ipynb #16697e06
 def stage(
     site: Path,  # Folder to write, which Quarto and `render` both read
@@ -377,6 +400,7 @@ def stage(
         root / "_quarto.yml",
         root / "nbs" / "references.bib",
         asset("quarto.scss"),
+        asset("quarto.lua"),
         *map(Path, resources),
     ]
     missing = next((p for p in [*beside, *map(Path, notebooks.values())] if not p.exists()), None)
@@ -404,29 +428,133 @@ def stage(
                 for c in split_title(nb["cells"])
             ]
             text = _staged(
-                embed(cells, others, page), nb["metadata"], variables, notebooks[page], page, links
+                _own_ids(embed(cells, others, page)),
+                nb["metadata"],
+                variables,
+                notebooks[page],
+                page,
+                links,
             ).replace(f"{root.resolve()}/", "")
             (site / f"{page}.ipynb").write_text(text, encoding="utf-8")
-    for path in beside:
+    for path in beside[1:]:
         _copy(path, site / path.name)
+    _write(site / "_quarto.yml", _site_config(beside[0]))
     for page in known.keys() - done.keys():
         (site / f"{page}.ipynb").unlink(missing_ok=True)
     if done != known:
         (site / ".staged.json").write_text(json.dumps(done, indent=1), encoding="utf-8")
     return site
 
+# %% ../../nbs/report/site.ipynb #quarto-page
+def _own_ids(cells):
+    "Give a heading of the same name as a labelled cell an id of its own: the label leads to the cell."
+    labels = {m[1] for c in cells if (m := re.search(r"(?m)^#\| *label: *([\w-]+)", c["source"]))}
+
+    def named(m):
+        slug = re.sub(r"[^\w. -]", "", m[2]).strip().lower().replace(" ", "-")
+        return f"{m[0]} {{#section-{slug}}}" if slug in labels else m[0]
+
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = re.sub(r"(?m)^(#+) +([^{}\n]+?)[ \t]*$", named, cell["source"])
+    return cells
+
+
+def _for_quarto(nb):
+    """A staged notebook as Quarto takes it without asking the network for jQuery: HTML as raw
+    Markdown, with the picture that stands for it in print; and every picture with a text."""
+    for cell in nb.cells:
+        if cell.cell_type != "code":
+            continue
+        options = cell_options(cell.source)[0]
+        pictures = [d for o in cell.outputs if (d := o.get("data", {})) and "image/png" in d]
+        if pictures and not {"fig-alt", "fig-cap"} & options.keys():
+            cell.source = f'#| fig-alt: "{UNNAMED}"\n{cell.source}'
+        asis = options.get("output") == "asis"
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if "text/html" not in data or asis:
+                continue
+            value, still = "".join(data.pop("text/html")), data.pop("image/png", None)
+            shown = f"```{{=html}}\n{value}\n```"
+            if still or not is_table(value):
+                image = f"![](data:image/png;base64,{still})" if still else INTERACTIVE
+                shown = (
+                    f"::: {{.content-visible when-format=html}}\n{shown}\n:::\n\n"
+                    f"::: {{.content-visible unless-format=html}}\n{image}\n:::"
+                )
+            data["text/markdown"] = shown
+    return nb
+
 # %% ../../nbs/report/site.ipynb #9fbc690c
+def _complaints(text):
+    "Errors and warnings among the lines of progress that Quarto prints, whole and without colours."
+    found, inside = [], False
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines():
+        if re.match(r"\W*(ERROR|WARN(ING)?)\b", line):
+            found.append([line])
+            inside = True
+        elif not line.strip() or re.match(r"\s*\[ *[\w/]+\]|Output created", line):
+            inside = False
+        elif inside:
+            found[-1].append(line)
+    return [" ".join(" ".join(lines).split()) for lines in found]
+
+
+_TWIN_ID = re.compile(
+    r'(<link\b[^>]*\bquarto-color-(?:alternate|scheme-extra)\b[^>]*?) id="[^"]*"([^>]*>)'
+)
+
+
 def _by_quarto(quarto, site, out):
-    run = subprocess.run(
-        [quarto, "render", str(site), "--no-execute"], capture_output=True, text=True
-    )
-    if run.returncode:
-        raise ReportError(
-            f"Quarto could not render '{site}' ({' '.join(run.stderr.split())[-400:]}); correct the notebook that it names."
+    "Render a copy of the staged site by Quarto, and take the result when it is whole; its files."
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder).resolve() / "site"
+        shutil.copytree(site, copy, ignore=shutil.ignore_patterns("_site", ".*"))
+        for path in copy.glob("*.ipynb"):
+            nbformat.write(_for_quarto(nbformat.read(path, as_version=4)), path)
+        run = subprocess.run(
+            [quarto, "render", str(copy), "--no-execute"],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
-    shutil.copytree(site / "_site", out, dirs_exist_ok=True)
+        said = _complaints(run.stderr + "\n" + run.stdout)
+        if run.returncode:
+            why = " ".join(said) or " ".join((run.stderr or run.stdout).split())
+            raise ReportError(
+                f"Quarto could not render '{site}' ({why}); correct the notebook that it names."
+            )
+        for complaint in said:
+            warnings.warn(f"Quarto: {complaint}")
+        made = copy / "_site"
+        for page in made.glob("*.html"):  # the two themes' sheets share one id
+            text = page.read_text(encoding="utf-8")
+            page.write_text(_TWIN_ID.sub(r"\1\2", text), encoding="utf-8")
+        shutil.copytree(made, out, dirs_exist_ok=True)
+        return [p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()]
 
 
+def _files(out, pages, site):
+    "Files of the pages that `_embedded` has made."
+    wanted = [f"{name}{end}" for name in pages for end in (".html", ".pdf", "_files/*")]
+    beside = [p.relative_to(site).as_posix() for p in site.rglob("*")]
+    found = [p for pattern in [*wanted, "assets/*"] for p in out.glob(pattern) if p.is_file()]
+    return [p.relative_to(out).as_posix() for p in found] + [
+        p for p in beside if (out / p).is_file()
+    ]
+
+
+def _remove(out, files):
+    "Remove files that an earlier rendering left, and the folders that this empties."
+    for name in files:
+        (out / name).unlink(missing_ok=True)
+    for folder in sorted({p for name in files for p in (out / name).parents}, reverse=True):
+        if out in folder.parents and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+# %% ../../nbs/report/site.ipynb #embedded
 def _embedded(site, out, config, inputs, known):
     "Render the staged pages that changed by pandoc and Typst; a digest for each."
     staged = {path.stem: nbformat.read(path, as_version=4) for path in sorted(site.glob("*.ipynb"))}
@@ -456,8 +584,6 @@ def _embedded(site, out, config, inputs, known):
             else ""
         )
         write_html(page, site, out, config, nav, pdf)
-    for name in known.keys() - made.keys():
-        (out / f"{name}.html").unlink(missing_ok=True)
     return made
 
 # %% ../../nbs/report/site.ipynb #4da6525a
@@ -496,12 +622,13 @@ def render(
         raise ReportError(
             f"'_quarto.yml' is not YAML ({' '.join(str(error).split())}); correct it."
         ) from error
-    pages = (
-        _by_quarto(quarto, site, out)
-        if quarto
-        else _embedded(site, out, config, inputs, known.get("pages") or {})
-    )
+    if quarto:
+        pages, files = {}, _by_quarto(quarto, site, out)
+    else:
+        pages = _embedded(site, out, config, inputs, known.get("pages") or {})
+        files = _files(out, pages, site)
+    _remove(out, set(known.get("files") or []) - set(files))
     (out / ".rendered.json").write_text(
-        json.dumps(dict(whole=whole, pages=pages), indent=1), encoding="utf-8"
+        json.dumps(dict(whole=whole, pages=pages, files=sorted(files)), indent=1), encoding="utf-8"
     )
     return out / "index.html"
