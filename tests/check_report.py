@@ -170,11 +170,11 @@ def planned(study, results):
         "--dry-run",
     ]
     log = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    blocks = re.findall(r"(?ms)^(?:local)?rule (\w+):\n(.*?)(?=^\[|\n\n|\Z)", log)
     return {
-        (rule, m[1] if (m := re.search(r"experiment=([\w-]+)", text)) else None)
-        for rule, text in blocks
-    } - {("all", None)}
+        (rule, m[1] if (m := re.fullmatch(r"([\w-]+)-s\d+", of)) else None)
+        for rule, _, of in (line.partition(" ") for line in log.splitlines())
+        if not rule.startswith("Nothing")
+    }
 
 
 def test_only_what_a_change_concerns_is_redone(report, tmp_path):
