@@ -40,6 +40,9 @@ ROOT = Path(__file__).parent.parent
 CHROMIUM = "/usr/bin/chromium"
 VARIABLES = dict(clips=480, accuracy=dict(gain="12.5 points", interval="9.1 to 15.8"))
 
+needs_quarto = pytest.mark.skipif(not shutil.which("quarto"), reason="Quarto is not on the PATH")
+
+
 CONFIG = """
 project: {type: website}
 lang: en
@@ -395,6 +398,61 @@ def test_pdf_says_the_same(index, tmp_path):
     assert "plot(history)" not in words
 
 
+def words_of(pdf):
+    "Every word of a PDF as page, left, top, right, bottom (points) and text, by its own positions."
+    if not shutil.which("pdftotext"):
+        pytest.skip("pdftotext (poppler-utils) is not installed, so no words of PDFs can be placed")
+    text = subprocess.run(
+        ["pdftotext", "-bbox", str(pdf), "-"], capture_output=True, text=True, check=True
+    ).stdout
+    found = []
+    for number, page in enumerate(text.split("<page ")[1:], 1):
+        for m in re.finditer(
+            r'<word xMin="([\d.]+)" yMin="([\d.]+)" xMax="([\d.]+)" yMax="([\d.]+)">(.*?)</word>',
+            page,
+        ):
+            found.append((number, *map(float, m.groups()[:4]), m[5]))
+    return found
+
+
+RENDERERS = [None, pytest.param("quarto", marks=needs_quarto)]
+LONG = pd.DataFrame(
+    dict(name=[f"row{i:03d}" for i in range(70)], top=[i / 70 for i in range(70)])
+).set_index("name")
+TABLES = {
+    "html": code(
+        '#| label: tbl-long\n#| tbl-cap: "Seventy."\nt',
+        outputs=[show(text_html=LONG.to_html(), text_plain="x")],
+    ),
+    "unlabelled": code("t", outputs=[show(text_html=LONG.to_html(), text_plain="x")]),
+    "markdown": code(
+        '#| label: tbl-long\n#| tbl-cap: "Seventy."\nt',
+        outputs=[show(text_markdown=LONG.to_markdown(), text_plain="x")],
+    ),
+    "prose": md(LONG.to_markdown() + "\n\n: Seventy. {#tbl-long}"),
+}
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+@pytest.mark.parametrize("kind", TABLES)
+def test_long_tables_are_whole_in_print(project, tmp_path, renderer, kind):
+    root, _ = project
+    cells = [md("# A page\n\n" + "Before. " * 200), TABLES[kind], md("After it.")]
+    book = dict(index=write(tmp_path / "index.ipynb", cells))
+    quarto = renderer and shutil.which(renderer)
+    page = render(stage(tmp_path / "site", book, {}, root), tmp_path / "out", quarto=quarto)
+    words = words_of(page.with_suffix(".pdf"))
+    rows = [w for w in words if re.fullmatch(r"row\d+", w[5])]
+    assert [w[5] for w in rows] == list(LONG.index)
+    for number in {w[0] for w in rows}:
+        here = [w for w in words if w[0] == number]
+        lowest, *others = sorted(here, key=lambda w: -w[4])
+        assert lowest[5] == str(number), "the page's number is the lowest word"
+        assert max(w[4] for w in others) < lowest[2], "nothing lies over the page's number"
+        tops = sorted(w[2] for w in rows if w[0] == number)
+        assert all(b - a > 8 for a, b in zip(tops, tops[1:])), "no row lies over another"
+
+
 def test_mistakes_are_one_sentence(project, tmp_path):
     root, books = project
     page = lambda *cells: dict(index=write(tmp_path / "index.ipynb", list(cells)))
@@ -493,9 +551,6 @@ def elements(path):
 def test_a_page_has_all_that_is_compared(index):
     found = elements(index)
     assert all(found.values()), {k for k, v in found.items() if not v}
-
-
-needs_quarto = pytest.mark.skipif(not shutil.which("quarto"), reason="Quarto is not on the PATH")
 
 
 @needs_quarto
