@@ -475,7 +475,13 @@ def render(study: StudyName = "demo", results: Results = None):
             f"{missing[0]} is missing; run `ssv2 reproduce {study}` to make it."
         )
     site.stage(out / "site", pages, yaml.safe_load((out / "variables.yml").read_text()), root)
-    print(site.render(out / "site", root / "_report" / s.name))
+    quarto = shutil.which("quarto")
+    print(site.render(out / "site", root / "_report" / s.name, quarto))
+    if quarto:
+        console.print(
+            "Made by Quarto, some of whose scripts a browser only runs from a web server,"
+            " such as `quarto preview`."
+        )
 
 # %% ../nbs/report/cli.ipynb #c014
 def expected_seconds(study, rule, wildcards=None) -> float:

@@ -31,9 +31,17 @@ def open_page(browser, path, width):
     "The page offline, and everything that went wrong while it loaded."
     context = browser.new_context(viewport=dict(width=width, height=900), offline=True)
     page, wrong = context.new_page(), []
-    page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda e: wrong.append(str(e)))
-    page.on("requestfailed", lambda r: wrong.append(f"failed: {r.url}"))
+    # Quarto's own module scripts, which a browser forbids under file://; the command says so.
+    forbidden = re.compile(r"site_libs/quarto-html/[\w/-]+\.js|^Failed to load .*ERR_FAILED$")
+    quarto = (path.parent / "site_libs" / "quarto-html").is_dir()
+
+    def note(text):
+        if not (quarto and forbidden.search(text)):
+            wrong.append(text)
+
+    page.on("console", lambda m: note(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: note(str(e)))
+    page.on("requestfailed", lambda r: note(f"failed: {r.url}"))
     page.on(
         "request",
         lambda r: (

@@ -755,6 +755,35 @@ def test_pages_work_in_a_browser_without_a_network(browser, index, width, scheme
     context.close()
 
 
+HOSTILE = [
+    "[press](javascript:document.title='canary')",
+    "[press](JaVaScRiPt:document.title='canary')",
+    "[press](java&#115;cript:document.title='canary')",
+    "[press](<java\tscript:document.title='canary'>)",
+    "[press](<data:text/html,document.title='canary'>)",
+    "[press](vbscript:canary)",
+    "[press][x]\n\n[x]: javascript:document.title='canary'",
+]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_no_link_runs_code(browser, project, tmp_path, renderer):
+    root, _ = project
+    cells = [md("# A page"), *map(md, HOSTILE), md("{{< var name >}}")]
+    cells.append(code("x", outputs=[show(text_markdown="[press](javascript:canary)")]))
+    book = dict(index=write(tmp_path / "index.ipynb", cells))
+    site = stage(tmp_path / "site", book, dict(name=HOSTILE[0]), root)
+    path = render(site, tmp_path / "out", quarto=renderer and shutil.which(renderer))
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    links = page.eval_on_selector_all("main a[href]", "as => as.map(a => a.protocol)")
+    said = page.inner_text("main")
+    page.close()
+    assert set(links) <= {"file:", "http:", "https:", "mailto:"}
+    assert said.count("press") == len(HOSTILE) + 2
+    assert b"canary" not in path.with_suffix(".pdf").read_bytes()
+
+
 def test_axe_finds_nothing(browser, index):
     axe = pytest.importorskip(
         "axe_playwright_python",
