@@ -511,11 +511,6 @@ def _complaints(text):
     return [" ".join(" ".join(lines).split()) for lines in found]
 
 
-_TWIN_ID = re.compile(
-    r'(<link\b[^>]*\bquarto-color-(?:alternate|scheme-extra)\b[^>]*?) id="[^"]*"([^>]*>)'
-)
-
-
 def _by_quarto(quarto, site, out):
     "Render a copy of the staged site by Quarto, and take the result when it is whole; its files."
     with tempfile.TemporaryDirectory() as folder:
@@ -539,9 +534,6 @@ def _by_quarto(quarto, site, out):
         for complaint in said:
             warnings.warn(f"Quarto: {complaint}")
         made = copy / "_site"
-        for page in made.glob("*.html"):  # the two themes' sheets share one id
-            text = page.read_text(encoding="utf-8")
-            page.write_text(_TWIN_ID.sub(r"\1\2", text), encoding="utf-8")
         shutil.copytree(made, out, dirs_exist_ok=True)
         return [p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()]
 
