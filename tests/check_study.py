@@ -76,11 +76,11 @@ class Few:
         "Rule and experiment of each job that would run."
         code, said = self.call(*(args or self.reproduce), "--dry-run")
         assert code == 0, said
-        blocks = re.findall(r"(?ms)^(?:local)?rule (\w+):\n(.*?)(?=^\[|\n\n|\Z)", said)
         return {
-            (rule, m[1] if (m := re.search(r"experiment=(\S+),", text)) else None)
-            for rule, text in blocks
-        } - {("all", None)}
+            (rule, m[1] if (m := re.fullmatch(r"(\S+)-s\d+", of)) else None)
+            for rule, _, of in (line.partition(" ") for line in said.splitlines())
+            if not rule.startswith("Nothing")
+        }
 
     def recode(self, notebook):
         "Add a comment to the first line of code of a notebook."

@@ -3,6 +3,8 @@
 import html
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,18 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from ssv2_report.analysis.simulated import simulate
-from ssv2_report.analysis.tables import COLUMN, PAGE, choose_cases, literal, plain_table, save_table
+from ssv2_report.analysis.tables import (
+    COLUMN,
+    PAGE,
+    caption_latex,
+    choose_cases,
+    literal,
+    plain_table,
+    save_table,
+)
+from ssv2_report.data.audit import Audit
 from ssv2_report.demo.answers import find_scenes
+from ssv2_report.report.site import substitute
 from ssv2_report.study.experiments import load_study
 from ssv2_report.study.scores import score_clips
 
@@ -90,6 +102,8 @@ def test_cases_follow_their_rule():
         "z": "all wrong",
         "w": "least certain",
     }
+    kinds = set(choose_cases(scored, dict(deep=True, flat=True), 4)["kind"])
+    assert "3D right, 2D wrong" not in kinds  # there is no 2D network that could be wrong
 
 
 def test_tables_come_as_csv_latex_and_markdown(tmp_path):
@@ -99,7 +113,64 @@ def test_tables_come_as_csv_latex_and_markdown(tmp_path):
         r"a\_b \& c & 50 \% \\" in (tmp_path / "t.tex").read_text()
         and r"share (\%)" in (tmp_path / "t.tex").read_text()
     )
-    assert "| a_b & c |" in re.sub(" +", " ", (tmp_path / "t.md").read_text())
+    assert r"| a\_b \& c |" in re.sub(" +", " ", (tmp_path / "t.md").read_text())
+    gaps = pd.DataFrame([["x", np.nan, None]], columns=["a", "b", "b"])  # two networks of one name
+    save_table(gaps, tmp_path, "gaps")
+    assert r"x & -- & -- \\" in (tmp_path / "gaps.tex").read_text()
+    save_table(pd.DataFrame(), tmp_path, "empty")
+    assert (tmp_path / "empty.tex").read_text().startswith("%")
+
+
+NASTY = {
+    "net_work {a} (%)": ["unfolding a $20 bill", '[2] é ñ 中 ☃ \\ ~ ^ #1 & <b> |a| "q"'],
+    "−0.3\u00a0[−1.0, 0.4]": [
+        "✓\u00a0supported ≈ ✗ × ± ≤ – — … “x” ‘y’",
+        "* " + "long and wide " * 20,
+    ],
+}
+
+
+def tex_of(tmp_path):
+    save_table(pd.DataFrame(NASTY), tmp_path, "nasty")
+    caption = (
+        r"Means over clips\$ of @fig-where, [95 %](a.ipynb#tbl-a){.number} of **them** – ≈ 3 µm_x."
+    )
+    caption_latex(tmp_path / "nasty.tex", caption)
+    return (tmp_path / "nasty.tex").read_text(encoding="utf-8")
+
+
+def test_nothing_but_ascii_is_left_in_latex(tmp_path):
+    tex = tex_of(tmp_path)
+    assert tex.isascii() and r"\toprule" in tex and r"\label{tbl:nasty}" in tex
+    assert r"$-$0.3~[$-$1.0, 0.4]" in tex and r"a \$20 bill" in tex and r"\'{e} \~{n} ?" in tex
+    assert r"\caption{Means over clips\$ of Figure~\ref{fig:where}, 95 \% of them --" in tex
+    rows = tex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+    assert (
+        len(rows) == 2 and rows[1].startswith("{}[2]") and not re.search(r"(?<!\\)[%#$&]{2}", tex)
+    )
+
+
+@pytest.mark.slow
+def test_tables_compile_in_two_columns(study, tmp_path):
+    "Every table that an analysis wrote, and one of all signs, at both widths, by pdflatex; none is wider than its column."
+    if not shutil.which("pdflatex"):
+        pytest.skip("pdflatex is not there (Debian: texlive-latex-recommended)")
+    tex_of(tmp_path)
+    tables = [*sorted((study[0] / "tables").glob("*.tex")), tmp_path / "nasty.tex"]
+    assert len(tables) > 10
+    page = r"\documentclass[twocolumn]{article}\usepackage{booktabs,array,graphicx}\begin{document}"
+    page += "".join(rf"\input{{{t}}}\clearpage" for t in tables) + r" Text.\end{document}"
+    (tmp_path / "main.tex").write_text(page)
+    run = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    assert run.returncode == 0, run.stdout[-1500:]
+    wide = [float(x) for x in re.findall(r"Overfull \\hbox \(([\d.]+)pt", run.stdout)]
+    assert max(wide, default=0) < 2 and "too large for page" not in run.stdout, run.stdout
 
 
 def test_text_of_a_dataset_is_shown_as_it_is():
@@ -192,8 +263,33 @@ def test_maps_on_different_grids_are_not_compared(study, tmp_path):
     )  # three by groups of classes, one on motion; the inflated network has its partner's grid
 
 
-def again(study, tmp_path, **kw):
-    "Variables of the analysis after `kw` changed: `yaml` is merged into the study."
+def page(results, v):
+    "The report's text; every figure and table it refers to is there, and no sentence has a hole."
+    cells = [
+        c
+        for name in ("analysis_run", "validation_run")
+        if (f := results / f"{name}.ipynb").is_file() and f.stat().st_size > 2
+        for c in json.loads(f.read_text())["cells"]
+    ]
+    shown = {
+        m[1]
+        for c in cells
+        if c.get("outputs") and (m := re.match(r"#\| label: (\S+)", "".join(c["source"])))
+    }
+    index = json.loads((ROOT / "nbs" / "index.ipynb").read_text())["cells"]
+    text = "\n\n".join(substitute("".join(c["source"]), v) for c in index)
+    assert yaml.safe_load(text.split("\n---\n")[0])["title"] == v["study"]["title"]
+    named = set(re.findall(r"@((?:fig|tbl)-\w+)", text + json.dumps(v["caption"])))
+    assert named <= shown, named - shown
+    assert not re.search(
+        r"\b1 (networks|seeds|clips|classes|hypotheses|sources|runs|others)\b|\bnan\b|: \.|\(\)|by \.",
+        text,
+    )
+    return text
+
+
+def again(study, tmp_path, edit=None, **kw):
+    "Variables of the analysis after `kw` changed: `yaml` is merged into the study; `edit` changes the runs."
     results, s, _ = study
     path = tmp_path / "made_up.yaml"
     path.write_text(
@@ -203,7 +299,130 @@ def again(study, tmp_path, **kw):
         )
     )
     simulate(load_study(str(path)), tmp_path, **kw)
+    if edit:
+        edit(tmp_path)
     return analyse(tmp_path, path)
+
+
+def test_cells_say_on_how_many_clips_they_rest_where_maps_are_zero(study, tmp_path):
+    results, s, before = study
+    assert "(n" not in (results / "tables" / "attention.csv").read_text()
+    assert before["caption"]["empty"] == ""
+    v = again(study, tmp_path, empty={"3d-scratch": 0.975, "2d-single": 0.5})
+    table = pd.read_csv(tmp_path / "tables" / "attention.csv").set_index("measure")
+    assert table["3D from scratch"].str.endswith("(n\u00a0=\u00a03)").all()
+    assert table["2D, one frame"].str.endswith("(n\u00a0=\u00a060)").all()
+    assert not table["2D, eight frames"].str.contains("n").any() and (table["clips"] == 120).all()
+    others = pd.read_csv(tmp_path / "tables" / "differences.csv").iloc[:, 1:]
+    assert others.apply(lambda c: c.str.endswith("(n\u00a0=\u00a03)")).all(axis=None)
+    robust = pd.read_csv(tmp_path / "tables" / "robustness.csv")
+    assert robust["inflated maps"].str.endswith("(n\u00a0=\u00a03)").all()
+    empty = pd.read_csv(tmp_path / "tables" / "empty.csv").set_index("source")
+    assert list(empty["3D from scratch"]) == ["117 of 120"] * 2
+    assert list(empty["2D, eight frames"]) == ["0 of 120"] * 2
+    text = page(tmp_path, v)
+    assert "Maps that are zero everywhere are left out (@tbl-empty)" in text
+    assert "3D from scratch, 117 of 120" in v["caption"]["empty"]
+
+
+def strange(results):
+    "No pairs, nothing learnt, names full of marks, and an audit that excluded a clip and noted another."
+    for f in results.glob("runs/*/metrics.json"):
+        raw = json.loads(f.read_text())
+        raw["classes"] = [f"Unfolding a $2{i}_0 bill *now*" for i in range(9)] + raw["classes"][9:]
+        f.write_text(json.dumps(raw))
+        pd.read_csv(f.parent / "history.csv").assign(val_top1=0.0).to_csv(
+            f.parent / "history.csv", index=False
+        )
+    findings = [
+        ("x", "validation", "truncated", "12 of 30 frames"),
+        ("7", "validation", "box outside the picture", "frame 3"),
+    ]
+    counts = dict(train=dict(records=9, usable=9), validation=dict(records=121, usable=120))
+    table = pd.DataFrame(findings, columns=["id", "split", "reason", "detail"])
+    Audit(str(results), table, counts, False, "").save(results / "audit.json")
+
+
+def test_one_network_without_pairs_or_boxes_gives_a_true_report(study, tmp_path):
+    one = {
+        "2d-multi": yaml.safe_load((study[0] / "made_up.yaml").read_text())["experiments"][
+            "2d-multi"
+        ]
+    }
+    one["2d-multi"] = one["2d-multi"] | dict(title="2D_a *b* $5$")
+    raw = dict(title="What <b>costs</b> $5 & `x`?", experiments=one, hypotheses={})
+    v = again(study, tmp_path, edit=strange, yaml=raw, boxes=False)
+    text = page(tmp_path, v)
+    assert "fig-pairs" not in re.sub(r"(?m)^\{\{.*", "", text) and "which of the pair" not in text
+    assert "We trained 1 network with 1 seed on 10 classes" in text and "Epochs to" not in text
+    assert r"What \<b\>costs\</b\> \$5 \& \`x\`?" in text and r"2D\_a \*b\* \$5\$" in text
+    assert "The audit excludes 1 of 130 training and validation clips (1 truncated)" in v["limits"]
+    assert "box outside the picture (1 clip)" in v["limits"]
+    assert not (tmp_path / "figures" / "pairs.png").exists()
+    assert "epochs to it" not in (tmp_path / "tables" / "epochs.csv").read_text()
+    assert "3D right" not in v["see"]["kinds"] and "by hand and object" not in v["abstract"]
+
+
+def only_layercam(results):
+    "Runs of a study that declared no Grad-CAM."
+    for f in [*results.glob("runs/*/*.parquet"), *results.glob("runs/*/[fs]a*.csv")]:
+        table = pd.read_csv(f) if f.suffix == ".csv" else pd.read_parquet(f)
+        for column in {"method", "source"} & set(table):
+            table = table[table[column] != "layer2:gradcam"]
+        table.to_csv(f, index=False) if f.suffix == ".csv" else table.to_parquet(f)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kw",
+    [
+        dict(boxes=False, edit=only_layercam),
+        dict(edit=only_layercam, yaml=dict(seeds=[0, 1])),
+        dict(edit=strange, yaml=dict(seeds=[0, 1, 2], hypotheses={})),
+        dict(empty={"3d-scratch": 1.0, "2d-multi": 1.0}),
+        dict(without=("2d-multi-s0", "2d-multi-s1", "3d-scratch-s1"), yaml=dict(seeds=[0, 1])),
+    ],
+    ids=["no boxes, no Grad-CAM", "no Grad-CAM", "no pairs", "empty maps", "missing runs"],
+)
+def test_every_shape_of_study_gives_a_report_without_holes(study, tmp_path, kw):
+    page(tmp_path, again(study, tmp_path, **kw))
+
+
+@pytest.mark.slow
+def test_simulated_runs_say_so_in_every_figure_and_verdict(study, tmp_path):
+    import nbformat
+    import papermill
+
+    nb = nbformat.read(ROOT / "nbs" / "analysis" / "analysis_run.ipynb", 4)
+    watch = (
+        "drawn = []\ndef save_figure(fig, folder, name):\n"
+        "    drawn.append(any(t.get_gid() == 'simulated' for t in fig.texts))"
+    )
+    tell = (
+        "from pathlib import Path\nPath(told_in).write_text(json.dumps(dict(drawn=drawn, "
+        "verdicts=list(hypothesis_table['verdict']), abstract=variables['abstract'])))"
+    )
+    at = next(i for i, c in enumerate(nb.cells) if "def keep(" in c.source)
+    nb.cells.insert(at, nbformat.v4.new_code_cell(watch))
+    nb.cells.append(
+        nbformat.v4.new_code_cell(f"told_in = {str(tmp_path / 'told.json')!r}\n" + tell)
+    )
+    nbformat.write(nb, tmp_path / "as_run.ipynb")
+    path = tmp_path / "never_run.yaml"
+    path.write_text((study[0] / "made_up.yaml").read_text())
+    papermill.execute_notebook(
+        str(tmp_path / "as_run.ipynb"),
+        str(tmp_path / "out.ipynb"),
+        dict(study=str(path), results=""),
+        cwd=str(ROOT / "nbs"),
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert len(told["drawn"]) >= 9 and all(told["drawn"])
+    assert len(told["verdicts"]) == 12
+    assert all(v.endswith("for simulated runs") for v in told["verdicts"])
+    assert "**Supported for simulated runs**" in told["abstract"]
 
 
 def test_sentences_tables_and_figures_follow_the_predictions(study, tmp_path):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -214,7 +215,10 @@ def test_damaged_boxes_are_notes_that_name_their_frame(root):
     }
     assert found.ok and not found.excluded
     (root / "boxes/part1.json").write_text('{"1": [')
-    assert ("", "unreadable box") in findings(root)[1]
+    found, names = findings(root)
+    assert ("", "damaged box file") in names and not found.excluded
+    with pytest.raises(ValueError, match="breaks off .* mend the box files"):
+        found.check(10**6)
     with pytest.raises(FileNotFoundError, match="no boxes"):
         audit(root, boxes=root / "none")
 
@@ -384,6 +388,227 @@ def test_a_worker_that_hangs_or_dies_is_named_and_replaced():
     assert sorted(
         (k, fault) for k, _, fault in in_processes("os:_exit", [(3,), (0,)], workers=2)
     ) == [(0, "crashes"), (1, "crashes")]
+
+
+# --- what the numbers are of
+
+
+def test_one_reason_does_not_hide_another_and_numbers_add_up(root):
+    records = json.loads((root / "labels/train.json").read_text())
+    records[0]["template"] = "Waving [something]"
+    worlds.dump(root / "labels/train.json", [*records, records[0], records[1]])
+    validation = json.loads((root / "labels/validation.json").read_text())
+    worlds.dump(root / "labels/validation.json", [*validation, records[1]])
+    (root / MEDIA / "1.webm").unlink()
+    (root / MEDIA / "3.webm").write_bytes(b"")
+    found, names = findings(root)
+    assert names == {
+        ("1", "unknown template"),
+        ("1", "duplicate id"),
+        ("1", "missing"),
+        ("2", "duplicate id"),
+        ("2", "id in two splits"),
+        ("3", "empty file"),
+    }
+    lost = {s: c["records"] - c["usable"] for s, c in found.counts.items()}
+    assert lost == {"train": 5, "validation": 1, "test": 0}
+    said = found.summary()
+    assert "excludes 6 of 15" in said and "2 unknown template and duplicate id and missing" in said
+    numbers = [int(part.split()[0]) for part in said.split("(")[1].split(", ")]
+    assert sum(numbers) == 6
+    found.check(6)
+    with pytest.raises(ValueError, match="max_excluded: 6"):
+        found.check(5)
+
+
+def test_the_ids_of_a_finding_are_on_the_screen(root):
+    for id in range(2, 11):
+        (root / MEDIA / f"{id}.webm").unlink()
+    page = audit(root)._repr_markdown_()
+    assert "| missing | 9 | 2, 3, 4, 5, 6, 7, ... |" in page
+
+
+def test_clips_outside_a_study_s_classes_are_not_its_losses(root, tmp_path):
+    for id in ("4", "8", "12"):  # all of 'Moving something up'
+        (root / MEDIA / f"{id}.webm").unlink()
+    (root / MEDIA / "1.webm").unlink()
+    audit(root).save(tmp_path / "audit.json")
+    found = load_audit(tmp_path / "audit.json", root)
+    found.of(["Moving something up"]).check(3)
+    found.of(worlds.CLASSES[1:3]).check(0)
+    assert found.of(worlds.CLASSES[1:3]).counts["train"] == dict(records=4, usable=4)
+    for classes, n in ((None, 4), (worlds.CLASSES[:2], 1), (["Moving [something] up"], 3)):
+        with pytest.raises(ValueError, match=f"max_excluded: {n}`"):
+            found.of(classes).check(n - 1)
+    with pytest.raises(ValueError, match="did you mean"):
+        found.of(["Moving something upp"])
+
+
+def test_a_study_of_some_classes_trains_although_others_are_incomplete(root, tmp_path):
+    from types import SimpleNamespace
+
+    from ssv2_report.study.runs import clips_of
+
+    (root / MEDIA / "4.webm").unlink()
+    audit(root).save(tmp_path / "audit.json")
+    data = SimpleNamespace(root=root, classes=None, per_class=None, max_excluded=0)
+    with pytest.raises(ValueError, match="max_excluded: 1"):
+        clips_of(SimpleNamespace(data=data), "train", tmp_path)
+    data.classes = worlds.CLASSES[:3]
+    assert len(clips_of(SimpleNamespace(data=data), "train", tmp_path)) == 6
+
+
+def test_the_audit_says_how_many_clips_have_boxes(root, tmp_path):
+    boxes = json.loads((root / "boxes/part1.json").read_text())
+    worlds.dump(tmp_path / "own.json", {id: boxes[id] for id in ("1", "2", "9")})
+    assert audit(root).boxes == "13 of 13 clips that decode have boxes."
+    found = audit(root, boxes=tmp_path / "own.json")
+    assert found.boxes == "3 of 13 clips that decode have boxes."
+    assert found.boxes in found._repr_markdown_()
+    shutil.rmtree(root / "boxes")
+    assert audit(root).boxes == "There are no boxes."
+
+
+def test_text_of_a_label_is_text_in_the_audit_s_table(root):
+    records = json.loads((root / "labels/train.json").read_text())
+    records[0]["template"] = "Unfolding [a $20 bill] *or* a_b_c $x$"
+    worlds.dump(root / "labels/train.json", records)
+    page = audit(root)._repr_markdown_()
+    assert "`'Unfolding [a $20 bill] *or* a_b_c $x$' is not in labels.json`" in page
+
+
+# --- checksums
+
+
+def sums_of(root):
+    return [
+        f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {MEDIA}/{p.name}"
+        for p in sorted((root / MEDIA).iterdir())
+    ]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda lines: "\n".join(lines).encode(),
+        lambda lines: (
+            "\n".join(lines).upper().replace(MEDIA.upper(), MEDIA).replace("WEBM", "webm").encode()
+        ),
+        lambda lines: "\r\n".join(lines).encode("utf-8-sig"),
+        lambda lines: "\n".join(lines).encode("utf-16"),
+        lambda lines: "\n".join(l.replace("  ", " *./") for l in lines).encode(),
+        lambda lines: "\n".join(f"SHA256 ({l[66:]}) = {l[:64]}" for l in lines).encode(),
+        lambda lines: "\n".join(l.replace("/", "\\") for l in lines).encode(),
+    ],
+    ids=["plain", "upper", "bom", "utf16", "binary", "bsd", "windows"],
+)
+def test_checksums_are_read_whoever_wrote_them(root, write):
+    (root / "SHA256SUMS").write_bytes(write(sums_of(root)))
+    assert audit(root).ok
+    data = bytearray((root / MEDIA / "2.webm").read_bytes())
+    data[-1] ^= 1
+    (root / MEDIA / "2.webm").write_bytes(bytes(data))
+    assert ("2", "checksum differs") in findings(root)[1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n",
+        "sha256sum: Argument list too long",
+        "0123  a.webm",
+        f"{'0' * 64}  elsewhere/1.webm",
+    ],
+)
+def test_a_list_of_checksums_that_compares_nothing_is_said_so(root, text):
+    (root / "SHA256SUMS").write_text(text)
+    found, names = findings(root)
+    assert names == {("", "damaged checksum list")} and not found.ok
+    with pytest.raises(ValueError, match="SHA256SUMS"):
+        found.check(10**6)
+
+
+def test_the_manifest_s_command_makes_a_list_that_the_audit_reads(root):
+    "Also with more files than fit on a command line: xargs calls sha256sum as often as it must."
+    text = (Path(__file__).parents[1] / "data_manifest.md").read_text()
+    command = next(c for c in text.split("`") if c.startswith("cd <root> && ") and "sha256sum" in c)
+    long = command.replace("<root>", str(root)).replace("xargs -0", "xargs -0 -n 3")
+    assert "xargs -0" in command and subprocess.run(["sh", "-c", long]).returncode == 0
+    lines = (root / "SHA256SUMS").read_text().splitlines()
+    assert sorted(lines) == sorted(sums_of(root)) and audit(root).ok
+
+
+# --- where things lie
+
+
+def test_layouts_of_other_projects_are_read(root):
+    (root / "labels").rename(root / "annotations")
+    (root / MEDIA).rename(root / "videos")
+    for f in list((root / "annotations").iterdir()):
+        f.rename(f.with_name(f"something-something-v2-{f.name}"))
+    assert audit(root).ok and len(load_index(root)) == 12
+
+
+def test_folders_train_and_val_are_read(root):
+    for split, folder in (("train", "train"), ("validation", "val"), ("test", "test")):
+        (root / folder).mkdir()
+        for r in json.loads((root / f"labels/{split}.json").read_text()):
+            (root / MEDIA / f"{r['id']}.webm").rename(root / folder / f"{r['id']}.webm")
+    (root / "labels/validation.json").rename(root / "labels/val.json")
+    assert audit(root).ok and len(load_index(root)) == 12
+
+
+@pytest.mark.parametrize("deeper", [f"{MEDIA}/{MEDIA}", "download/videos", "a/b/c"])
+def test_clips_in_a_folder_too_many_are_found_and_said(root, deeper):
+    (root / MEDIA).rename(root / "aside")
+    (root / deeper).parent.mkdir(parents=True)
+    (root / "aside").rename(root / deeper)
+    with pytest.raises(ValueError, match="no clips .they lie in") as e:
+        audit(root).check(10**6)
+    assert deeper in str(e.value) and len(str(e.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["20bn-something-something-v2-00", "20bn-something-something-v2.tar.gz", "part1.zip"]
+)
+def test_archives_not_yet_extracted_are_said(root, name):
+    shutil.rmtree(root / MEDIA)
+    (root / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=f"{name} is not extracted"):
+        audit(root).check(10**6)
+
+
+def test_a_part_not_yet_extracted_is_said_beside_what_is_missing(root):
+    (root / MEDIA / "20bn-something-something-v2-01").write_bytes(b"x")
+    assert not findings(root)[1]
+    (root / MEDIA / "1.webm").unlink()
+    assert findings(root)[1] == {("1", "missing"), ("", "clips not extracted")}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train_videofolder.txt",
+        "sthv2_train_list_rawframes.txt",
+        "annotations/val_videofolder.txt",
+        "category.txt",
+    ],
+)
+def test_list_files_are_answered_with_the_json_they_lack(root, name):
+    shutil.rmtree(root / "labels")
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text("1 20 0\n")
+    with pytest.raises(
+        FileNotFoundError, match="put labels.json from the dataset's labels package"
+    ) as e:
+        audit(root)
+    assert name in str(e.value) and len(str(e.value).splitlines()) == 1
+
+
+def test_a_dataset_one_folder_deeper_is_named(root):
+    with pytest.raises(FileNotFoundError, match=f"give {root} as the dataset's folder"):
+        audit(root.parent)
 
 
 # --- damaged files, by hand and by hypothesis

@@ -1,11 +1,18 @@
 """The command ends a user's mistake in one sentence, and its progress follows the workflow's log."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from importlib.metadata import version
 
+import psutil
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook, writes
 
+import ssv2_report.cli as cli
 from ssv2_report.cli import Tracker, alone, check_data, check_writable, run_notebook
 from ssv2_report.study.experiments import load_study
 
@@ -98,6 +105,132 @@ def test_a_notebooks_own_sentence_reaches_the_user(tmp_path):
             results=str(tmp_path),
         )
     assert not (tmp_path / "out.ipynb").exists() and "out.failed.ipynb" in str(e.value)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "Write a notebook of one cell into a project of its own; its name."
+    monkeypatch.setattr(cli, "project_root", lambda: tmp_path / "project")
+
+    def book(source, name="book"):
+        path = tmp_path / "project" / "nbs" / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cells = [new_code_cell("x = 0", metadata=dict(tags=["parameters"])), new_code_cell(source)]
+        path.write_text(writes(new_notebook(cells=cells)))
+        return name
+
+    return book
+
+
+SPECS = {
+    "another program": dict(argv=["false"]),
+    "another Python": dict(argv=["/nowhere/python", "-m", "ipykernel", "-f", "{connection_file}"]),
+    "another language": dict(argv=["false"], language="R"),
+}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_this_interpreter_runs_whatever_jupyter_calls_python3(spec, project, tmp_path, monkeypatch):
+    folder = tmp_path / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    kernel = dict(display_name="python3", language="python") | SPECS[spec]
+    (folder / "kernel.json").write_text(json.dumps(kernel))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    out = tmp_path / "out.ipynb"
+    run_notebook(project("import sys; print(sys.executable, x)"), out, x=3)
+    assert f"{sys.executable} 3" in out.read_text()
+
+
+DEATHS = dict(
+    killed="import os, signal, sys; print('at step 7', file=sys.__stderr__, flush=True); "
+    "os.kill(os.getpid(), signal.SIGKILL)",
+    left="import os, sys; print('at step 7', file=sys.__stderr__, flush=True); os._exit(0)",
+)
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_kernel_that_dies_is_named_with_its_log(death, project, tmp_path):
+    out = tmp_path / "runs" / "3d-s0" / "book.ipynb"
+    with pytest.raises(ValueError, match="was killed or ran out of memory") as e:
+        run_notebook(project(DEATHS[death]), out)
+    said = str(e.value)
+    assert str(out) in said and "at step 7" in said and str(out.with_suffix(".log")) in said
+    assert "at step 7" in out.with_suffix(".log").read_text() and not out.exists()
+    assert "\n" not in said
+
+
+def test_a_kernel_says_nothing_on_the_terminal(project, tmp_path, capfd):
+    run_notebook(project("import sys; print('from C', file=sys.__stderr__)"), tmp_path / "o.ipynb")
+    assert capfd.readouterr() == ("", "")
+
+
+TREE = """
+import subprocess, sys, time
+sleep = [sys.executable, "-c", "import signal, sys, time; "
+         "sys.argv[1] and signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"]
+children = [subprocess.Popen([*sleep, x], start_new_session=bool(x)) for x in ("", "stubborn")]
+print("STARTED", *[p.pid for p in children], flush=True)
+time.sleep(600)
+"""
+OUTER = f"""
+import subprocess, sys
+from ssv2_report.cli import none_left
+with subprocess.Popen([sys.executable, "-c", {TREE!r}], stdout=subprocess.PIPE, text=True) as p:
+    with none_left(p, grace=1.0):
+        print(p.pid, p.stdout.readline(), flush=True)
+        p.wait()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_to_the_command_alone_leaves_nothing_running(name):
+    process = subprocess.Popen(
+        [sys.executable, "-c", OUTER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    pids = [int(word) for word in process.stdout.readline().split() if word != "STARTED"]
+    began = time.time()
+    process.send_signal(getattr(signal, name))
+    process.communicate(timeout=20)
+    assert len(pids) == 3 and time.time() - began < 10 and process.returncode != 0
+    running = [p for p in psutil.process_iter(["status"]) if p.pid in pids]
+    assert not [p for p in running if p.info["status"] != psutil.STATUS_ZOMBIE]
+
+
+def test_which_version(tmp_path):
+    done = ssv2("--version")
+    assert done.returncode == 0 and done.stdout == f"ssv2 {version('ssv2_report')}\n"
+
+
+def test_a_dry_run_names_jobs_in_plain_lines(tmp_path):
+    done = ssv2("reproduce", "smoke", "--results", str(tmp_path / "results"), "--dry-run")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and {"audit", "train 3d-scratch-s0", "render"} <= set(lines)
+    assert all(line == line.strip() and line.count(" ") <= 2 for line in lines), done.stdout
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(OSError, match="Cannot write to .*set HOME to a folder"):
+        cli.check_home()
+
+
+def test_what_jupyter_refuses_is_a_failure(tmp_path, monkeypatch):
+    asked = []
+
+    class Refused:
+        returncode = 1
+
+    monkeypatch.setattr(cli.subprocess, "run", lambda command: asked.extend(command) or Refused)
+    flags = dict(browser=False, ip="0.0.0.0", port=8899, allow_root=True)
+    with pytest.raises(ValueError, match="exit code 1"):
+        cli.explore("smoke", tmp_path / "results", **flags)
+    assert {"--no-browser", "--ip=0.0.0.0", "--port=8899", "--allow-root"} <= set(asked)
 
 
 def test_every_command_has_help():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from ssv2_report.data.clips import (
     read_frames,
     sample_frames,
 )
-from ssv2_report.data.media import _av_frames, list_media, n_frames
+from ssv2_report.data.media import list_media, n_frames
 from ssv2_report.demo.world import make_world
 
 torch.set_num_threads(1)
@@ -178,6 +179,70 @@ def test_classes_come_from_a_file_too(root, tmp_path):
         choose_classes(["Moving somethin up"], worlds.CLASSES)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_text_is_the_same_whatever_wrote_it(own, index, tmp_path, encoding):
+    for path in (own / "labels").iterdir():
+        path.write_text(path.read_text(), encoding=encoding)
+    assert load_index(own).clips.drop(columns="path").equals(index.clips.drop(columns="path"))
+    for name, text in (
+        ("c.json", json.dumps(worlds.CLASSES[:2])),
+        ("c.txt", "\n".join(worlds.CLASSES[:2])),
+    ):
+        (tmp_path / name).write_text(text, encoding=encoding)
+        assert load_index(own, classes=str(tmp_path / name)).classes == worlds.CLASSES[:2]
+
+
+def _odd(root, templates, n, train=2):
+    "Two clips of each template, of `n` frames and a label with signs that mean something elsewhere; the 174 classes of the dataset."
+    names = [*templates, *(f"class {i}" for i in range(174 - len(templates)))]
+    for folder in ("labels", "videos"):
+        (root / folder).mkdir(parents=True)
+    records = []
+    for k, template in enumerate(templates * 4):
+        label = f"unfolding a $20 bill and $5_x^2 {{more}} {k}"
+        records.append(
+            worlds.record(str(k), template) | dict(label=label, placeholders=["a $20 bill"])
+        )
+        worlds.write_video(root / f"videos/{k}.webm", worlds.scene(n + k)[0])
+    worlds.dump(root / "labels/labels.json", {name: str(i) for i, name in enumerate(names[::-1])})
+    cut = train * len(templates)
+    worlds.dump(root / "labels/train.json", records[:cut])
+    worlds.dump(root / "labels/validation.json", records[cut:])
+    return root
+
+
+@pytest.mark.parametrize(
+    "templates, n, train",
+    [
+        (["Pushing something from left to right", "Holding a $20 bill in_front_of $x"], 1, 2),
+        pytest.param(
+            ["Turning the camera left while filming something"], 7, 4, marks=pytest.mark.slow
+        ),
+        pytest.param(["Closing something", "Opening something"], 9, 0, marks=pytest.mark.slow),
+    ],
+    ids=["one direction, one frame", "one class, nothing to validate", "nothing to train"],
+)
+def test_the_chapter_shows_what_the_data_has(tmp_path, templates, n, train):
+    import nbformat
+    import papermill
+
+    root = _odd(tmp_path / "world", templates, n, train)
+    nbs = Path(__file__).parents[1] / "nbs"
+    papermill.execute_notebook(
+        str(nbs / "00_data.ipynb"),
+        str(tmp_path / "out.ipynb"),
+        dict(root=str(root)),
+        cwd=str(nbs),
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    cells = nbformat.read(tmp_path / "out.ipynb", 4).cells
+    pictures = [o for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(pictures) == 5
+    if templates[0].startswith("Pushing"):
+        assert any("cannot be flipped" in str(c.get("outputs")) for c in cells)
+
+
 def test_a_sample_per_class_is_fixed_by_its_seed(root):
     a, b, c = (load_index(root, per_class=1, seed=s).clips for s in (0, 0, 1))
     assert a.equals(b) and not a["id"].equals(c["id"])
@@ -253,53 +318,28 @@ def test_a_playlist_with_a_video_s_name_is_not_opened(tmp_path, root):
             read_frames(tmp_path / "x.webm")
 
 
-# --- decoding and sampling
+# --- sampling
 
 
-def test_both_decoders_give_the_same_pixels(index):
-    path = index.clips["path"][0]
-    assert np.array_equal(_av_frames(path, [0, 7, 19]), read_frames(path, [0, 7, 19]))
-
-
-@given(
-    st.integers(1, 90),
-    st.integers(1, 40),
-    st.sampled_from(["uniform", "middle", "segment", "random", "dense"]),
-    st.integers(1, 6),
-    st.integers(0, 99),
-)
-def test_sampled_frames_are_in_the_clip_and_in_order(n, n_out, mode, stride, seed):
-    taken = sample_frames(n, n_out, mode, np.random.default_rng(seed), stride)
-    assert (
-        taken.dtype == np.int64
-        and taken.shape == (n_out,)
-        and taken.min() >= 0
-        and taken.max() < n
-        and (np.diff(taken) >= 0).all()
-    )
-    if mode in ("segment", "random", "uniform") and n >= n_out:
-        assert len(set(taken)) == n_out or mode == "segment"
-    if mode == "uniform" and n % 2:
-        assert (
-            np.array_equal(taken, n - 1 - taken[::-1])
-            or (2 * np.arange(n_out) + 1)[0] * n % (2 * n_out) == 0
-        )
-    if mode == "dense" and n > (n_out - 1) * stride:
-        assert (np.diff(taken) == stride).all()
+@given(st.integers(1, 90), st.integers(1, 40), st.floats(0, 0.99), st.none() | st.integers(0, 99))
+def test_sampled_frames_are_in_the_clip_and_in_order(n, n_out, phase, seed):
+    rng = None if seed is None else np.random.default_rng(seed)
+    taken = sample_frames(n, n_out, rng, phase)
+    assert taken.dtype == np.int64 and taken.shape == (n_out,)
+    assert taken.min() >= 0 and taken.max() < n and (np.diff(taken) >= 0).all()
+    if rng is None and n >= n_out:
+        assert len(set(taken)) == n_out
+    middles = sample_frames(n, n_out)
+    if n % 2:  # backwards in time the same, unless a middle falls between two frames
+        between = (2 * np.arange(n_out) + 1) * n % (2 * n_out) == 0
+        assert np.array_equal(middles, n - 1 - middles[::-1]) or between.any()
 
 
 def test_uniform_is_the_stated_formula_and_segments_cover_the_clip():
     assert sample_frames(39, 8).tolist() == [int((i + 0.5) * 39 / 8) for i in range(8)]
     assert sample_frames(3, 8).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
-    drawn = np.array(
-        [sample_frames(16, 8, "segment", np.random.default_rng(s)) for s in range(200)]
-    )
+    drawn = np.array([sample_frames(16, 8, np.random.default_rng(s)) for s in range(200)])
     assert (drawn // 2 == np.arange(8)).all() and set(drawn[:, 0]) == {0, 1}
-    for mode in ("segment", "random"):
-        with pytest.raises(ValueError, match="random generator"):
-            sample_frames(9, 3, mode)
-    with pytest.raises(ValueError, match="no way of sampling"):
-        sample_frames(9, 3, "every")
 
 
 @pytest.mark.parametrize("order", ORDERS)

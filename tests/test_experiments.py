@@ -1,5 +1,8 @@
 """A study file is read completely or refused in one sentence."""
 
+import subprocess
+import sys
+
 import pytest
 import yaml
 
@@ -25,6 +28,11 @@ def write(tmp_path, value):
 
 def changed(**kw):
     return {**GOOD, **kw}
+
+
+def only(**kw):
+    "A study of one experiment."
+    return changed(experiments={"a": dict(title="a", **kw)})
 
 
 def test_settings_are_defaults_of_every_experiment(tmp_path):
@@ -53,14 +61,49 @@ def test_the_projects_studies_are_valid(name):
         (
             changed(
                 experiments={
-                    "a": dict(title="a", model="r", init="b"),
-                    "b": dict(title="b", model="r", init="a"),
+                    "a": dict(title="a", model="resnet18", init="b"),
+                    "b": dict(title="b", model="resnet18", init="a"),
                 }
             ),
             "in a circle",
         ),
         (changed(experiments=["a"]), "experiments must be a mapping"),
         (changed(settings=dict(lr=-1)), "lr"),
+        (changed(settings=dict(lr=float("inf"))), "lr"),
+        (changed(seeds=[-1]), "seeds"),
+        (changed(seeds=[1, 1]), "seeds has 1 twice"),
+        ("title: a\ntitle: b", "the key 'title' is there twice"),
+        (changed(settings=dict(opt="adamv")), "no optimiser 'adamv'; did you mean 'adam"),
+        (changed(settings=dict(opt="fusedadam")), "no optimiser 'fusedadam'; did you mean"),
+        (only(model="resnt18"), "'resnt18' is no ResNet"),
+        (changed(settings=dict(output_stride=12)), "output_stride is 12; it must be 8, 16 or 32"),
+        (only(model="r3d_18", output_stride=8), "r3d_18 has no output_stride"),
+        (only(model="resnet81"), "did you mean 'resnet18'"),
+        (only(model="resnet18.a1_in2k"), "did you mean 'resnet18.a1_in1k'"),
+        (only(model="i3d:resnet81"), "did you mean 'i3d:resnet18'"),
+        (only(model="r2plus1d_81"), "did you mean 'r2plus1d_18'"),
+        (only(model="vit_small_patch16_224"), "'vit_small_patch16_224' is no ResNet"),
+        (only(model="swin_tiny_patch4_window7_224"), "is no ResNet that timm knows"),
+        (only(model="resnet18", sched="cosin"), "'cosine' or 'step'"),
+        (changed(cam=dict(sources=["layer2:gradcan"])), "did you mean 'layer2:gradcam'"),
+        (changed(cam=dict(sources=["layr2:gradcam"])), "did you mean 'layer2:gradcam'"),
+        (changed(cam=dict(sources=["occlusion"])), "no source of maps 'occlusion'"),
+        (changed(cam=dict(source="occlusion")), "no source of maps 'occlusion'"),
+        (changed(cam=dict(sources=[])), "cam.sources names no source"),
+        (changed(cam=dict(source="layer2:layercan")), "did you mean 'layer2:layercam'"),
+        (changed(cam=dict(source="layer2:xgradcam")), "cam.source: there is no source"),
+        (
+            changed(cam=dict(source="layer2:gradcam", sources=["layer3:gradcam"])),
+            "did you mean 'layer3:gradcam'",
+        ),
+        (
+            changed(settings=dict(stages=2), cam=dict(source="layer4:gradcam")),
+            "did you mean 'layer2:gradcam'",
+        ),
+        (
+            changed(hypotheses=dict(h=dict(says="x", measure="ratio_bth", of="flat", over="deep"))),
+            "no measure 'ratio_bth'; did you mean 'ratio_both'",
+        ),
         *[
             (
                 changed(experiments={name: dict(title="a", model="resnet18")}),
@@ -108,28 +151,60 @@ def test_a_name_may_have_parentheses(tmp_path):
     )
 
 
-def test_paths_of_the_data_become_absolute(tmp_path, monkeypatch):
-    (tmp_path / "boxes").mkdir()
+def test_paths_are_relative_to_the_study_and_absolute_once_read(tmp_path, monkeypatch):
+    folder = tmp_path / "mine" / "studies"
+    for name in ("boxes", "mine/near", "mine/studies"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "boxes" / "bounding_box_part1.json").write_text("{}")
-    (tmp_path / "some classes.txt").write_text("Opening something\n")
+    (folder / "some classes.txt").write_text("Opening something\n")
+    (folder.parent / "w.pth").write_bytes(b"w")
     monkeypatch.setenv("HOME", str(tmp_path))
-    path = write(
-        tmp_path, changed(data=dict(root="data/x", boxes="~/boxes", classes="~/some classes.txt"))
-    )
-    data = load_study(path).data
-    assert data == load_study(path, project_root()).data and data.root == str(
-        project_root() / "data" / "x"
-    )
-    assert data.boxes == str(tmp_path / "boxes") and data.classes == str(
-        tmp_path / "some classes.txt"
-    )
-    assert load_study(
-        write(tmp_path, changed(data=dict(root="~/x", boxes="boxes"))), root=tmp_path
-    ).data.boxes == str(tmp_path / "boxes")
-    assert (
-        load_study(write(tmp_path, changed(data=dict(root="d", classes="reversal")))).data.classes
-        == "reversal"
-    )
+    value = changed(data=dict(root="../near", boxes="~/boxes", classes="some classes.txt"))
+    value["experiments"] = {"flat": dict(title="a", model="resnet18", init="../w.pth")}
+    path = write(folder, value)
+    study = load_study(path)
+    monkeypatch.chdir(tmp_path)  # outside the project's clone, and by a relative path
+    assert study == load_study("mine/studies/study.yaml")
+    assert study.data.root == str(folder.parent / "near")
+    assert study.data.boxes == str(tmp_path / "boxes")
+    assert study.data.classes == str(folder / "some classes.txt")
+    assert study.experiments["flat"].init == str(folder.parent / "w.pth")
+    data = load_study(write(folder, changed(data=dict(root="~/x", classes="reversal")))).data
+    assert data.root == str(tmp_path / "x") and data.classes == "reversal"
+
+
+def test_the_projects_studies_keep_their_data_in_data(tmp_path, monkeypatch):
+    found = {
+        n: load_study(n).data.root for n in ("demo", "smoke", "experiments/demo-shortcut.yaml")
+    }
+    names = dict(zip(found, ("demo", "smoke", "demo-shortcut")))
+    assert found == {n: str(project_root() / "data" / names[n]) for n in found}
+    assert load_study("demo.yaml") == load_study("demo")
+
+
+def test_a_second_world_may_be_a_file_and_is_checked_too(tmp_path):
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(GOOD))
+    path = write(tmp_path, changed(second_world="other.yaml"))
+    assert load_study(path).second_world == str(tmp_path / "other.yaml")
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(changed(settings=dict(opt="adamv"))))
+    with pytest.raises(ValueError, match="other.yaml: .*did you mean 'adam"):
+        load_study(path)
+    with pytest.raises(FileNotFoundError, match="no study '.*absent.yaml'"):
+        load_study(write(tmp_path, changed(second_world="absent.yaml")))
+
+
+def test_names_are_what_is_written(tmp_path):
+    "YAML 1.1 takes these for numbers, times, dates and truth."
+    names = ["007", "1_2", "no", "2024-01-01", "1e3", "0x10", "12"]
+    text = "title: 3\ndata: {root: 5}\nseeds: [0, 1]\nsettings: {mixed_precision: no, lr: 1e-3}\n"
+    text += "experiments:\n" + "".join(f"  {n}: {{title: {n}, model: resnet18}}\n" for n in names)
+    text += "hypotheses:\n  1_2: {says: x, measure: right, of: 007, over: 1_2}\n"
+    (path := tmp_path / "007.yaml").write_text(text)
+    study = load_study(path)
+    assert study.name == "007" and list(study.experiments) == names
+    assert [e.title for e in study.experiments.values()] == names
+    assert study.experiments["007"].lr == 1e-3 and study.seeds == [0, 1]
+    assert study.hypotheses["1_2"].of == "007"
 
 
 @pytest.mark.parametrize(
@@ -141,6 +216,7 @@ def test_paths_of_the_data_become_absolute(tmp_path, monkeypatch):
             dict(classes="reversals"),
             "data.classes: .*reversals is not there; .*reversal, temporal18",
         ),
+        (dict(classes="~/mine.txt"), "data.classes: .*mine.txt is not there"),
     ],
 )
 def test_boxes_and_classes_that_are_declared_must_be_there(tmp_path, data, says):
@@ -148,11 +224,31 @@ def test_boxes_and_classes_that_are_declared_must_be_there(tmp_path, data, says)
         load_study(write(tmp_path, changed(data=dict(root="d", **data))))
 
 
-def test_groups_of_classes_are_those_of_the_data():
-    from ssv2_report.data.clips import GROUPS
-    from ssv2_report.study.experiments import CLASS_GROUPS
+def test_names_that_a_study_may_use_are_those_of_their_rooms():
+    import timm
+    from timm.optim import list_optimizers
 
-    assert set(CLASS_GROUPS) == set(GROUPS)
+    from ssv2_report.analysis.tables import CLIP_MEASURES, RELIANCE
+    from ssv2_report.data.clips import GROUPS
+    from ssv2_report.gradcam import maps, sources
+    from ssv2_report.study import experiments as e
+
+    assert set(e.CLASS_GROUPS) == set(GROUPS)
+    assert e.METHODS == tuple(maps.METHODS) and e.SEARCHED == sources.SEARCHED
+    outcomes = {"right", "pair_right", "learning", "similarity"}
+    assert set(e.MEASURES) == {*outcomes, *CLIP_MEASURES, *RELIANCE}
+    names = {n for n in e.resnets() if "." not in n}
+    assert names == set(timm.list_models(module="resnet"))
+    tags = {n for n in timm.list_pretrained() if n.split(".")[0] in names}
+    assert tags <= set(e.resnets())
+    assert set(e.optimisers()) <= set(list_optimizers())
+    assert {"adamw", "sgd", "momentum", "lamb", "lion"} <= set(e.optimisers())
+
+
+def test_reading_a_study_imports_no_torch():
+    code = "import sys; from ssv2_report.study.experiments import load_study; load_study('demo')"
+    code += "; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=project_root()).returncode == 0
 
 
 def test_unknown_names_offer_the_nearest(tmp_path):

@@ -1,5 +1,7 @@
 "Grad-CAM against heads computed by hand, against its peers, and in a browser."
 
+import base64
+import io
 import re
 import shutil
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import nn
 
 from ssv2_report.gradcam.maps import (
@@ -551,6 +554,31 @@ def test_player_is_self_contained_small_and_escaped():
         player({"a": noise, "b": noise[:3]})
     with pytest.raises(ValueError, match="labels"):
         player({"a": noise}, labels=["x"])
+
+
+@pytest.mark.parametrize(
+    "shape", [(39, 240, 427), (1, 1, 1), (2, 20000, 3), (3, 3, 20000), (400, 24, 64)]
+)
+def test_a_player_takes_clips_of_any_size(shape):
+    "WebP holds 16,383 pixels a side."
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    p = player({"a": noise})
+    data = base64.b64decode(re.search(r"base64,([^\"]+)", p.html)[1])
+    with Image.open(io.BytesIO(data)) as img:
+        assert max(img.size) <= 16383 and img.width % shape[0] == 0
+    assert p._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_player_of_too_many_frames_or_none_says_so():
+    for n in (0, 16384):
+        with pytest.raises(ValueError, match="A player shows 1 to 16,383 frames"):
+            player({"a": np.zeros((n, 1, 1, 3), np.uint8)})
+
+
+def test_names_in_a_strip_are_text():
+    fig = strip({"unfolding a $20 bill for $5": np.zeros((2, 6, 6, 3), np.uint8)})
+    fig.canvas.draw()
+    assert not fig.axes[0].yaxis.label.get_parse_math()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 "2D networks: shapes, pooling, weights from files good and bad, cost, switches."
 
+import argparse
 import collections
 import pickle
 from pathlib import Path
@@ -301,6 +302,10 @@ def state(name="resnet18", num_classes=1000):
 WRAPS = dict(
     bare=lambda s: s,
     module=lambda s: {f"module.{k}": v for k, v in s.items()},
+    model_state=lambda s: dict(model_state=s),
+    average=lambda s: dict(state_dict={k: v * 0 for k, v in s.items()}, state_dict_ema=s),
+    arguments=lambda s: dict(network=s, args=argparse.Namespace(lr=0.1)),
+    averaged=lambda s: {"n_averaged": torch.tensor(3)} | {f"module.{k}": v for k, v in s.items()},
     wrapped=lambda s: dict(model_state_dict=s, epoch=3, optimizer=dict(lr=0.1)),
     both=lambda s: dict(state_dict={f"module.backbone.{k}": v for k, v in s.items()}),
     compiled=lambda s: dict(model={f"_orig_mod.{k}": v for k, v in s.items()}),

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -38,6 +39,9 @@ from ssv2_report.report.site import ReportError, captions, embed, render, stage,
 ROOT = Path(__file__).parent.parent
 CHROMIUM = "/usr/bin/chromium"
 VARIABLES = dict(clips=480, accuracy=dict(gain="12.5 points", interval="9.1 to 15.8"))
+
+needs_quarto = pytest.mark.skipif(not shutil.which("quarto"), reason="Quarto is not on the PATH")
+
 
 CONFIG = """
 project: {type: website}
@@ -394,6 +398,61 @@ def test_pdf_says_the_same(index, tmp_path):
     assert "plot(history)" not in words
 
 
+def words_of(pdf):
+    "Every word of a PDF as page, left, top, right, bottom (points) and text, by its own positions."
+    if not shutil.which("pdftotext"):
+        pytest.skip("pdftotext (poppler-utils) is not installed, so no words of PDFs can be placed")
+    text = subprocess.run(
+        ["pdftotext", "-bbox", str(pdf), "-"], capture_output=True, text=True, check=True
+    ).stdout
+    found = []
+    for number, page in enumerate(text.split("<page ")[1:], 1):
+        for m in re.finditer(
+            r'<word xMin="([\d.]+)" yMin="([\d.]+)" xMax="([\d.]+)" yMax="([\d.]+)">(.*?)</word>',
+            page,
+        ):
+            found.append((number, *map(float, m.groups()[:4]), m[5]))
+    return found
+
+
+RENDERERS = [None, pytest.param("quarto", marks=needs_quarto)]
+LONG = pd.DataFrame(
+    dict(name=[f"row{i:03d}" for i in range(70)], top=[i / 70 for i in range(70)])
+).set_index("name")
+TABLES = {
+    "html": code(
+        '#| label: tbl-long\n#| tbl-cap: "Seventy."\nt',
+        outputs=[show(text_html=LONG.to_html(), text_plain="x")],
+    ),
+    "unlabelled": code("t", outputs=[show(text_html=LONG.to_html(), text_plain="x")]),
+    "markdown": code(
+        '#| label: tbl-long\n#| tbl-cap: "Seventy."\nt',
+        outputs=[show(text_markdown=LONG.to_markdown(), text_plain="x")],
+    ),
+    "prose": md(LONG.to_markdown() + "\n\n: Seventy. {#tbl-long}"),
+}
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+@pytest.mark.parametrize("kind", TABLES)
+def test_long_tables_are_whole_in_print(project, tmp_path, renderer, kind):
+    root, _ = project
+    cells = [md("# A page\n\n" + "Before. " * 200), TABLES[kind], md("After it.")]
+    book = dict(index=write(tmp_path / "index.ipynb", cells))
+    quarto = renderer and shutil.which(renderer)
+    page = render(stage(tmp_path / "site", book, {}, root), tmp_path / "out", quarto=quarto)
+    words = words_of(page.with_suffix(".pdf"))
+    rows = [w for w in words if re.fullmatch(r"row\d+", w[5])]
+    assert [w[5] for w in rows] == list(LONG.index)
+    for number in {w[0] for w in rows}:
+        here = [w for w in words if w[0] == number]
+        lowest, *others = sorted(here, key=lambda w: -w[4])
+        assert lowest[5] == str(number), "the page's number is the lowest word"
+        assert max(w[4] for w in others) < lowest[2], "nothing lies over the page's number"
+        tops = sorted(w[2] for w in rows if w[0] == number)
+        assert all(b - a > 8 for a, b in zip(tops, tops[1:])), "no row lies over another"
+
+
 def test_mistakes_are_one_sentence(project, tmp_path):
     root, books = project
     page = lambda *cells: dict(index=write(tmp_path / "index.ipynb", list(cells)))
@@ -470,17 +529,22 @@ def elements(path):
         " ".join(re.findall(r"\w+", tag.get_text(" "))) for tag in page.find_all(names, **kw)
     ]
     return dict(
-        headings=said("h2", "h3"),
+        headings=[h for h in said("h2", "h3") if h not in ("Abstract", "Footnotes")],
         captions=sorted(said("figcaption", "caption")),
         cells=said("td", "th"),
         pictures=len(page.find_all("img")),
         callouts=len(page.select(".callout")),
         citations=len(page.select(".csl-entry")),
-        folded=len(page.find_all("details")),
+        folded=len(page.select("details, .callout-collapse")),
         references=sorted(
             a["href"] for a in page.find_all("a", href=re.compile("^#(fig|tbl|sec|eq)-"))
         ),
-        numbers=[n for words in said("p") for n in re.findall(r"\d+", words)],
+        numbers=[
+            n
+            for p in page.find_all("p")
+            if not p.find_parent(["figcaption", "li", "nav"]) and not p.find("math")
+            for n in re.findall(r"\d+", p.get_text(" "))
+        ],
     )
 
 
@@ -489,7 +553,7 @@ def test_a_page_has_all_that_is_compared(index):
     assert all(found.values()), {k for k, v in found.items() if not v}
 
 
-@pytest.mark.skipif(not shutil.which("quarto"), reason="Quarto is not on the PATH")
+@needs_quarto
 def test_both_renderers_say_the_same(site, index, tmp_path):
     theirs, ours = (
         elements(render(shutil.copytree(site, tmp_path / "site"), tmp_path / "out")),
@@ -499,18 +563,129 @@ def test_both_renderers_say_the_same(site, index, tmp_path):
         assert theirs[kind] == ours[kind], kind
 
 
+def fake_quarto(path, script):
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
 def test_quarto_renders_where_it_is(site, tmp_path):
-    quarto = tmp_path / "quarto"
-    quarto.write_text(
-        '#!/bin/sh\n[ "$1" = render ] && [ "$3" = --no-execute ] && mkdir -p "$2/_site" && echo by Quarto > "$2/_site/index.html"\n'
+    works = (
+        '[ "$1" = render ] && [ "$3" = --no-execute ] && mkdir -p "$2/_site/site_libs"'
+        ' && echo by Quarto > "$2/_site/index.html" && echo > "$2/_site/site_libs/a.js"'
     )
-    quarto.chmod(0o755)
-    copy = shutil.copytree(site, tmp_path / "site")
-    assert render(copy, tmp_path / "out", quarto=str(quarto)).read_text() == "by Quarto\n"
-    quarto.write_text('#!/bin/sh\necho "ERROR: no such cell" >&2; exit 1\n')
-    (copy / "extra.txt").write_text("changed")
-    with pytest.raises(ReportError, match="ERROR: no such cell"):
-        render(copy, tmp_path / "out", quarto=str(quarto))
+    copy, out = shutil.copytree(site, tmp_path / "site"), tmp_path / "out"
+    ours = render(copy, out, quarto=None)
+    (out / "mine.txt").write_text("a reader's own")
+    assert (out / "01_models.html").exists() and ours.with_suffix(".pdf").exists()
+    quarto = fake_quarto(tmp_path / "quarto", works)
+    assert render(copy, out, quarto=quarto).read_text() == "by Quarto\n"
+    left = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    assert left == [".rendered.json", "index.html", "mine.txt", "site_libs/a.js"]
+    assert not (copy / "_site").exists() and not (out / "assets").exists()
+    render(copy, out, quarto=None)
+    assert not (out / "site_libs").exists() and (out / "mine.txt").exists()
+
+
+def test_what_quarto_complains_of_is_told_whole(site, tmp_path):
+    long = "no such cell " + "in a long list of cells " * 40 + "at line 7"
+    fails = f'echo "[ 1/11] index.ipynb" >&2; echo "ERROR: {long}" >&2; exit 1'
+    with pytest.raises(ReportError) as error:
+        render(site, tmp_path / "out", quarto=fake_quarto(tmp_path / "fails", fails))
+    assert " ".join(long.split()) in str(error.value) and "1/11" not in str(error.value)
+    assert not (tmp_path / "out" / "index.html").exists()
+    silent = fake_quarto(tmp_path / "silent", 'echo "it died" >&2; exit 1')
+    with pytest.raises(ReportError, match="it died"):
+        render(site, tmp_path / "out", quarto=silent)
+    warns = (
+        'mkdir "$2/_site"; echo > "$2/_site/index.html"; printf "\\033[33mWARN: no alt\\n  in x\\n"'
+        ' >&2; echo "WARNING: second" >&2; echo "[ 2/11] x" >&2'
+    )
+    with pytest.warns(UserWarning) as said:
+        render(site, tmp_path / "out", quarto=fake_quarto(tmp_path / "warns", warns))
+    assert [str(w.message) for w in said] == [
+        "Quarto: WARN: no alt in x",
+        "Quarto: WARNING: second",
+    ]
+
+
+def test_quarto_gets_html_that_asks_the_network_for_nothing(site, tmp_path):
+    "Quarto adds jQuery from elsewhere for outputs of the type text/html."
+    keeps = f'cp "$2"/*.ipynb {tmp_path}; mkdir "$2/_site"; echo > "$2/_site/index.html"'
+    render(site, tmp_path / "out", quarto=fake_quarto(tmp_path / "keeps", keeps))
+    cells = nbformat.read(tmp_path / "index.ipynb", as_version=4).cells
+    outputs = [o for c in cells if c.cell_type == "code" for o in c.outputs]
+    assert not any("text/html" in o.get("data", {}) for o in outputs)
+    text = "\n".join("".join(o.get("data", {}).get("text/markdown", "")) for o in outputs)
+    assert PLAYER % ("p1", "p1") in text and "unless-format=html" in text
+
+
+def test_a_label_and_a_heading_of_one_name_get_two_ids(project, tmp_path):
+    root, _ = project
+    cells = [
+        md("# A page"),
+        md("## Case studies\n\nText.\n\n## Other"),
+        code("#| label: case-studies\nx", outputs=[show(text_plain="x")]),
+    ]
+    book = dict(index=write(tmp_path / "index.ipynb", cells))
+    page = render(stage(tmp_path / "site", book, {}, root), tmp_path / "out", quarto=None)
+    ids = re.findall(r'\bid="([^"]+)"', page.read_text())
+    assert len(ids) == len(set(ids)) and {"case-studies", "section-case-studies"} <= set(ids)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    "What Quarto and its script see of a clone, under git."
+    root = tmp_path / "clone"
+    for name in ("_quarto.yml", ".gitignore", "workflow/quarto.py", "nbs/index.ipynb"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    for command in ("init -q", "add -A", "-c user.name=a -c user.email=a@b commit -qm a"):
+        subprocess.run(["git", *command.split()], cwd=root, check=True)
+    return root
+
+
+def root_script(clone, **env):
+    return subprocess.run(
+        [sys.executable, "workflow/quarto.py"],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+    )
+
+
+def test_quarto_at_the_root_renders_what_was_staged_last(clone, site, tmp_path):
+    done = root_script(clone)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "there is no report yet; run `ssv2 reproduce` first" in done.stderr
+    shutil.copytree(site, clone / "results" / "demo" / "site")
+    works = 'mkdir "$2/_site"; echo by Quarto > "$2/_site/index.html"'
+    fake_quarto(tmp_path / "quarto", works)
+    done = root_script(clone, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert done.returncode == 0, done.stderr
+    assert (clone / "_report" / "quarto" / "index.html").read_text() == "by Quarto\n"
+
+
+@needs_quarto
+def test_quarto_render_at_the_root(clone, site):
+    call = lambda: subprocess.run(
+        ["quarto", "render"],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "QUARTO_PYTHON": sys.executable},
+    )
+    done = call()
+    assert done.returncode == 1 and "there is no report yet" in done.stderr
+    shutil.copytree(site, clone / "results" / "demo" / "site")
+    done = call()
+    assert done.returncode == 0, done.stderr
+    assert "A gain of 12.5 points" in (clone / "_report" / "quarto" / "index.html").read_text()
+    changed = subprocess.run(
+        ["git", "status", "--short"], cwd=clone, capture_output=True, text=True
+    ).stdout
+    assert changed == "" and not list(clone.rglob("_site"))
 
 
 @pytest.fixture(scope="module")
@@ -578,6 +753,35 @@ def test_pages_work_in_a_browser_without_a_network(browser, index, width, scheme
     assert dark() == (scheme != "dark") and page.title() == "Models – 2D & 3D networks"
     assert complaints == []
     context.close()
+
+
+HOSTILE = [
+    "[press](javascript:document.title='canary')",
+    "[press](JaVaScRiPt:document.title='canary')",
+    "[press](java&#115;cript:document.title='canary')",
+    "[press](<java\tscript:document.title='canary'>)",
+    "[press](<data:text/html,document.title='canary'>)",
+    "[press](vbscript:canary)",
+    "[press][x]\n\n[x]: javascript:document.title='canary'",
+]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_no_link_runs_code(browser, project, tmp_path, renderer):
+    root, _ = project
+    cells = [md("# A page"), *map(md, HOSTILE), md("{{< var name >}}")]
+    cells.append(code("x", outputs=[show(text_markdown="[press](javascript:canary)")]))
+    book = dict(index=write(tmp_path / "index.ipynb", cells))
+    site = stage(tmp_path / "site", book, dict(name=HOSTILE[0]), root)
+    path = render(site, tmp_path / "out", quarto=renderer and shutil.which(renderer))
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    links = page.eval_on_selector_all("main a[href]", "as => as.map(a => a.protocol)")
+    said = page.inner_text("main")
+    page.close()
+    assert set(links) <= {"file:", "http:", "https:", "mailto:"}
+    assert said.count("press") == len(HOSTILE) + 2
+    assert b"canary" not in path.with_suffix(".pdf").read_bytes()
 
 
 def test_axe_finds_nothing(browser, index):

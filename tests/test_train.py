@@ -18,10 +18,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+import ssv2_report.study.runs as runs
 import ssv2_report.train as train
-from ssv2_report.study.experiments import Experiment, load_study
+from ssv2_report.study.experiments import Experiment, load_study, project_root
 from ssv2_report.study.scores import confusion
 from ssv2_report.train import (
     EpochSampler,
@@ -230,7 +231,7 @@ def test_sigterm_writes_a_checkpoint_within_ten_seconds(world, undisturbed, tmp_
 
 @pytest.mark.slow
 def test_the_command_passes_sigterm_on_and_resumes(world, tmp_path):
-    study = dict(yaml.safe_load((train.project_root() / "experiments" / "smoke.yaml").read_text()))
+    study = dict(yaml.safe_load((project_root() / "experiments" / "smoke.yaml").read_text()))
     study["data"] = dict(study["data"], root=str(world))
     study["settings"] = dict(study["settings"], epochs=8)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
@@ -328,6 +329,106 @@ def test_a_checkpoint_of_other_frames_is_refused(tmp_path, world):
     assert [k for k in prints[0] if prints[0][k] != prints[1][k]] == ["data"]
 
 
+class Labelled(Clips):
+    "Clips whose targets are known beforehand, as those of a ClipDataset."
+
+    def __init__(self, targets, size=32, ids=None):
+        super().__init__(len(targets))
+        self.targets, self.size, self.ids = np.array(targets), size, ids or self.ids
+
+    def __getitem__(self, i):
+        return super().__getitem__(i) | dict(target=int(self.targets[i]))
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["targets swapped", "validation targets swapped", "size", "clips excluded", "split moved"],
+)
+def test_a_checkpoint_of_other_labels_sizes_or_clips_is_refused(tmp_path, what):
+    exp, targets = experiment(epochs=1), [0, 1, 2] * 3
+    one = Labelled(targets), Labelled(targets[:3])
+    other = {
+        "targets swapped": (Labelled([1, 0, 2] * 3), one[1]),
+        "validation targets swapped": (one[0], Labelled([1, 0, 2])),
+        "size": (Labelled(targets, 48), Labelled(targets[:3], 48)),
+        "clips excluded": (Labelled(targets[:8]), one[1]),
+        "split moved": (Labelled(targets[:8]), Labelled([2, 0, 1, 2], ids=["8", "0", "1", "2"])),
+    }[what]
+    fit(exp, CLASSES, *one, tmp_path, seed=1)
+    with pytest.raises(ValueError, match="of another run: data differ"):
+        fit(exp, CLASSES, *other, tmp_path, seed=1)
+    fit(exp, CLASSES, Labelled(targets), Labelled(targets[:3]), tmp_path, seed=1)
+
+
+def test_the_other_twin_is_another_run(tmp_path):
+    "The labels of two classes exchanged, in the dataset itself."
+    import worlds
+
+    from ssv2_report.data.clips import ClipDataset, load_index
+
+    root = worlds.make(tmp_path / "data", train=4, validation=4)
+    read = lambda: [ClipDataset(load_index(root, splits=(s,))) for s in ("train", "validation")]
+    before = fingerprint(experiment(), CLASSES, read(), 0, None)
+    path = root / "labels" / "train.json"
+    text = path.read_text().replace("left to right", "X").replace("right to left", "left to right")
+    path.write_text(text.replace("X", "right to left"))
+    after = fingerprint(experiment(), CLASSES, read(), 0, None)
+    assert [k for k in before if before[k] != after[k]] == ["data"]
+
+
+# -- damaged files
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    "A finished run."
+    run(experiment(epochs=1), out := tmp_path_factory.mktemp("flat"))
+    return out
+
+
+def damaged(content, rng, n):
+    "The content cut at, and with a byte changed at, each of n places: random ones, the ends included."
+    places = [0, 1, len(content) - 1, *(rng.randrange(len(content)) for _ in range(n))]
+    for at in places:
+        yield content[:at]
+        yield content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("places", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_damaged_checkpoint_is_one_sentence(flat, tmp_path, places):
+    content = (flat / "checkpoint" / "last.pt").read_bytes()
+    path, wanted = tmp_path / "last.pt", train.read_checkpoint(flat / "checkpoint" / "last.pt")
+    path.write_bytes(content)
+    assert train.load_checkpoint(path, wanted["fingerprint"])["step"] == 3
+    for broken in damaged(content, random.Random(places), places):
+        path.write_bytes(broken)
+        for replace in (False, True):
+            with pytest.raises(ValueError, match="last.pt is damaged.*delete it") as e:
+                train.load_checkpoint(path, wanted["fingerprint"], replace)
+            assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("places", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_damaged_weights_are_one_sentence(flat, tmp_path, places):
+    content = (flat / "weights.safetensors").read_bytes()
+    (path := tmp_path / "weights.safetensors").write_bytes(content)
+    assert load_run(tmp_path)[2] == CLASSES
+    for broken in damaged(content, random.Random(places), places):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="is damaged|not written by this project") as e:
+            load_run(tmp_path)
+        assert "\n" not in str(e.value)
+
+
+def test_weights_deleted_for_their_damage_come_back(flat, tmp_path, monkeypatch):
+    shutil.copytree(flat, out := tmp_path / "run")
+    (out / "weights.safetensors").unlink()
+    monkeypatch.setattr(train, "train_epoch", None)
+    run(experiment(epochs=1), out)
+    for name in ("weights.safetensors", "history.csv"):
+        assert (out / name).read_bytes() == (flat / name).read_bytes()
+
+
 # -- shared by several processes
 
 TWO = """
@@ -392,7 +493,7 @@ def test_processes_share_batches_and_give_what_one_gives(tmp_path, model):
 
 @pytest.mark.slow
 def test_launch_trains_in_processes_and_hands_on_their_sentence(world, tmp_path):
-    study = dict(yaml.safe_load((train.project_root() / "experiments" / "smoke.yaml").read_text()))
+    study = dict(yaml.safe_load((project_root() / "experiments" / "smoke.yaml").read_text()))
     study["data"] = dict(study["data"], root=str(world))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     from ssv2_report.data.audit import audit
@@ -457,8 +558,8 @@ def test_published_weights_carry_over_except_the_head(model, init, monkeypatch):
 
         return creating
 
-    monkeypatch.setattr(train, "create_2d", pretend(train.create_2d))
-    monkeypatch.setattr(train, "create_3d", pretend(train.create_3d))
+    monkeypatch.setattr(runs, "create_2d", pretend(runs.create_2d))
+    monkeypatch.setattr(runs, "create_3d", pretend(runs.create_3d))
     exp = experiment(model=model, init=init, output_stride=None)
     net = build_model(exp, 3)
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -475,6 +576,124 @@ def test_published_weights_carry_over_except_the_head(model, init, monkeypatch):
             for k, v in getattr(net, "backbone", net).state_dict().items()
             if not k.startswith("fc.")
         )
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+@pytest.mark.parametrize("model", ["test_resnet", "i3d:test_resnet"])
+def test_local_weights_carry_over_as_published_ones_do(tmp_path, model, kind):
+    exp = experiment(model=model, stages=2)
+    source = runs.create_2d("test_resnet", 7).backbone.state_dict()
+    path = tmp_path / f"w.{kind}"
+    save_file(source, path) if kind == "safetensors" else torch.save(
+        dict(state_dict={f"module.{k}": v for k, v in source.items()}, epoch=3), path
+    )
+    net = build_model(exp, 3)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    report = start_from(
+        net, exp, CLASSES, str(path), torch.stack([Clips()[i]["clip"] for i in (0, 1)])
+    )
+    assert (report is not None) == exp.is_3d
+    state = net.state_dict()
+    head = [k for k in state if "fc." in k]
+    assert head and all(torch.equal(state[k], before[k]) for k in head)
+    key = next(k for k in state if k.endswith("layer1.0.conv2.weight"))
+    kernel = source["layer1.0.conv2.weight"]
+    moved = state[key].sum(2) if exp.is_3d else state[key]
+    torch.testing.assert_close(moved, kernel)
+
+
+def test_local_weights_of_a_3d_network_and_of_another_study(tmp_path):
+    exp, deep = experiment(), experiment(model="i3d:test_resnet")
+    source = runs.create_3d("i3d:test_resnet", 400, output_stride=8)
+    torch.save(dict(model=source.state_dict()), tmp_path / "deep.pth")
+    net = build_model(deep, 3)
+    assert start_from(net, deep, CLASSES, tmp_path / "deep.pth") is None
+    name = "layer2.0.conv1.weight"
+    assert torch.equal(net.state_dict()[name], source.state_dict()[name])
+    with pytest.raises(ValueError, match="does not fit this architecture"):
+        start_from(build_model(exp, 3), exp, CLASSES, tmp_path / "deep.pth")
+    run(experiment(epochs=1), tmp_path / "run")
+    weights = tmp_path / "run" / "weights.safetensors"
+    start_from(again := build_model(exp, 3), exp, CLASSES, weights)
+    assert same(again, load_run(tmp_path / "run")[0])
+
+
+def made_up_study(tmp_path, world, experiments=None, **kw):
+    study = yaml.safe_load((project_root() / "experiments" / "smoke.yaml").read_text())
+    study["data"] = dict(study["data"], root=str(world))
+    study["experiments"] = experiments or study["experiments"]
+    if experiments:
+        study["hypotheses"] = {}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**study, **kw}))
+    return load_study(tmp_path / "study.yaml")
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(model="r3d_18", n_frames=4), None),
+        (dict(model="test_resnet", stages=1), None),
+        (dict(model="test_resnet", init="w.pth"), None),
+        (dict(model="i3d:test_resnet", init="w.pth"), None),
+        (dict(model="resnet18", init="w.pth"), "'a': .*w.pth does not fit this architecture"),
+        (dict(model="test_resnet", init="cut.pth"), "'a': .*cut.pth is cut short or damaged"),
+        (dict(model="i3d:ecaresnet26t"), "'a': .*no 3D twin"),
+        (dict(model="test_resnet", flip=True), None),
+        (dict(model="r3d_18", batch_size=1), None),
+        (dict(model="test_resnet", stages=4, n_frames=1, batch_size=1), "'a': .*parts of 1 clips"),
+        (
+            dict(model="resnet18", stages=4, n_frames=1, batch_size=4, accumulate=4),
+            "'a': .*parts of 1 clips",
+        ),
+    ],
+)
+def test_what_a_study_asks_for_is_tried_before_training(tmp_path, world, change, says):
+    path = tmp_path / "w.pth"
+    torch.save(runs.create_2d("test_resnet", 7).backbone.state_dict(), path)
+    (tmp_path / "cut.pth").write_bytes(path.read_bytes()[:5000])
+    study = made_up_study(tmp_path, world, {"a": dict(title="a", **change)})
+    study.data.size = 32
+    if not says:
+        return runs.check_study(study)
+    with pytest.raises(ValueError, match=f"Experiment {says}") as e:
+        runs.check_study(study)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_classes_that_a_study_names_are_those_of_its_data(tmp_path, world, there):
+    root = world if there else tmp_path / "later"
+    of = dict(says="x", measure="right", of="3d-scratch", over="2d-multi")
+    wrong = dict(h=dict(of, clips=["Holding somthing"]))
+    study = made_up_study(tmp_path, root, hypotheses=wrong)
+    with pytest.raises(ValueError, match="Hypothesis 'h' is about 'Holding somthing', which"):
+        runs.check_study(study)
+    study = made_up_study(tmp_path, root)
+    runs.check_study(study)
+    study.data.classes = ["Pushing something from left to rigth"]
+    with pytest.raises(ValueError, match="did you mean 'Pushing something from left to right'"):
+        runs.check_study(study)
+
+
+def test_flip_is_a_setting_of_an_experiment(tmp_path, world):
+    study = made_up_study(tmp_path, world, settings=dict(flip=True, n_frames=4, stages=2))
+    classes, clips, views = datasets(study, study.experiments["2d-multi"], 0)
+    mirrored = {
+        classes[int(clips.targets[i])]: classes[clips[i]["target"]]
+        for e in range(4)
+        for i in range(len(clips))
+        if clips.set_epoch(e) is None and clips[i]["flipped"]
+    }
+    left, right = (f"Pushing something from {d}" for d in ("left to right", "right to left"))
+    assert mirrored[left] == right and mirrored[right] == left
+    assert not any(views["ordered"][0][i]["flipped"] for i in range(len(views["ordered"][0])))
+    study.experiments["2d-multi"].flip = False
+    _, clips, _ = datasets(study, study.experiments["2d-multi"], 0)
+    assert not any(clips[i]["flipped"] for i in range(len(clips)))
+    study.data.classes = [left, "Uncovering something"]
+    study.experiments["2d-multi"].flip = True
+    with pytest.raises(ValueError, match="cannot be flipped"):
+        runs.check_study(study)
 
 
 def test_a_batch_in_parts_is_the_batch(tmp_path, monkeypatch):
@@ -681,10 +900,8 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_still_loads(tmp_p
     )
     assert not [p for p in (tmp_path / "new").rglob("*.tmp")]
     state = torch.load(tmp_path / "old" / "checkpoint" / "last.pt", weights_only=True)
-    torch.save(
-        dict(state, step=3, history=state["history"][:1]),
-        tmp_path / "old" / "checkpoint" / "last.pt",
-    )  # as if one epoch were still to do
+    state |= dict(step=3, history=state["history"][:1])  # as if one epoch were still to do
+    train.save_checkpoint(tmp_path / "old" / "checkpoint" / "last.pt", **state)
     before = (tmp_path / "old" / "checkpoint" / "last.pt").read_bytes()
     assert (
         told(tmp_path / "old", "disk", 1 << 20).startswith("OSError")
@@ -715,6 +932,27 @@ def test_a_batch_that_does_not_fit_is_one_sentence(tmp_path):
 def test_there_must_be_something_to_train_on(n, val, classes, processes, change, says):
     with pytest.raises(ValueError, match=says):
         clips_a_step(experiment(**change), CLASSES[:classes], range(n), range(val), processes)
+
+
+@pytest.mark.parametrize("change", [dict(batch_size=1), dict(batch_size=4, accumulate=4)])
+def test_one_value_is_not_normalised(tmp_path, change):
+    exp = experiment(n_frames=1, output_stride=None, **change)
+    with pytest.raises(ValueError, match="Batch norm needs more than one value.*raise batch_size"):
+        fit(exp, CLASSES, Clips(12, 1), Clips(6, 1), tmp_path, seed=1)
+
+
+@pytest.mark.parametrize(
+    "cores, wish, threads", [(2, None, 1), (8, None, 4), (1, "", 1), (2, "2", 2)]
+)
+def test_half_of_the_cores_compute(monkeypatch, cores, wish, threads):
+    chosen = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if wish is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", wish)
+    train.use_threads()
+    assert chosen == [threads]
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path):

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
+from ssv2_report.analysis.simulated import simulate
 from ssv2_report.analysis.validation import (
     agreement,
     choose_source,
     cliffs_delta,
+    judge_sources,
     saved_maps,
     separation,
     strip_ratio,
@@ -351,6 +353,22 @@ def test_the_maps_of_a_dilated_last_stage_are_refused(tmp_path):
     )
     row = found.set_index("source").loc["layer4:gradcam"]
     assert not row["interpretable"] and "ratio_both" in row["why"], row
+
+
+def test_maps_of_zeros_are_counted_by_source_and_network(tmp_path):
+    study = load_study("smoke")
+    simulate(study, tmp_path)
+    file = tmp_path / "runs" / "3d-scratch-s0" / "sources.parquet"
+    rows = pd.read_parquet(file)
+    gone = (rows["source"] == "layer2:gradcam") & (rows["map"] == "own")
+    rows.loc[gone & rows["id"].isin([f"t{i}" for i in range(20)]), ["ratio_both", "pointing"]] = (
+        np.nan
+    )
+    rows.to_parquet(file)
+    found = judge_sources(study, tmp_path).set_index(["experiment", "source"])
+    assert (found["maps"] == 24).all()
+    assert found.loc[("3d-scratch", "layer2:gradcam"), "empty"] == 20
+    assert found["empty"].sum() == 20
 
 
 @pytest.mark.slow

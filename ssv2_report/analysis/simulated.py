@@ -40,6 +40,7 @@ def scored_maps(rng, right=1.0):
                 source=s,
                 map=m,
                 draw=k,
+                effective_frames=1.0,
                 ratio_both=r + rng.normal(0, 0.1, 24),
                 pointing=p + rng.normal(0, 0.05, 24),
             )
@@ -50,8 +51,11 @@ def scored_maps(rng, right=1.0):
     return pd.concat(rows)
 
 # %% ../../nbs/analysis/simulated.ipynb #simulated-05
-def simulate(study, results, deep=3.0, clips=120, without=(), boxes=True, right=1.0, grids=()):
-    "Made-up runs of `study`: networks that tell the order by `deep` more than the 2D ones."
+def simulate(
+    study, results, deep=3.0, clips=120, without=(), boxes=True, right=1.0, grids=(), empty=()
+):
+    """Made-up runs of `study`: networks that tell the order by `deep` more than the 2D ones; `empty` says of which experiments which
+    share of the maps is zero."""
     classes = [c for k in (3, 11, 12, 13) for c in REVERSAL_PAIRS[k]] + [
         "Holding something in front of something",
         "Showing something next to something",
@@ -99,14 +103,18 @@ def simulate(study, results, deep=3.0, clips=120, without=(), boxes=True, right=
             {c: rng.random(clips) if boxes else np.nan for c in of_boxes}
             | dict(effective_frames=rng.random(clips), ratio_action=np.nan)
         )
-        frames = dict(id=np.repeat(ids, 4), t=np.tile(range(4), clips), mass=0.25, mass_frozen=0.25)
+        zero = np.arange(clips) < dict(empty).get(name, 0) * clips
+        mass = np.repeat(np.where(zero, np.nan, 0.25), 4)
+        frames = dict(id=np.repeat(ids, 4), t=np.tile(range(4), clips), mass=mass, mass_frozen=0.25)
         pd.concat([pd.DataFrame(dict(frames, method=s)) for s in SOURCES]).to_parquet(
             folder / "attention.parquet"
         )
         beside = ["noise", "middle", "right layer2"] if boxes else ["noise", "middle"]
-        pd.concat(
-            [pd.DataFrame(dict(id=ids, method=s, **measured())) for s in [*SOURCES, *beside]]
-        ).to_parquet(folder / "attention_clips.parquet")
+        own = [pd.DataFrame(dict(id=ids, method=s, **measured())) for s in SOURCES]
+        for rows in own:
+            rows.loc[zero, [*of_boxes, "effective_frames"]] = np.nan
+        others = [pd.DataFrame(dict(id=ids, method=s, **measured())) for s in beside]
+        pd.concat(own + others).to_parquet(folder / "attention_clips.parquet")
         (
             scored_maps(rng, right) if boxes else pd.DataFrame(dict(id=[], source=[], map=[]))
         ).to_parquet(folder / "sources.parquet")
@@ -148,7 +156,8 @@ def simulate(study, results, deep=3.0, clips=120, without=(), boxes=True, right=
             np.savez(
                 folder / "maps" / file_of(source),
                 ids=ids,
-                maps=rng.random((clips, dict(grids).get(name, 2), 3, 3)),
+                maps=rng.random((clips, dict(grids).get(name, 2), 3, 3))
+                * ~zero[:, None, None, None],
                 grid=(dict(grids).get(name, 2), 3, 3),
             )
     return results

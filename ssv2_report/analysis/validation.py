@@ -24,7 +24,7 @@ from ..study.steps import run_folder
 def judge_sources(
     study,
     results,  # Folder of the study's results
-) -> pd.DataFrame:  # A row a source and network: experiment, source, ratio_both, pointing, bound, middle, deletion, deletion_random, insertion, insertion_random, interpretable, why, score
+) -> pd.DataFrame:  # A row a source and network: experiment, source, ratio_both, pointing, bound, maps, empty (zero everywhere), middle, deletion, deletion_random, insertion, insertion_random, interpretable, why, score
     "How the maps of every source do for every network on training clips. Empty where the dataset has no boxes."
     rows, _ = read_runs(study, results, "sources.parquet")
     faithful, _ = read_runs(study, results, "faithfulness.csv")
@@ -42,6 +42,9 @@ def judge_sources(
         found["bound"] = found["source"].map(
             t[t["map"] == "right"].groupby("source")["ratio_both"].mean()
         )
+        own = t[t["map"] == "own"].groupby("source")["ratio_both"]
+        found["maps"] = found["source"].map(own.size())
+        found["empty"] = found["maps"] - found["source"].map(own.count())
         found["score"] = (found["ratio_both"] / found["bound"] + found["pointing"]) / 2
         curves = faithful[faithful["experiment"] == e].groupby("method").mean(numeric_only=True)
         tables.append(

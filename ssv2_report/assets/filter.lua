@@ -239,7 +239,14 @@ local function crossref(cite)
   return out
 end
 
+-- A link leads to a page, a place or an address; one that would run code keeps its words alone.
+local function leads(target)
+  local scheme = target:gsub('[%c%s]', ''):lower():match '^([^/?#:]*):'
+  return not scheme or scheme == 'http' or scheme == 'https' or scheme == 'mailto'
+end
+
 local function link(el)
+  if not leads(el.target) then return el.content end
   local stem, rest = el.target:match '^([%w_.-]+)%.ipynb(#?.*)$'
   if stem and pages[stem] then el.target = stem .. '.html' .. rest end
   if html then return el end

@@ -23,7 +23,9 @@ from .media import frame_files, in_processes, read_frames
 
 # %% ../../nbs/data/cache.ipynb #00d-006
 def source_key(path) -> int:  # 64 bits
-    "Digest of name, size and modification time of a video, or of every frame file in a folder; `FileNotFoundError` when it is gone."
+    """Digest of name, size and modification time of a video, or of every frame file in a folder.
+
+    `FileNotFoundError` when it is gone."""
     path = str(path)
     files = [f"{path}/{f}" for f in frame_files(path)] if os.path.isdir(path) else [path]
     stats = ((os.path.basename(f), (s := os.stat(f)).st_size, s.st_mtime_ns) for f in files)
@@ -63,19 +65,19 @@ def shrink(
 
 
 def encode_clip(
-    frames, short_side, kind
-):  # Bytes of the table and the frames, height and width as stored
-    "A clip as it lies in the cache."
+    frames: np.ndarray,  # uint8 [T,H,W,C]
+    short_side: int,  # Pixels
+    kind: str,  # 'raw' or 'jpeg'
+) -> tuple[bytes, bytes, tuple[int, int]]:
+    "A clip as it lies in the cache: its table, its frames, height and width as stored."
     frames = shrink(frames, short_side)
     parts = [_to_bytes(f, kind) for f in frames]
     table = np.array([(len(p), zlib.crc32(p)) for p in parts], _FRAME)
     return table.tobytes(), b"".join(parts), frames.shape[1:3]
 
 # %% ../../nbs/data/cache.ipynb #00d-010
-VERSION = 1
-KEEP = (
-    10**8
-)  # Bytes of clips after which a worker gives its maps back: pages once read count as its memory
+VERSION = 2
+KEEP = 10**8  # Bytes of clips after which a worker gives back its maps, which count as its memory
 _RECORD = np.dtype(
     [
         ("id", "S32"),
@@ -131,12 +133,8 @@ class _Shard:
 
 # %% ../../nbs/data/cache.ipynb #00d-011
 def _read_shards(folder):  # Records that are whole, one an id, sorted by id; the shard of each
-    shards, records, numbers = (
-        sorted(folder.glob("*.idx")),
-        [np.zeros(0, _RECORD)],
-        [np.zeros(0, "int32")],
-    )
-    for path in shards:
+    records, numbers = [np.zeros(0, _RECORD)], [np.zeros(0, "int32")]
+    for path in sorted(folder.glob("*.idx")):
         raw, n = path.read_bytes(), path.with_suffix(".bin").stat().st_size
         found = np.frombuffer(raw[: len(raw) // _RECORD.itemsize * _RECORD.itemsize], _RECORD)
         whole = np.array([_crc(r) == r["crc"] for r in found], bool) & (
@@ -150,13 +148,13 @@ def _read_shards(folder):  # Records that are whole, one an id, sorted by id; th
 
 
 def _torn(folder):  # Ids whose bytes were found damaged when read
-    return (
-        set((folder / "torn.txt").read_text().split()) if (folder / "torn.txt").exists() else set()
-    )
+    listed = folder / "torn.txt"
+    return set(listed.read_text().split()) if listed.exists() else set()
 
 
 class FrameCache:
-    "Clips at one resolution. Reads check the source's size and time and the CRC of every frame served; a bad entry is decoded anew and named for rebuilding."
+    """Clips at one resolution. Reads check the source's size and time and the CRC of every frame
+    served; a bad entry is decoded anew and named for rebuilding."""
 
     def __init__(self, folder):  # As `build_cache` made it
         self.folder = Path(folder)
@@ -208,15 +206,17 @@ class FrameCache:
         id: str,
         path,  # Of the source
         pick,  # Function of the number of frames that gives the indices to read
-    ) -> tuple[
-        np.ndarray, tuple[int, int]
-    ]:  # Frames uint8 [T,h,w,C], height and width of the video
-        "Frames of a clip at `short_side`, from the cache or, when its entry cannot be trusted, from the source."
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """Frames of a clip at `short_side`, uint8 [T,h,w,C], and height and width of the video.
+
+        They come from the cache or, when its entry cannot be trusted, from the source; then the
+        errors are those of `read_frames`."""
         taken, frames, hw = self._stored(id, path, pick) or (None, None, None)
         if frames is not None:
             return frames, hw
         warnings.warn(
-            f"The cache entry of clip {id} is missing, stale or damaged: it is decoded instead; build the cache again."
+            f"The cache entry of clip {id} is missing, stale or damaged: it is decoded instead; "
+            "build the cache again."
         )
         with contextlib.suppress(OSError), open(self.folder / "torn.txt", "a") as f:
             f.write(f"{id}\n")  # unless the folder is read-only
@@ -274,7 +274,8 @@ def build_cache(
     progress=None,  # Called with (clips done, clips in all)
     kind: str = "auto",  # 'raw', 'jpeg', or raw as long as it is below `RAW_LIMIT`
 ) -> FrameCache:
-    "A cache with a good entry for every clip of the index; only what is missing, stale or torn is built. `ValueError` names clips that do not decode."
+    """A cache with a good entry for every clip of the index; only what is missing, stale or torn
+    is built. `ValueError` names a clip that does not decode, after all others are built."""
     folder = Path(folder)
     kind = _choose(index, folder, short_side, kind)
     (folder := folder / f"{short_side}px-{kind}-v{VERSION}").mkdir(parents=True, exist_ok=True)
@@ -290,7 +291,7 @@ def build_cache(
     _announce(todo, folder, short_side, kind)
     done, failed = len(clips) - len(todo), []
     jobs = [(id, path, folder, short_side, kind) for id, path in zip(todo["id"], todo["path"])]
-    for k, error, fault in in_processes("ssv2_report.data.cache:_add", jobs, workers, limit=60):
+    for k, error, fault in in_processes("ssv2_report.data.cache:_add", jobs, workers):
         if error or fault:
             failed.append(
                 error or f"{jobs[k][0]} {fault} the decoder: run `ssv2 audit` on the dataset."
@@ -300,7 +301,8 @@ def build_cache(
     (folder / "torn.txt").unlink(missing_ok=True)
     if failed:
         raise ValueError(
-            f"{len(failed):,} of {len(clips):,} clips could not be cached, the first because {failed[0]}"
+            f"{len(failed):,} of {len(clips):,} clips could not be cached, "
+            f"the first because {failed[0]}"
         )
     return FrameCache(folder)
 
@@ -308,9 +310,11 @@ def build_cache(
 def _announce(todo, folder, short_side, kind):
     need, free = _size(todo["path"], short_side, kind), shutil.disk_usage(folder).free
     print(
-        f"Caching {len(todo):,} clips at {short_side} pixels as {kind}: about {need / 1e9:,.2f} GB of {free / 1e9:,.0f} GB free."
+        f"Caching {len(todo):,} clips at {short_side} pixels as {kind}: "
+        f"about {need / 1e9:,.2f} GB of {free / 1e9:,.0f} GB free."
     )
     if need > free:
         raise ValueError(
-            f'The frame cache needs about {need / 1e9:,.1f} GB and {folder} has {free / 1e9:,.1f} GB free: choose another folder, fewer pixels or kind="jpeg".'
+            f"The frame cache needs about {need / 1e9:,.1f} GB and {folder} has "
+            f'{free / 1e9:,.1f} GB free: choose another folder, fewer pixels or kind="jpeg".'
         )

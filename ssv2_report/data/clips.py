@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,8 @@ import pandas as pd
 import torch
 import torchvision.transforms.v2.functional as TF
 
-from .boxes import draw_boxes
+from .basics import read_text
+from .boxes import box_frames, draw_boxes, misfit_of
 from .media import list_media, read_frames
 
 # %% ../../nbs/00_data.ipynb #00-007
@@ -125,24 +127,49 @@ def label_file(
     root,  # Folder of the dataset
     name,  # 'labels', 'train', 'validation' or 'test'
 ) -> Path:
-    "The JSON file of that name in the official, the older or the flat layout; `FileNotFoundError` where there is none."
+    """The JSON file of that name, in `labels/` (the official layout), `annotations/` (mmaction2's)
+    or the folder itself, under its official, older or short name; `FileNotFoundError` where
+    there is none."""
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(
-            f"There is no dataset folder {root}: check the path, or make one with `ssv2 demo-data {root}`."
+            f"There is no dataset folder {root}: check the path, or make one with "
+            f"`ssv2 demo-data {root}`."
         )
-    for folder in (root / "labels", root):
-        for prefix in ("", "something-something-v2-"):
-            if (path := folder / f"{prefix}{name}.json").is_file():
-                return path
+    for folder in (root / "labels", root / "annotations", root):
+        for stem in (name, "val") if name == "validation" else (name,):
+            for prefix in ("", "something-something-v2-"):
+                if (path := folder / f"{prefix}{stem}.json").is_file():
+                    return path
     raise FileNotFoundError(
-        f"{root} has no {name}.json, neither in labels/ nor beside it: unpack the labels package of the dataset there."
+        f"{root} has no {name}.json, neither in labels/ or annotations/ nor beside them: "
+        f"{_where_labels_are(root, name)}."
     )
+
+
+def _where_labels_are(root, name):
+    "What is there instead, and what to do."
+    for depth in ("*", "*/*", "*/*/*"):
+        for path in sorted(root.glob(f"{depth}/*{name}.json")):
+            home = (
+                path.parent.parent if path.parent.name in ("labels", "annotations") else path.parent
+            )
+            if home != root:
+                return f"{path} is it, so give {home} as the dataset's folder"
+    texts = [
+        p for f in ("", "labels", "annotations") for p in sorted((root / f).glob("*.[tc][xs][tv]"))
+    ]
+    if lists := [p for p in texts if re.search("folder|list|train|val|test|categor", p.name)]:
+        return (
+            f"{lists[0].relative_to(root)} is a list with class numbers, which does not say what "
+            f"the classes are, so put {name}.json from the dataset's labels package beside it"
+        )
+    return "unpack the labels package of the dataset there"
 
 
 def _read_json(path, kind):
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except (ValueError, RecursionError) as e:
         raise ValueError(
             f"{path} is not a JSON file in UTF-8 ({e}): copy it again from the labels package."
@@ -150,7 +177,8 @@ def _read_json(path, kind):
     if isinstance(found, kind):
         return found
     raise ValueError(
-        f"{path} holds a {type(found).__name__} where a {kind.__name__} belongs: copy it again from the labels package."
+        f"{path} holds a {type(found).__name__} where a {kind.__name__} belongs: copy it again "
+        "from the labels package."
     )
 
 # %% ../../nbs/00_data.ipynb #00-014
@@ -168,7 +196,8 @@ def read_classes(
         ) from None
     if sorted(order) != list(range(len(found))):
         raise ValueError(
-            f"{path} does not number its {len(found)} classes from 0 to {len(found) - 1}, each once: copy it again from the labels package."
+            f"{path} does not number its {len(found)} classes from 0 to {len(found) - 1}, each "
+            "once: copy it again from the labels package."
         )
     return [order[i] for i in range(len(order))]
 
@@ -180,20 +209,21 @@ def class_name(template: str) -> str:  # 'Pushing something' for 'Pushing [somet
 # %% ../../nbs/00_data.ipynb #00-017
 def read_records(
     root, splits, classes
-) -> pd.DataFrame:  # One row a record: id, split, target, label, placeholders, problem, detail
-    "The records of the label files as they are; `problem` is '' or says what is wrong with a record, in one or two words."
+) -> (
+    pd.DataFrame
+):  # One row a record: id, split, target, label, placeholders, problem, detail, twice
+    """The records of the label files as they are; `problem` is '' or says what is wrong with a
+    record, in one or two words, and `twice` whether its id is there more than once."""
     known, rows = {name: i for i, name in enumerate(classes)}, []
     for split in splits:
         path = label_file(root, split)
         for k, r in enumerate(_read_json(path, list)):
             rows.append(tuple(map(_storable, _record(r, split, f"{path.name}#{k}", known))))
-    out = pd.DataFrame(
-        rows, columns=["id", "split", "target", "label", "placeholders", "problem", "detail"]
-    )
+    columns = ["id", "split", "target", "label", "placeholders", "problem", "detail"]
+    out = pd.DataFrame(rows, columns=columns).assign(twice="")
     places = out.groupby("id")["split"].agg(["size", "nunique"])
     for rule, n in (("duplicate id", "size"), ("id in two splits", "nunique")):
-        hit = out["id"].isin(places.index[places[n] > 1])
-        out.loc[hit, ["problem", "detail"]] = rule, rule
+        out.loc[out["id"].isin(places.index[places[n] > 1]), "twice"] = rule
     return out.astype({c: "string[pyarrow]" for c in out.columns if c != "target"}).astype(
         {"target": "int16"}
     )
@@ -226,7 +256,8 @@ def _record(r, split, place, known):
 # %% ../../nbs/00_data.ipynb #00-019
 @dataclass(repr=False)
 class Index:
-    "Which clips there are: `clips` has the columns id, split, target (-1: unknown), label, placeholders (JSON), path (empty: no file)."
+    """Which clips there are: `clips` has the columns id, split, target (-1: unknown), label,
+    placeholders (JSON), path (empty: no file)."""
 
     root: Path
     classes: list[str]
@@ -252,7 +283,8 @@ class Index:
 
 # %% ../../nbs/00_data.ipynb #00-021
 def choose_classes(classes, known) -> list[str]:  # Names in the order of `known`
-    "Class names from a list, the name of a group, or a file (JSON list, or a name a line); `ValueError` names a class that is not there."
+    """Class names from a list, the name of a group, or a file (JSON list, or a name a line);
+    `ValueError` names a class that is not there."""
     if classes is None:
         return list(known)
     if isinstance(classes, str) and classes in GROUPS:
@@ -265,15 +297,16 @@ def choose_classes(classes, known) -> list[str]:  # Names in the order of `known
     if isinstance(classes, (str, Path)):
         if not Path(classes).is_file():
             raise ValueError(
-                f"{str(classes)!r} is neither a group of classes ({', '.join(GROUPS)}) nor a file with class names."
+                f"{str(classes)!r} is neither a group of classes ({', '.join(GROUPS)}) nor a file "
+                "with class names."
             )
-        text = Path(classes).read_text(encoding="utf-8")
+        text = read_text(classes)
         classes = (
             _read_json(classes, list)
             if text.lstrip().startswith("[")
             else [l.strip() for l in text.splitlines() if l.strip()]
         )
-    for c in (wanted := [class_name(c) for c in classes]):
+    for c in (wanted := [class_name(str(c)) for c in classes]):
         if c in known:
             continue
         near = difflib.get_close_matches(c, known, 1)
@@ -293,18 +326,22 @@ def _rank(id, seed):
 def load_index(
     root,  # Folder of the dataset
     splits=("train", "validation"),  # Of 'train', 'validation', 'test'
-    classes=None,  # None for all, a list of names, a group ('reversal', 'temporal18', 'static16') or a file
+    classes=None,  # None for all, a list of names, a group of `GROUPS`, or a file
     per_class: int | None = None,  # At most so many clips of each class and split
     seed: int = 0,  # Of that choice
     exclude=(),  # Ids to leave out, as an audit lists them
 ) -> Index:
-    "The clips of the label files with their targets by name and their files; `ValueError` on a record no training should see."
+    """The clips of the label files with their targets by name and their files; `ValueError` on a
+    record no training should see."""
     known = read_classes(root)
     rows = read_records(root, splits, known)
     rows = rows[~rows["id"].isin(set(exclude))]
-    if (bad := rows[rows["problem"] != ""]).size:
+    bad = rows[(rows["problem"] != "") | (rows["twice"] != "")]
+    for r in bad.itertuples():
         raise ValueError(
-            f"{len(bad):,} records of {root} cannot be used, the first because {bad['detail'].iloc[0]}: run `ssv2 audit {root}`, which lists them for exclusion."
+            f"{len(bad):,} records of {root} cannot be used, the first because "
+            f"{r.detail or f'{r.id!r} is there more than once ({r.twice})'}: run "
+            f"`ssv2 audit {root}`, which lists them for exclusion."
         )
     chosen = choose_classes(classes, known)
     if chosen != known:
@@ -317,44 +354,29 @@ def load_index(
         rows = rows[rank.groupby([rows["split"], rows["target"]]).rank("first") <= per_class]
     if rows.empty:
         raise ValueError(
-            f"No clip of {root} is left in {', '.join(splits)}: check the classes and splits asked for."
+            f"No clip of {root} is left in {', '.join(splits)}: check the classes and splits asked "
+            "for."
         )
     media = list_media(root)
     path = pd.array([media.get(id, "") for id in rows["id"]], dtype="string[pyarrow]")
     return Index(
         Path(root),
         chosen,
-        rows.drop(columns=["problem", "detail"]).assign(path=path).reset_index(drop=True),
+        rows.drop(columns=["problem", "detail", "twice"]).assign(path=path).reset_index(drop=True),
     )
 
 # %% ../../nbs/00_data.ipynb #00-031
 def sample_frames(
     n: int,  # Frames in the clip
     n_out: int,  # Frames wanted
-    mode: str = "uniform",  # 'uniform', 'middle', 'segment' (one at random of each part), 'random' or 'dense'
     rng: np.random.Generator
-    | None = None,  # Needed by 'segment' and 'random'; 'dense' without one is centred
-    stride: int = 2,  # Step of 'dense'
-    phase: float = 0.5,  # Where in its part of the clip 'uniform' takes a frame, 0 to 1
+    | None = None,  # Takes one at random of each part, else that at `phase`
+    phase: float = 0.5,  # Where in its part of the clip a frame is taken, 0 to 1
 ) -> np.ndarray:  # int64 [n_out], never decreasing
-    "Indices of the frames to take."
-    part = np.arange(n_out)
-    if mode == "uniform":
-        return np.minimum(((part + phase) * n / n_out).astype("int64"), n - 1)
-    if mode == "middle":
-        return np.full(n_out, n // 2)
-    if mode == "dense":
-        room = max(n - (n_out - 1) * stride, 1)
-        return np.minimum((room // 2 if rng is None else rng.integers(room)) + part * stride, n - 1)
-    if mode not in ("segment", "random"):
-        raise ValueError(
-            f"{mode!r} is no way of sampling frames: take uniform, middle, segment, random or dense."
-        )
-    if rng is None:
-        raise ValueError(f"Sampling frames by {mode!r} needs a random generator.")
-    if mode == "segment":
-        return np.minimum(((part + rng.random(n_out)) * n / n_out).astype("int64"), n - 1)
-    return np.sort(rng.choice(n, n_out, replace=n < n_out)).astype("int64")
+    """Indices of the frames to take: one of each of `n_out` equal parts of the clip (TSN's
+    segments)."""
+    at = phase if rng is None else rng.random(n_out)
+    return np.minimum(((np.arange(n_out) + at) * n / n_out).astype("int64"), n - 1)
 
 # %% ../../nbs/00_data.ipynb #00-034
 def clip_rng(seed: int, epoch: int, id: str) -> np.random.Generator:
@@ -374,7 +396,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def crop_window(
     h: int, w: int, rng=None, scale=(0.6, 1.0), ratio=(0.8, 1.25), place=0.5
 ) -> tuple[int, int, int, int]:  # Top, left, height, width
-    "The square at `place` (0 to 1) along the longer side, or with `rng` a random part of it in area `scale` and aspect `ratio` (as in torchvision's RandomResizedCrop)."
+    """The square at `place` (0 to 1) along the longer side, or with `rng` a random part of it in
+    area `scale` and aspect `ratio` (as in torchvision's RandomResizedCrop)."""
     side = min(h, w)
     if rng is None:
         return int((h - side) * place), int((w - side) * place), side, side
@@ -395,7 +418,8 @@ def jitter_colour(
     rng,
     strength: float = 0.2,
 ) -> tuple[np.ndarray, np.ndarray]:  # [3,3], [3,1]: a colour x becomes matrix @ x + shift
-    "A change of brightness, contrast and saturation by up to `strength` (torchvision's, without its clamping), the same for all frames."
+    """A change of brightness, contrast and saturation by up to `strength` (torchvision's, without
+    its clamping), the same for all frames."""
     bright, contrast, colour = rng.uniform(1 - strength, 1 + strength, 3)
     grey = np.array([0.299, 0.587, 0.114])
     return bright * contrast * (colour * np.eye(3) + (1 - colour) * grey), np.full(
@@ -407,7 +431,8 @@ def to_clip(
     x: torch.Tensor,  # uint8 [T,C,H,W]
     rng=None,  # With a generator colours are jittered
 ) -> torch.Tensor:  # float32 [C,T,H,W]
-    "Frames normalised by ImageNet's mean and deviation; jitter and normalisation are one product with a 3x3 matrix, so that a thread has time left for training."
+    """Frames normalised by ImageNet's mean and deviation; jitter and normalisation are one product
+    with a 3x3 matrix, so that a thread has time left for training."""
     (mean, std), (t, c, h, w) = _scale(), x.shape
     flat = x.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format).view(c, -1)
     if rng is None:
@@ -432,14 +457,16 @@ def denormalise(clip: torch.Tensor) -> np.ndarray:  # uint8 [T,H,W,C]
 
 # %% ../../nbs/00_data.ipynb #00-039
 def flip_targets(classes) -> np.ndarray:  # int64 [n]: the target of a mirrored clip of each class
-    "Swaps left/right twins; `ValueError` when a class speaks of left or right and has no twin among `classes`."
+    """Swaps left/right twins; `ValueError` when a class speaks of left or right and has no twin
+    among `classes`."""
     out = np.arange(len(classes))
     for i, name in enumerate(classes):
         if (twin := FLIP_TWINS.get(name)) in classes:
             out[i] = classes.index(twin)
         elif re.search(r"\b(left|right)\b(?! out)", name):
             raise ValueError(
-                f"Clips cannot be flipped: a mirrored {name!r} has no class here; switch flip off or add {twin or 'its twin'!r}."
+                f"Clips cannot be flipped: a mirrored {name!r} has no class here; switch flip off "
+                f"or add {twin or 'its twin'!r}."
             )
     return out
 
@@ -448,9 +475,12 @@ ORDERS = ("ordered", "reversed", "shuffled", "frozen")
 
 
 class ClipDataset(torch.utils.data.Dataset):
-    """Clips of an index. An item is a dict: clip float32 [C,T,size,size] normalised, target int, id, frames int64 [T] (which were taken, in the order
-    shown), hw int64 [2] (the video's height and width), window float32 [4] (top, left, height, width as fractions), flipped bool; with `boxes` also hand and object
-    bool [T,size,size] and known bool [T]. In training frames, window, colour and mirror are drawn from (seed, epoch, id); else centre crop of uniform frames."""
+    """Clips of an index. An item is a dict: clip float32 [C,T,size,size] normalised, target int,
+    id, frames int64 [T] (which were taken, in the order shown), hw int64 [2] (the video's
+    height and width), window float32 [4] (top, left, height, width as fractions), flipped bool;
+    with `boxes` also hand and object bool [T,size,size] and known bool [T]. In training frames,
+    window, colour and mirror are drawn from (seed, epoch, id); else centre crop of uniform
+    frames. Boxes that do not fit these clips are not used, with a warning."""
 
     def __init__(
         self,
@@ -460,41 +490,25 @@ class ClipDataset(torch.utils.data.Dataset):
         train: bool = False,  # Random frames, windows, colours
         seed: int = 0,
         cache=None,  # A FrameCache; None decodes
-        order: str = "ordered",  # 'reversed', 'shuffled' or 'frozen' (the middle one repeated) to test the use of order
+        order: str = "ordered",  # Of `ORDERS`, to test its use; 'frozen' repeats the middle frame
         flip: bool = False,  # Mirror half the training clips and swap their labels
         boxes=None,  # Boxes to bring along
-        sampling: str
-        | None = None,  # Mode of `sample_frames`; None: 'segment' in training, else 'uniform'
-        stride: int = 2,  # Of 'dense'
-        phase: float = 0.5,  # Another view of the same clip: where in its part of the clip 'uniform' takes a frame
+        phase: float = 0.5,  # Another view: where in its part of the clip a frame is taken
         place: float = 0.5,  # Another view: where along the longer side the square is
-        min_area: float = 0.6,
-    ):  # Training: the smallest window, as a share of the centre square's area
+        min_area: float = 0.6,  # Training: the smallest window as a share of the centre square
+    ):
         if order not in ORDERS:
             raise ValueError(f"{order!r} is no order of frames: take {', '.join(ORDERS)}.")
-        (
-            self.n_frames,
-            self.size,
-            self.train,
-            self.seed,
-            self.order,
-            self.flip,
-            self.stride,
-            self.phase,
-            self.place,
-            self.min_area,
-        ) = n_frames, size, train, seed, order, flip, stride, phase, place, min_area
-        self.cache, self.boxes, self.sampling = (
-            cache,
-            boxes,
-            sampling or ("segment" if train else "uniform"),
-        )
+        self.n_frames, self.size = n_frames, size
+        self.train, self.seed, self.flip, self.order = train, seed, flip, order
+        self.phase, self.place, self.min_area = phase, place, min_area
+        self.cache, self.boxes = cache, boxes
         self.twin = flip_targets(index.classes) if flip else None
-        self.ids, self.paths, self.targets = (
-            index.clips["id"].array,
-            index.clips["path"].array,
-            index.clips["target"].to_numpy(),
-        )
+        self.ids, self.paths = index.clips["id"].array, index.clips["path"].array
+        self.targets = index.clips["target"].to_numpy()
+        self.misfit = "" if boxes is None else misfit_of(boxes, dict(zip(self.ids, self.paths)))
+        if self.misfit:
+            warnings.warn(self.misfit)
         self.epoch = torch.zeros(
             (), dtype=torch.int64
         ).share_memory_()  # shared, so that it reaches workers that live on
@@ -506,22 +520,29 @@ class ClipDataset(torch.utils.data.Dataset):
         self.epoch.fill_(epoch)
 
     def _take(self, n, rng):
-        taken = sample_frames(n, self.n_frames, self.sampling, rng, self.stride, self.phase)
+        taken = sample_frames(n, self.n_frames, rng if self.train else None, self.phase)
         if self.order == "reversed":
             return taken[::-1].copy()
         if self.order == "frozen":
             return np.full_like(taken, taken[len(taken) // 2])
         return taken
 
-    def __getitem__(self, i):
-        id, target, taken = self.ids[i], int(self.targets[i]), []
-        rng = clip_rng(self.seed, int(self.epoch), id)
-        pick = lambda n: taken.append(self._take(n, rng)) or taken[0]
+    def _read(self, i, rng):
+        """Frames, the video's height and width, the number of its frames, the indices of those
+        taken."""
+        seen = []
+        pick = lambda n: seen.append((n, self._take(n, rng))) or seen[0][1]
         if self.cache is None:
             frames = read_frames(self.paths[i], pick)
             hw = frames.shape[1:3]
         else:
-            frames, hw = self.cache.read(id, self.paths[i], pick)
+            frames, hw = self.cache.read(self.ids[i], self.paths[i], pick)
+        return frames, hw, *seen[0]
+
+    def __getitem__(self, i):
+        id, target = self.ids[i], int(self.targets[i])
+        rng = clip_rng(self.seed, int(self.epoch), id)
+        frames, hw, n, taken = self._read(i, rng)
         x, (h, w) = torch.from_numpy(frames).permute(0, 3, 1, 2), frames.shape[1:3]
         top, left, ch, cw = crop_window(
             h, w, rng if self.train else None, (self.min_area, 1.0), place=self.place
@@ -530,11 +551,8 @@ class ClipDataset(torch.utils.data.Dataset):
         flipped = self.train and self.flip and bool(rng.random() < 0.5)
         if flipped:
             x, target = x.flip(-1), int(self.twin[target]) if target >= 0 else -1
-        taken = taken[0]
         if self.order == "shuffled":
-            shuffle = clip_rng(self.seed, int(self.epoch), f"{id}/shuffle").permutation(
-                self.n_frames
-            )
+            shuffle = clip_rng(self.seed, int(self.epoch), f"{id}/shuffle").permutation(len(taken))
             x, taken = x[shuffle], taken[shuffle]
         item = dict(
             clip=to_clip(x, rng if self.train else None),
@@ -546,7 +564,11 @@ class ClipDataset(torch.utils.data.Dataset):
             window=torch.tensor([top / h, left / w, ch / h, cw / w]),
         )
         if self.boxes is not None:
-            item |= draw_boxes(
-                self.boxes, id, taken, self.size, hw, item["window"].numpy(), flipped
-            )
+            item |= self._masks(i, n, taken, hw, item["window"].numpy(), flipped)
         return item
+
+    def _masks(self, i, n, taken, hw, window, flipped):
+        at = box_frames(self.boxes, self.ids[i], self.paths[i], n, taken)
+        if self.misfit:
+            at = np.full_like(at, -1)
+        return draw_boxes(self.boxes, self.ids[i], at, self.size, hw, window, flipped)

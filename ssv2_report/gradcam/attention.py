@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'right_maps', 'random_maps', 'centroid', 'attention_rows', 'path_correlation', 'clip_rows', 'blurred',
-           'faithfulness_curves', 'faithfulness', 'rank_correlation', 'stages', 'sanity', 'stability']
+           'faithfulness_curves', 'faithfulness', 'rank_correlation', 'stages', 'sanity']
 
 # %% ../../nbs/gradcam/attention.ipynb #00000002
 import copy
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import rankdata
 
-from .maps import common_grid, frozen, gradcam, normalise, resize_maps
+from .maps import frozen, gradcam, normalise, resize_maps
 
 # %% ../../nbs/gradcam/attention.ipynb #00000005
 MEASURES = pd.DataFrame(
@@ -125,7 +124,7 @@ MEASURES = pd.DataFrame(
             "clip",
             "rank correlation, -1 to 1",
             "0",
-            "Likeness of the maps of two seeds of one model",
+            "Likeness of the maps of two seeds of one model (analysis/validation)",
         ),
     ],
     columns=["measure", "per", "unit", "chance", "meaning"],
@@ -481,18 +480,3 @@ def sanity(
                 )
     table = pd.concat(tables, ignore_index=True)
     return table if listed else table.drop(columns=["layer", "method"])
-
-# %% ../../nbs/gradcam/attention.ipynb #0000001f
-def stability(
-    maps: dict,  # Name of a seed or model -> [B,t,h,w], the same clips in the same order
-) -> pd.DataFrame:  # a, b, clip, stability
-    "Rank correlation between the maps of every two seeds (or models), clip by clip, on their common grid."
-    if len({len(m) for m in maps.values()}) != 1:
-        raise ValueError("Maps can be compared only over the same clips; their numbers differ.")
-    return pd.DataFrame(
-        [
-            dict(a=a, b=b, clip=i, stability=r)
-            for a, b in combinations(maps, 2)
-            for i, r in enumerate(rank_correlation(*common_grid(maps[a], maps[b])))
-        ]
-    )

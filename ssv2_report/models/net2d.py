@@ -8,6 +8,7 @@ __all__ = ['POOLS', 'WRAPPINGS', 'PREFIXES', 'FrameNet', 'read_weights', 'unwrap
 
 # %% ../../nbs/01_models2d.ipynb #0d2f452c
 import pickle
+from argparse import Namespace
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -65,7 +66,8 @@ def _open_weights(path):
     if head[:2] == b"PK" and not is_zipfile(path):
         raise EOFError  # torch would take it for its format of old
     if head[:2] == b"PK" or head[:1] == b"\x80":
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # arguments, as timm keeps them beside
+            return torch.load(path, map_location="cpu", weights_only=True)
     raise _NotACheckpoint(
         f"{path} is not a checkpoint: give a safetensors file or a torch file that holds a state dict."
     )
@@ -95,7 +97,10 @@ def read_weights(
     return unwrap(found, path)
 
 # %% ../../nbs/01_models2d.ipynb #db48b079
-WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "weights")
+WRAPPINGS = (  # the moving average first, as timm has it
+    *("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state"),
+    *("model", "net", "network", "weights", "params"),
+)
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 
 
@@ -116,6 +121,7 @@ def unwrap(
         raise _NotACheckpoint(
             f"{name} is not a checkpoint: it holds no state dict, that is no mapping from parameter names to tensors."
         )
+    found = {k: v for k, v in found.items() if k != "n_averaged"}  # torch's AveragedModel
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in found)), None):
         found = {k[len(prefix) :]: v for k, v in found.items()}
     return found

@@ -10,6 +10,7 @@ __all__ = ['CHAPTERS', 'NOTEBOOKS', 'GRADCAM', 'DATED', 'Job', 'is_validated', '
 import hashlib
 import json
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -221,7 +222,11 @@ def decides(study, results, job, files, inner=False) -> dict[str, str]:
             {name: files.of_notebook(p, outputs=True) for name, p in pages.items()}
         )
         beside = ("nbs/references.bib", "_quarto.yml", "ssv2_report/assets")
-        found["beside"] = digest([files(root / p) for p in beside], files(folder / "variables.yml"))
+        found["beside"] = digest(
+            [files(root / p) for p in beside],
+            files(folder / "variables.yml"),
+            shutil.which("quarto"),
+        )
     for need in jobs_of(study, inner)[job]:
         found[need.name] = record(folder, need)["results"]
     if job.step == "validation" and study.second_world:
@@ -408,7 +413,7 @@ def set_flags(study, results, inner=False) -> list[Job]:
         if not set(needs) & set(todo) and not whats_new(study, results, job, files, inner):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-            os.utime(path, (1_000_000_000 + k,) * 2)
+            os.utime(path, (1_000_000_000 + k + 1_000 * (not inner),) * 2)  # the inner study first
         else:
             path.unlink(missing_ok=True)
             todo.append(job)

@@ -29,8 +29,8 @@ DECIDES = dict(
         "study.scores",
         "train",
     ),
-    gradcam=("gradcam.maps", "gradcam.attention", "gradcam.sources"),
-    reliance=("gradcam.reliance", "demo.answers"),
+    gradcam=("data.boxes", "data.clips", "gradcam.maps", "gradcam.attention", "gradcam.sources"),
+    reliance=("data.boxes", "data.clips", "gradcam.reliance", "demo.answers"),
     validation=(
         "analysis.validation",
         "analysis.tables",
@@ -41,7 +41,13 @@ DECIDES = dict(
         "data.boxes",
         "data.clips",
     ),
-    analysis=("analysis.tables", "analysis.stats", "analysis.validation", "gradcam.sources"),
+    analysis=(
+        "data.audit",
+        "analysis.tables",
+        "analysis.stats",
+        "analysis.validation",
+        "gradcam.sources",
+    ),
     chapter=("data.clips", "models.net2d", "models.net3d"),
     render=("report.site", "report.pages"),
 )

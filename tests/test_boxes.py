@@ -1,0 +1,236 @@
+"""Boxes on copies of another size, shape or frame rate, held against a computation that shares no code with the library."""
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import worlds
+from PIL import Image
+
+from ssv2_report.data.audit import audit
+from ssv2_report.data.boxes import box_step, load_boxes
+from ssv2_report.data.cache import build_cache
+from ssv2_report.data.clips import ClipDataset, load_index
+from ssv2_report.demo.world import make_world
+
+N, H, W = 20, 240, 320
+
+
+def film(k):
+    "An object that crosses the picture and a hand that comes in from below, as frames and boxes."
+    frames, boxes = np.empty((N, H, W, 3), np.uint8), []
+    frames[:] = worlds.GROUND
+    for t in range(N):
+        x, y = 10 + 12 * t, 20 + 6 * k
+        boxes.append(((x, y, x + 70, y + 60), (x + 10, y + 70, x + 50, H)))
+        for (x1, y1, x2, y2), colour in zip(boxes[-1], (worlds.OBJECT, worlds.HAND)):
+            frames[t, y1:y2, x1:x2] = colour
+    return frames, boxes
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    "Labels and boxes of four clips, without the clips."
+    root = tmp_path_factory.mktemp("labels") / "world"
+    for folder in ("labels", "boxes"):
+        (root / folder).mkdir(parents=True)
+    records = [worlds.record(str(k), worlds.CLASSES[k % 4]) for k in range(4)]
+    names = {name: str(i) for i, name in enumerate(worlds.CLASSES)}
+    worlds.dump(root / "labels/labels.json", names)
+    worlds.dump(root / "labels/train.json", records[:2])
+    worlds.dump(root / "labels/validation.json", records[2:])
+    boxes = {str(k): worlds.annotation(str(k), film(k)[1]) for k in range(4)}
+    worlds.dump(root / "boxes/part1.json", boxes)
+    return root
+
+
+@pytest.fixture
+def root(labels, tmp_path):
+    return shutil.copytree(labels, tmp_path / "world")
+
+
+def resized(frames, size):
+    return np.stack([np.asarray(Image.fromarray(f).resize(size)) for f in frames])
+
+
+def as_frames(root, change=lambda frames: frames, first=1):
+    for k in range(4):
+        (to := root / "frames" / str(k)).mkdir(parents=True)
+        for t, frame in enumerate(change(film(k)[0]), first):
+            Image.fromarray(frame).save(to / f"{t:05}.jpg", quality=95, subsampling=0)
+
+
+def as_videos(root, fps, change=lambda frames: frames, codec="mpeg4", ext="mp4"):
+    (root / "videos").mkdir()
+    for k in range(4):
+        options = {"qscale:v": "2"} if codec == "mpeg4" else None
+        path = root / f"videos/{k}.{ext}"
+        worlds.write_video(path, change(film(k)[0]), fps=fps, codec=codec, options=options)
+
+
+def overlaps(root, **kw):
+    """Of every mask with the pixels of its colour in the clip itself: intersection over union, and the share of frames with known
+    boxes. What is where is seen by colour alone, so that neither the boxes' arithmetic nor their frame numbers are used."""
+    index, ious, known = load_index(root), [], []
+    data = ClipDataset(index, 8, 96, boxes=load_boxes(root), **kw)
+    for i in range(len(index)):
+        item = data[i]
+        mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+        seen = (item["clip"].permute(1, 2, 3, 0).numpy() * std + mean) * 255
+        known += item["known"].tolist()
+        for part, colour in (("object", worlds.OBJECT), ("hand", worlds.HAND)):
+            other = worlds.HAND if part == "object" else worlds.OBJECT
+            off = [np.abs(seen - c).sum(-1) for c in (colour, other, worlds.GROUND)]
+            true = (off[0] < off[1]) & (off[0] < off[2])
+            for t in np.flatnonzero(item["known"]):
+                if true[t].sum() > 60:
+                    ious.append((true[t] & item[part][t]).sum() / (true[t] | item[part][t]).sum())
+    return (min(ious) if ious else None), np.mean(known)
+
+
+@pytest.mark.parametrize("height", [256, 240, 480, 128, 288, 112])
+def test_boxes_fit_frames_of_another_height(root, height):
+    as_frames(root, lambda frames: resized(frames, (round(W * height / H), height)))
+    iou, known = overlaps(root)
+    assert iou > 0.85 and known == 1
+    found = audit(root)
+    assert found.ok and "4 of 4 clips that decode have boxes" in found.boxes
+    assert (f"240 pixels high, here {height}" in found.boxes) == (height != 240)
+    assert height == 240 or str(height) in found._repr_markdown_()
+
+
+def test_boxes_fit_resized_frames_through_the_cache(root, tmp_path):
+    as_frames(root, lambda frames: resized(frames, (341, 256)))
+    iou, known = overlaps(root, cache=build_cache(load_index(root), tmp_path / "cache", 112))
+    assert iou > 0.85 and known == 1
+
+
+@pytest.mark.parametrize("size", [112, 256])
+def test_a_demo_world_s_boxes_are_of_its_own_pictures(tmp_path, size):
+    from ssv2_report.demo.world import Scene, render
+
+    boxes = {}
+    for k in range(12):
+        scene = Scene(k % 10, seed=100 + k, size=size)
+        frames = [list(b.values()) for b in render(scene)[1]]
+        boxes[str(k)] = [
+            dict(
+                name=f"{k}/{t + 1:04}.jpg",
+                labels=[
+                    dict(box2d=dict(zip(("x1", "y1", "x2", "y2"), map(float, b))), category="hand")
+                    for b in f
+                ],
+            )
+            for t, f in enumerate(frames)
+        ]
+    worlds.dump(tmp_path / "b.json", boxes)
+    found = load_boxes(tmp_path / "b.json", ids=["3"])
+    assert len(found) == 1 and found.drawn_on(size) == size
+
+
+def test_one_box_that_is_wrong_does_not_change_what_all_were_drawn_on(root):
+    boxes = json.loads((root / "boxes/part1.json").read_text())
+    boxes["2"][6]["labels"][1]["box2d"]["y2"] = 250
+    worlds.dump(root / "boxes/part1.json", boxes)
+    as_frames(root, lambda frames: resized(frames, (341, 256)))
+    iou, known = overlaps(root)
+    assert iou > 0.8 and known == 1
+    found = audit(root)
+    assert found.table[["id", "reason"]].values.tolist() == [["2", "box outside the picture"]]
+
+
+@pytest.mark.parametrize("size", [(180, 256), (240, 240), (112, 112)])
+def test_boxes_of_pictures_that_were_squeezed_are_not_used(root, size):
+    as_frames(root, lambda frames: resized(frames, size))
+    with pytest.warns(UserWarning, match="cut or squeezed"):
+        assert overlaps(root) == (None, 0)
+    found = audit(root)
+    assert found.table["reason"].tolist().count("picture is not the boxes'") == 1
+    assert found.ok and "none is used" in found.boxes and "none is used" in found._repr_markdown_()
+
+
+def test_boxes_of_pictures_that_were_cut_are_not_used(root):
+    as_frames(root, lambda frames: frames[:, :, 40:280])
+    with pytest.warns(UserWarning, match="cut or squeezed"):
+        assert overlaps(root)[1] == 0
+
+
+def at_rate(fps):
+    "The frames of a copy at another rate: what is on screen at each of its moments."
+    return lambda frames: frames[(np.arange(round(N * fps / 12)) * 12 / fps + 1e-9).astype(int)]
+
+
+@pytest.mark.parametrize("fps", [24, 30, 15, 6, 12, 60])
+def test_boxes_fit_a_copy_at_another_rate_by_time(root, fps):
+    as_videos(root, fps, at_rate(fps))
+    iou, known = overlaps(root)
+    assert iou > 0.8 and known == 1
+    found = audit(root)
+    notes = [
+        r.detail for r in found.table.itertuples() if r.reason == "frame rate is not the boxes'"
+    ]
+    assert found.ok and len(notes) == (0 if fps == 12 else 4)
+    assert all("matched by time" in n for n in notes)
+
+
+def test_a_copy_resized_and_at_another_rate(root):
+    as_videos(root, 24, lambda frames: resized(at_rate(24)(frames), (426, 320)))
+    iou, known = overlaps(root)
+    assert iou > 0.8 and known == 1
+
+
+@pytest.mark.parametrize("fps", [24, 30, 8])
+def test_a_rate_that_a_file_states_and_its_frames_deny_is_not_believed(root, fps):
+    as_videos(root, fps)  # the same frames, played at another speed
+    iou, known = overlaps(root)
+    assert iou > 0.8 and known == 1
+    assert audit(root).table["detail"].str.contains("matched by number").all()
+
+
+@pytest.mark.parametrize("fps", [24, 30, 15, 6])
+def test_boxes_of_frames_extracted_at_another_rate_are_not_used(root, fps):
+    as_frames(root, at_rate(fps))
+    with pytest.warns(UserWarning, match=f"extracted at {fps} a second"):
+        assert overlaps(root) == (None, 0)
+    found = audit(root)
+    assert "frame rate is not the boxes'" in set(found.table["reason"]) and found.ok
+    assert "none is used" in found.boxes
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_boxes_follow_the_numbers_of_frame_files(root, first):
+    as_frames(root, first=first)
+    assert overlaps(root)[0] > 0.85
+    if first:
+        for k in range(4):
+            (root / f"frames/{k}/00001.jpg").unlink()
+        assert overlaps(root)[0] > 0.85
+
+
+def test_sound_copies_bring_no_warning(root):
+    as_videos(root, 12, codec="libvpx-vp9", ext="webm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        iou, known = overlaps(root)
+    assert iou > 0.85 and known == 1 and audit(root).table.empty
+
+
+def test_boxes_that_end_early_are_matched_by_the_stated_rate(root):
+    assert box_step(40, 24, 13) == 0.5 and box_step(20, 12, 9) == 1 == box_step(20, 0, 9)
+    assert box_step(20, 24, 19) == 1 and box_step(20, 24, 13) == 1 and box_step(10, 6, 19) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_box_files_with_a_byte_order_mark_are_read(root, encoding):
+    path = root / "boxes/part1.json"
+    whole = load_boxes(root)
+    path.write_text(path.read_text(), encoding=encoding)
+    assert np.array_equal(load_boxes(root).xyxy, whole.xyxy)
+
+
+def test_the_demo_world_stays_known_frame_by_frame(tmp_path):
+    root = make_world(tmp_path / "demo", 1, 1, test_per_class=0, workers=1)
+    data = ClipDataset(index := load_index(root), boxes=load_boxes(root))
+    assert not data.misfit and all(data[i]["known"].all() for i in range(len(index)))
