@@ -13,9 +13,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, writes
 
 import ssv2_report.cli as cli
-from ssv2_report.cli import Tracker, alone, check_data, check_writable, forget_audit, run_notebook
+from ssv2_report.cli import Tracker, alone, check_data, check_writable, run_notebook
 from ssv2_report.study.experiments import load_study
-from ssv2_report.study.steps import SUMS, TRAINED, forget_broken, write_sums
 
 LOG = """Job stats:
 job          count
@@ -288,39 +287,3 @@ def test_a_folder_is_one_living_processs_own(tmp_path):
         assert (tmp_path / "results" / ".lock").read_text() == f"{os.getpid()}\n" and len(
             files
         ) == 1
-
-
-def test_findings_are_made_anew_once_the_dataset_was_mended(tmp_path):
-    from worlds import cut, make
-
-    from ssv2_report.data.audit import audit
-
-    root, study, path = (
-        make(tmp_path / "data", train=2, validation=1),
-        load_study("ssv2"),
-        tmp_path / "audit.json",
-    )
-    clip = next((root / "20bn-something-something-v2").iterdir())
-    sound, study.data.root = clip.read_bytes(), str(root)
-    forget_audit(study, tmp_path)  # there is none
-    cut(clip)
-    audit(root).save(path)
-    forget_audit(study, tmp_path)
-    assert path.is_file(), "the dataset is still as it was"
-    clip.write_bytes(sound)
-    forget_audit(study, tmp_path)
-    assert not path.exists()
-
-
-def test_checksums_vouch_for_whole_trainings_only(tmp_path):
-    study = load_study("smoke")
-    runs = [tmp_path / "runs" / study.folder(*run) for run in study.runs]
-    for run in runs:
-        run.mkdir(parents=True)
-        for name in (*TRAINED, "train_run.ipynb"):
-            (run / name).write_text(name)
-        write_sums(run)
-    (runs[1] / "history.csv").unlink()
-    forget_broken(study, tmp_path)
-    assert [(run / SUMS).is_file() for run in runs] == [True, False, True, True]
-    assert subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=runs[0]).returncode == 0

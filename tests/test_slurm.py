@@ -51,7 +51,7 @@ def test_the_study_runs_as_slurm_jobs_with_their_gpus_dependencies_and_retries(c
             ".git", ".snakemake", "data", "results", "_report", "docs", "__pycache__"
         ),
     )
-    target = results / "runs" / "3d-inflated-s0" / "SHA256SUMS"
+    target = results / "flags" / "train-3d-inflated-s0"
     command = [
         sys.executable,
         "-m",
@@ -108,6 +108,4 @@ def test_the_study_runs_as_slurm_jobs_with_their_gpus_dependencies_and_retries(c
         and j["TimeLimit"] == "2-00:00:00"
         for j in train
     )
-    assert (
-        results / "runs" / "2d-multi-s0" / "SHA256SUMS"
-    ).stat().st_mtime < target.stat().st_mtime
+    assert (results / "flags" / "train-2d-multi-s0").stat().st_mtime < target.stat().st_mtime

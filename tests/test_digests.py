@@ -1,0 +1,244 @@
+"""What is done again after a change: all that depends on it, and nothing else."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ssv2_report.data.audit import audit
+from ssv2_report.demo.world import make_world
+from ssv2_report.study import digests
+from ssv2_report.study.digests import (
+    Files,
+    Job,
+    decides,
+    files_of,
+    jobs_of,
+    record,
+    recorded,
+    refuse_mixture,
+    set_flags,
+)
+from ssv2_report.study.experiments import load_study
+from ssv2_report.study.runs import cache_of, clips_of
+
+RUNS = ("2d-single", "2d-multi", "3d-scratch", "3d-inflated")
+
+
+def do(study, results, job):
+    "Stands for the step of a job: files whose content follows from what decides it, as long as that is not prose."
+    if job.step == "audit":
+        audit(study.data.root).save(results / "audit.json")
+    elif job.step == "cache":
+        for split in ("train", "validation"):
+            cache_of(study, clips_of(study, split, results), results)
+    else:
+        by = decides(study, results, job, Files("/dev/null"))
+        by.pop("code")  # another comment makes no other weights
+        for path in files_of(study, results, job):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(NOTEBOOK if path.suffix == ".ipynb" else str(by))
+
+
+NOTEBOOK = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
+
+
+def bring_up_to_date(study, results):
+    "As the workflow does it; the names of the jobs that were done."
+    done = []
+    for job in set_flags(study, results):
+        with recorded(study, results, job) as todo:
+            if todo:
+                do(study, results, job)
+                done.append(job.name)
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    base = tmp_path_factory.mktemp("finished")
+    study = load_study("smoke")
+    study.name = "of digests"
+    study.data.root, study.data.size, study.data.demo = str(base / "data"), 32, None
+    make_world(study.data.root, 1, 1, size=64)
+    (base / "data" / "demo.json").unlink()  # a dataset like any other
+    done = bring_up_to_date(study, base / "results")
+    assert done == [job.name for job in jobs_of(study)]
+    return base, study
+
+
+@pytest.fixture
+def whole(finished, tmp_path):
+    "A copy of the finished study, which is as good as the study."
+    base, study = finished
+    shutil.copytree(base, tmp_path / "copy")
+    study = study.model_copy(deep=True)
+    study.data.root = str(tmp_path / "copy" / "data")
+    return study, tmp_path / "copy" / "results"
+
+
+def of(step, *runs):
+    return {f"{step}-{run}-s0" for run in runs or RUNS}
+
+
+DOWN = {"analysis", "render"}
+CHAPTERS = {f"chapter-{name}" for name in digests.CHAPTERS}
+
+
+def test_a_copied_moved_or_touched_study_is_up_to_date(whole):
+    study, results = whole
+    assert bring_up_to_date(study, results) == []
+    for path in Path(study.data.root).rglob("*.*"):
+        path.touch()
+    assert bring_up_to_date(study, results) == []
+
+
+def change_title(study, results):
+    study.title = "Another title"
+
+
+def change_lr(study, results):
+    study.experiments["2d-multi"].lr *= 2
+
+
+def change_workers(study, results):
+    study.experiments["3d-scratch"].workers = 2
+
+
+def change_size(study, results):
+    study.data.size = 48
+
+
+def change_label(study, results):
+    path = Path(study.data.root) / "labels" / "train.json"
+    first, second, *_ = records = json.loads(path.read_text())
+    assert first["template"] != second["template"]
+    first["template"], second["template"] = second["template"], first["template"]
+    path.write_text(json.dumps(records))
+
+
+def change_boxes(study, results):
+    path = next((Path(study.data.root) / "boxes").glob("*.json"))
+    path.write_text(path.read_text().replace("0001.jpg", "0002.jpg", 1))
+
+
+def change_paint(study, results):
+    study.cam.paint = ["filled"]
+
+
+def change_sources(study, results):
+    study.cam.sources = ["layer2:gradcam"]
+
+
+def change_frames(study, results):
+    study.experiments["2d-multi"].n_frames = 12
+
+
+def lose_weights(study, results):
+    (results / "runs" / "3d-scratch-s0" / "weights.safetensors").unlink()
+
+
+def lose_a_run(study, results):
+    shutil.rmtree(results / "runs" / "2d-single-s0")
+
+
+CHANGES = [
+    (change_title, DOWN),
+    (change_workers, set()),
+    (
+        change_lr,
+        {*of("train", "2d-multi", "3d-inflated"), *of("gradcam", "2d-multi", "3d-inflated")}
+        | of("reliance", "2d-multi", "3d-inflated")
+        | DOWN,
+    ),
+    (change_size, {"cache", *of("train"), *of("gradcam"), *of("reliance"), *CHAPTERS} | DOWN),
+    (
+        change_label,
+        {"audit", "cache", *of("train"), *of("gradcam"), *of("reliance"), *CHAPTERS} | DOWN,
+    ),
+    (change_boxes, {"audit", "cache", *of("gradcam"), *of("reliance")} | DOWN),
+    (change_paint, of("reliance") | DOWN),
+    (change_sources, of("gradcam") | DOWN),
+    (
+        change_frames,
+        of("train", "2d-multi", "3d-inflated")
+        | of("gradcam")
+        | of("reliance", "2d-multi", "3d-inflated")
+        | DOWN,
+    ),
+    (lose_weights, {"train-3d-scratch-s0"}),
+    (
+        lose_a_run,
+        of("train", "2d-single") | of("gradcam", "2d-single") | of("reliance", "2d-single"),
+    ),
+]
+
+
+@pytest.mark.parametrize("change, redone", CHANGES, ids=lambda x: getattr(x, "__name__", ""))
+def test_a_change_redoes_what_depends_on_it_and_nothing_else(whole, change, redone):
+    study, results = whole
+    change(study, results)
+    assert set(bring_up_to_date(study, results)) == redone
+    assert bring_up_to_date(study, results) == []
+
+
+def test_a_change_that_is_taken_back_midway_leaves_no_mixture(whole):
+    study, results = whole
+    job = Job("gradcam", "3d-scratch", 0)
+    study.cam.sources = ["layer2:gradcam"]
+    with pytest.raises(KeyboardInterrupt):
+        with recorded(study, results, job):
+            files_of(study, results, job)[1].write_text("new")
+            raise KeyboardInterrupt
+    study.cam.sources = None
+    assert "gradcam-3d-scratch-s0" in bring_up_to_date(study, results)
+    assert (results / "runs" / "3d-scratch-s0" / "weights.safetensors").is_file()
+
+
+def test_a_mixture_is_refused_by_name(whole):
+    study, results = whole
+    refuse_mixture(study, results, Job("analysis"))
+    study.experiments["3d-scratch"].lr *= 2
+    with pytest.raises(ValueError, match=r"train-3d-scratch-s0 .*settings changed.*ssv2 reproduce"):
+        refuse_mixture(study, results, Job("analysis"))
+    shutil.rmtree(results / "runs" / "3d-scratch-s0")
+    refuse_mixture(study, results, Job("analysis"))  # what is not there is named in the report
+
+
+def test_code_decides_and_prose_does_not(whole, tmp_path, monkeypatch):
+    study, results = whole
+    code = {step: tmp_path / f"{step}.py" for step in ("train", "analysis")}
+    real = digests.code_of
+    for path in code.values():
+        path.write_text("x = 1")
+    monkeypatch.setattr(
+        digests, "code_of", lambda step: [*real(step), *([code[step]] if step in code else [])]
+    )
+    done = set(bring_up_to_date(study, results))
+    assert done == of("train") | {"analysis"}, "the same weights, so no other maps"
+    code["analysis"].write_text("x = 2")
+    assert set(bring_up_to_date(study, results)) == {"analysis"}
+
+
+def test_a_notebooks_prose_decides_nothing(tmp_path):
+    path = tmp_path / "notebook.ipynb"
+    cells = [
+        dict(cell_type="markdown", source=["The story"]),
+        dict(cell_type="code", source=["x = 1"]),
+    ]
+    seen = []
+    for place, word in ((0, "Another"), (1, "x = 2")):
+        for source in (cells[place]["source"], [word]):
+            cells[place]["source"] = source
+            path.write_text(json.dumps(dict(cells=cells)))
+            seen.append(Files(tmp_path / "none").of_notebook(path))
+    assert seen[0] == seen[1] == seen[2] != seen[3]
+
+
+def test_records_say_what_was_left(whole):
+    study, results = whole
+    kept = record(results, Job("train", "2d-multi", 0))
+    assert "runs/2d-multi-s0/weights.safetensors" in kept["files"] and "settings" in kept["decides"]
+    with pytest.raises(KeyError, match="is not done"):
+        record(results, Job("train", "2d-multi", 7))
