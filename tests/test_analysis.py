@@ -338,9 +338,15 @@ def strange(results):
         ("x", "validation", "truncated", "12 of 30 frames"),
         ("7", "validation", "box outside the picture", "frame 3"),
     ]
-    counts = dict(train=dict(records=9, usable=9), validation=dict(records=121, usable=120))
-    table = pd.DataFrame(findings, columns=["id", "split", "reason", "detail"])
-    Audit(str(results), table, counts, False, "").save(results / "audit.json")
+    counted = [
+        ("train", "", "", 9),
+        ("validation", "", "", 120),
+        ("validation", "", "truncated", 1),
+    ]
+    findings = [(id, split, "", reason, detail) for id, split, reason, detail in findings]
+    table = pd.DataFrame(findings, columns=["id", "split", "class_name", "reason", "detail"])
+    tally = pd.DataFrame(counted, columns=["split", "class_name", "why", "records"])
+    Audit(str(results), table, tally, [], False, "", "").save(results / "audit.json")
 
 
 def test_one_network_without_pairs_or_boxes_gives_a_true_report(study, tmp_path):

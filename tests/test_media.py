@@ -1,6 +1,7 @@
 """Asked is shown, sound files are read and cut ones named, whatever the kind of file."""
 
 import itertools
+import shutil
 import struct
 import time
 import types
@@ -420,15 +421,18 @@ def test_a_worker_that_cannot_start_is_one_sentence():
 @pytest.mark.parametrize("first, last", [(1, 20), (0, 19), (7, 20), (1, 15)])
 @pytest.mark.parametrize("cached", [False, True])
 def test_boxes_go_by_the_file_s_number(tmp_path, first, last, cached):
-    root = worlds.make(tmp_path / "world", train=1, validation=1, test=0)
-    frames = read_frames(root / "20bn-something-something-v2/1.webm")
-    (root / "20bn-something-something-v2/1.webm").unlink()
-    (to := root / "frames/1").mkdir(parents=True)
-    for t in range(first, last + 1):
-        Image.fromarray(frames[t - (first > 0)]).save(to / f"{t:05}.png")
+    root = worlds.make(tmp_path / "world", train=24, validation=1, test=0)
+    media = root / "20bn-something-something-v2"
+    frames = read_frames(media / "1.webm")
+    for path in media.iterdir():  # all but one are whole
+        (to := root / "frames" / path.stem).mkdir(parents=True)
+        for t in range(first, last + 1) if path.stem == "1" else range(1, 21):
+            Image.fromarray(frames[t - (first > 0 or path.stem != "1")]).save(to / f"{t:05}.png")
+    shutil.rmtree(media)
     index, boxes = load_index(root, ("train",)), load_boxes(root)
     cache = build_cache(index, tmp_path / "cache", 96) if cached else None
-    item = ClipDataset(index, 4, 96, cache=cache, boxes=boxes)[0]
+    dataset = ClipDataset(index, 4, 96, cache=cache, boxes=boxes)
+    item = dataset[list(dataset.ids).index("1")]
     shown = denormalise(item["clip"]).astype(int)
     red = shown[..., 0] - shown[..., 1] > 100  # the object is red, and nothing else
     assert (item["object"] & red).sum() / (item["object"] | red).sum() > 0.8
