@@ -799,6 +799,7 @@ def reproduce(
             sign(locks, process.pid)
             with none_left(process):
                 follow(process, tracker, cores, log, kept)
+                process.wait()  # its output ends a little before it does
     if process.returncode:
         raise ValueError(
             tracker.errors[0]

@@ -4,7 +4,6 @@ import html
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from worlds import cut, official, write_study
+from worlds import clone, cut, official, write_study
 
 ROOT = Path(__file__).parents[1]
 FILES = ("config.yaml", "history.csv", "metrics.json", "predictions.parquet", "weights.safetensors")
@@ -28,17 +27,7 @@ class Few:
             base / "my studies" / "few clips.yaml",
             base / "my results" / "few",
         )
-        kept = shutil.ignore_patterns(
-            ".git",
-            ".snakemake",
-            "data",
-            "results",
-            "_report",
-            "docs",
-            "__pycache__",
-            ".pytest_cache",
-        )
-        shutil.copytree(ROOT, self.clone, ignore=kept)
+        clone(ROOT, self.clone)
         for folder in (self.study.parent, self.results.parent):
             folder.mkdir()
         write_study(

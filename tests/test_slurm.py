@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from worlds import clone
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "tests" / "slurm" / "cluster.sh"
@@ -44,13 +45,7 @@ def jobs():
 def test_the_study_runs_as_slurm_jobs_with_their_gpus_dependencies_and_retries(cluster, tmp_path):
     "The inflated network and what it needs; the first training job is cancelled once it runs."
     project, results = tmp_path / "project", tmp_path / "results"
-    shutil.copytree(
-        ROOT,
-        project,
-        ignore=shutil.ignore_patterns(
-            ".git", ".snakemake", "data", "results", "_report", "docs", "__pycache__"
-        ),
-    )
+    clone(ROOT, project)
     target = results / "flags" / "train-3d-inflated-s0"
     command = [
         sys.executable,

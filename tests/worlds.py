@@ -1,6 +1,7 @@
 """Tiny datasets in the official layout, for tests and benchmarks."""
 
 import json
+import shutil
 from pathlib import Path
 
 import av
@@ -166,3 +167,17 @@ hypotheses:
         encoding="utf-8",
     )
     return path
+
+
+def clone(root, to):
+    "A copy of the project without what it has made."
+    made = {".git", ".snakemake", ".venv", "_report", "data", "docs", "results"}
+
+    def left_out(folder, names):
+        return {
+            "__pycache__",
+            ".pytest_cache",
+            *(made if Path(folder) == Path(root) else ()),
+        } & set(names)
+
+    return shutil.copytree(root, to, ignore=left_out)
