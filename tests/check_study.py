@@ -115,7 +115,7 @@ def few(tmp_path_factory):
 def test_the_report_is_there_and_says_what_was_excluded(few):
     page = (few.report / "index.html").read_text(encoding="utf-8")
     assert (
-        "The audit excluded 1 clip" in page
+        "The audit excludes 1 of 13 training and validation clips" in page
         and "truncated" in page
         and "Something-Something V2" in page
     )
