@@ -174,7 +174,10 @@ def model_cells():
             '#| label: fig-inner\n#| fig-cap: "Inner figure."\n#| fig-alt: "A curve."\ndouble([1])',
             outputs=[show(image_png=picture(4, 2))],
         ),
-        code("scores", outputs=[show(text_html=nested.to_html(), text_plain="x")]),
+        code(
+            "scores",
+            outputs=[show(text_html=nested.to_html(classes="mathjax_ignore"), text_plain="x")],
+        ),
         code("double([1])", outputs=[show(text_plain="[1, 1]")]),
         code("#| hide\nhidden()"),
     ]

@@ -291,7 +291,7 @@ def _tidy(cells, page, links):
                     and not {"text/html", "image/png"} & data.keys()
                 ):
                     data["text/markdown"] = "*A widget; open the notebook to use it.*"
-                if 'class="dataframe"' in "".join(data.get("text/html", "")):
+                if 'class="dataframe' in "".join(data.get("text/html", "")):
                     data["text/html"] = re.sub(
                         r"<th([^>]*)></th>", r"<td\1></td>", "".join(data["text/html"])
                     )
