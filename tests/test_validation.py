@@ -286,7 +286,7 @@ def test_a_second_world_that_is_not_there_is_named(tmp_path):
 
 
 def make(target, study, results):
-    "Have the workflow make a file of a study's results."
+    "Have the workflow do a job of a study's results."
     import subprocess
     import sys
 
@@ -339,7 +339,7 @@ def test_the_maps_of_a_dilated_last_stage_are_refused(tmp_path):
         experiments={"3d-scratch": exp},
     )
     (tmp_path / "dilated.yaml").write_text(yaml.safe_dump(study))
-    make("runs/3d-scratch-s0/sources.parquet", tmp_path / "dilated.yaml", tmp_path / "out")
+    make("flags/gradcam-3d-scratch-s0", tmp_path / "dilated.yaml", tmp_path / "out")
     assert (
         json.loads((tmp_path / "out" / "runs" / "3d-scratch-s0" / "metrics.json").read_text())[
             "top1"
@@ -397,7 +397,7 @@ def test_a_tiny_study_and_its_second_world_from_data_to_verdicts(tmp_path):
         second_world=str(tmp_path / "second.yaml"),
     )
     out = tmp_path / "out"
-    make("validation_run.ipynb", tmp_path / "first.yaml", out)
+    make("flags/validation", tmp_path / "first.yaml", out)
     verdicts, checks, agree, learnt = (
         pd.read_csv(out / "tables_validation" / f"{n}.csv")
         for n in ("validation", "checks", "stability", "worlds")
