@@ -242,3 +242,11 @@ def test_records_say_what_was_left(whole):
     assert "runs/2d-multi-s0/weights.safetensors" in kept["files"] and "settings" in kept["decides"]
     with pytest.raises(KeyError, match="is not done"):
         record(results, Job("train", "2d-multi", 7))
+
+
+def test_a_step_called_by_hand_needs_no_records(whole, tmp_path):
+    study, _ = whole
+    with recorded(study, tmp_path, Job("train", "2d-multi", 0)) as todo:
+        assert todo
+    with pytest.raises(KeyError):
+        record(tmp_path, Job("train", "2d-multi", 0))

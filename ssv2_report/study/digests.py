@@ -256,7 +256,7 @@ def pages_of(study, results) -> dict[str, Path]:
 
 
 def files_of(study, results, job) -> list[Path]:
-    "The files that a job leaves behind. The first is the one without which it cannot be done."
+    "The files that a job leaves behind."
     out = Path(results)
     within = lambda folder: sorted(p for p in folder.rglob("*") if p.is_file())
     if job.seed is not None:
@@ -376,15 +376,24 @@ def _base(study, results, job):
 
 @contextmanager
 def recorded(study, results, job, inner=False):
-    "Yields whether a job is to be done; if it is, its record is written when the block ends well."
+    """Yields whether a job is to be done; if it is, its record is written when the block ends well.
+
+    Without records of what it needs, such as those of steps called by hand, it gets none."""
     files = Files(Path(results) / "records" / "files.json")
     if not whats_new(study, results, job, files, inner):
         files.save()
         yield False
         return
     _path(results, job).unlink(missing_ok=True)
+    try:
+        decided = decides(
+            study, results, job, files, inner
+        )  # as it begins: what changes meanwhile is news
+    except KeyError:
+        decided = None
     yield True
-    decided = decides(study, results, job, files, inner)
+    if decided is None:
+        return
     left, base = files_of(study, results, job), _base(study, results, job)
     missing = next((p for p in left if not p.is_file()), None)
     if missing:
