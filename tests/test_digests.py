@@ -92,6 +92,8 @@ def test_a_copied_moved_or_touched_study_is_up_to_date(whole):
     for path in Path(study.data.root).rglob("*.*"):
         path.touch()
     assert bring_up_to_date(study, results) == []
+    study.data.size = 40  # the clips are read again, and their audit is still theirs
+    assert "cache" in bring_up_to_date(study, results)
 
 
 def change_title(study, results):

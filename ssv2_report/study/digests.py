@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from ..data.audit import restamp
 from ..data.basics import whole
 from ..data.boxes import box_files
 from ..data.clips import SPLITS, label_file
@@ -420,6 +421,8 @@ def set_flags(study, results, inner=False) -> list[Job]:
     for k, (job, needs) in enumerate(jobs_of(study, inner).items()):
         path = Path(flag(results, job))
         if not set(needs) & set(todo) and not whats_new(study, results, job, files, inner):
+            if job.step == "audit":
+                restamp(Path(results) / "audit.json", study.data.root)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
             os.utime(path, (1_000_000_000 + k + 1_000 * (not inner),) * 2)  # the inner study first
