@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'StudyName', 'Results', 'show_version', 'options', 'absolute', 'own_kernel', 'run_notebook',
-           'results_folder', 'job', 'alone', 'sign', 'Steps', 'demo_data', 'audit', 'prepare', 'cache', 'train',
+           'results_folder', 'job', 'do', 'alone', 'sign', 'Steps', 'demo_data', 'audit', 'prepare', 'cache', 'train',
            'show_progress', 'gradcam', 'reliance', 'validate', 'analyse', 'chapter', 'render', 'expected_seconds',
            'Tracker', 'check_writable', 'check_home', 'planned', 'none_left', 'check_paths', 'check_data', 'reproduce',
            'follow', 'plan', 'figures', 'explore', 'main']
@@ -28,7 +28,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .study.digests import CHAPTERS, Job, pages_of, recorded, refuse_mixture
+from ssv2_report.study.digests import (
+    CHAPTERS,
+    NOTEBOOKS,
+    Job,
+    files_of,
+    pages_of,
+    recorded,
+    refuse_mixture,
+)
 from .study.experiments import experiment as find_experiment
 from .study.experiments import load_study, project_root
 from .study.steps import run_folder, write_sums
@@ -158,6 +166,17 @@ def job(study, results, step, of="", seed=None):
         if not todo:
             print(f"Nothing to do: {Job(step, of, seed).name} is up to date.")
         yield todo
+
+
+def do(study, step, results=None, of="", seed=None):
+    "Do a job that one notebook does, unless it is up to date."
+    s = load_study(study)
+    out = results_folder(s, results)
+    run = {} if seed is None else dict(experiment_name=of, seed=seed)
+    with job(s, out, step, of, seed) as todo:
+        if todo:
+            path = files_of(s, out, Job(step, of, seed))[0]
+            run_notebook(NOTEBOOKS[step], path, study=study, results=str(out), **run)
 
 # %% ../nbs/report/cli.ipynb #c005b
 def _holders(file):
@@ -395,19 +414,8 @@ def gradcam(
     results: Results = None,
 ):
     "Maps and measures of attention of one trained experiment (gradcam/gradcam_run)."
-    s = load_study(study)
-    find_experiment(s, name)
-    out = results_folder(s, results)
-    with job(s, out, "gradcam", name, seed) as todo:
-        if todo:
-            run_notebook(
-                "gradcam/gradcam_run",
-                run_folder(s, out, name, seed) / "gradcam_run.ipynb",
-                study=study,
-                experiment_name=name,
-                seed=seed,
-                results=str(out),
-            )
+    find_experiment(load_study(study), name)
+    do(study, "gradcam", results, name, seed)
 
 
 @app.command()
@@ -418,47 +426,22 @@ def reliance(
     results: Results = None,
 ):
     "What one trained experiment uses, by taking it away (gradcam/reliance_run)."
-    s = load_study(study)
-    find_experiment(s, name)
-    out = results_folder(s, results)
-    with job(s, out, "reliance", name, seed) as todo:
-        if todo:
-            run_notebook(
-                "gradcam/reliance_run",
-                run_folder(s, out, name, seed) / "reliance_run.ipynb",
-                study=study,
-                experiment_name=name,
-                seed=seed,
-                results=str(out),
-            )
+    find_experiment(load_study(study), name)
+    do(study, "reliance", results, name, seed)
 
 
 @app.command()
 def validate(study: StudyName = "demo", results: Results = None):
     "Put the measures of attention to the test (analysis/validation_run)."
-    s = load_study(study)
-    out = results_folder(s, results)
-    with job(s, out, "validation") as todo:
-        if todo:
-            run_notebook(
-                "analysis/validation_run",
-                out / "validation_run.ipynb",
-                study=study,
-                results=str(out),
-            )
+    do(study, "validation", results)
 
 
 @app.command()
 def analyse(study: StudyName = "demo", results: Results = None):
     "Tables, figures and variables of a study from its runs (analysis/analysis_run)."
     s = load_study(study)
-    out = results_folder(s, results)
-    refuse_mixture(s, out, Job("analysis"))
-    with job(s, out, "analysis") as todo:
-        if todo:
-            run_notebook(
-                "analysis/analysis_run", out / "analysis_run.ipynb", study=study, results=str(out)
-            )
+    refuse_mixture(s, results_folder(s, results), Job("analysis"))
+    do(study, "analysis", results)
 
 # %% ../nbs/report/cli.ipynb #c012
 @app.command()
