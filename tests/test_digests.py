@@ -1,6 +1,7 @@
 """What is done again after a change: all that depends on it, and nothing else."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ssv2_report.study.digests import (
 )
 from ssv2_report.study.experiments import load_study
 from ssv2_report.study.runs import cache_of, clips_of
+from ssv2_report.study.steps import DECIDES
 
 RUNS = ("2d-single", "2d-multi", "3d-scratch", "3d-inflated")
 
@@ -252,3 +254,23 @@ def test_a_step_called_by_hand_needs_no_records(whole, tmp_path):
         assert todo
     with pytest.raises(KeyError):
         record(tmp_path, Job("train", "2d-multi", 0))
+
+
+def imported_by(notebook):
+    "Modules of the library that the code of a notebook imports."
+    path = digests.project_root() / "nbs" / f"{notebook}.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    return set(re.findall(r"^ *from ssv2_report\.([\w.]+) import", code, re.M))
+
+
+# Settings, places and means of writing decide nothing by themselves; small and simulated studies
+# are for notebooks that are opened by hand.
+NEUTRAL = {"data.basics", "study.experiments", "study.steps", "study.trial", "analysis.simulated"}
+STEPS = [*digests.NOTEBOOKS.items(), *(("chapter", name) for name in digests.CHAPTERS)]
+
+
+@pytest.mark.parametrize("step, notebook", STEPS, ids=lambda x: x)
+def test_all_that_a_notebook_imports_decides_its_step(step, notebook):
+    neutral = NEUTRAL | ({"demo.world"} if step == "train" else set())  # the world of its trial
+    assert imported_by(notebook) - neutral <= set(DECIDES[step])
