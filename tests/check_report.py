@@ -7,16 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ssv2_report.study.digests import CHAPTERS
+
 ROOT = Path(__file__).parents[1]
-PAGES = [
-    "index",
-    "00_data",
-    "01_models2d",
-    "02_models3d_inflation",
-    "03_train",
-    "04_gradcam",
-    "05_analysis",
-]
+PAGES = ["index", *CHAPTERS, *(f"{k}_run" for k in ("train", "gradcam", "reliance", "analysis"))]
 
 
 @pytest.fixture(scope="session")

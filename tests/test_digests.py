@@ -139,6 +139,12 @@ def change_frames(study, results):
     study.experiments["2d-multi"].n_frames = 12
 
 
+def change_start(study, results):
+    start = results.parent / "start.pth"
+    start.write_bytes(b"weights")
+    study.experiments["3d-scratch"].init = str(start)
+
+
 def lose_weights(study, results):
     (results / "runs" / "3d-scratch-s0" / "weights.safetensors").unlink()
 
@@ -170,6 +176,10 @@ CHANGES = [
         | of("gradcam")
         | of("reliance", "2d-multi", "3d-inflated")
         | DOWN,
+    ),
+    (
+        change_start,
+        {f"{step}-3d-scratch-s0" for step in ("train", "gradcam", "reliance")} | DOWN,
     ),
     (lose_weights, {"train-3d-scratch-s0"}),
     (
@@ -274,3 +284,21 @@ STEPS = [*digests.NOTEBOOKS.items(), *(("chapter", name) for name in digests.CHA
 def test_all_that_a_notebook_imports_decides_its_step(step, notebook):
     neutral = NEUTRAL | ({"demo.world"} if step == "train" else set())  # the world of its trial
     assert imported_by(notebook) - neutral <= set(DECIDES[step])
+
+
+def test_weights_to_start_from_count_by_their_content(whole):
+    study, results = whole
+    change_start(study, results)
+    start = Path(study.experiments["3d-scratch"].init)
+    bring_up_to_date(study, results)
+    study.experiments["3d-scratch"].init = str(start.rename(start.parent / "data" / start.name))
+    assert bring_up_to_date(study, results) == []
+    Path(study.experiments["3d-scratch"].init).write_bytes(b"others!")
+    assert "train-3d-scratch-s0" in bring_up_to_date(study, results)
+
+
+def test_other_published_weights_are_another_start(whole):
+    study, results = whole
+    for init in ("imagenet", "kinetics"):
+        study.experiments["3d-scratch"].init = init
+        assert "train-3d-scratch-s0" in bring_up_to_date(study, results)

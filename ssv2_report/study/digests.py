@@ -176,13 +176,24 @@ def _of_boxes(study, files) -> str:
         return ""
 
 
+def _dump(study):
+    "A study's settings, but for the places of its files, whose content counts."
+    places = {"root", "boxes", "classes"}
+    left_out = {"data": places, "experiments": {"__all__": {"workers"}}, "second_world": True}
+    found = study.model_dump(exclude=left_out)
+    for exp in found["experiments"].values():
+        exp["init"] = exp["init"] and os.path.basename(exp["init"])
+    return found
+
+
 def _settings(study, job):
     "The settings of a study that decide a job."
     data, cam = study.data, study.cam
     if job.step == "demo_data":
         return data.demo
     if job.step == "train":
-        exp = study.experiments[job.of].model_dump(exclude={"title", "workers"})
+        exp = _dump(study)["experiments"][job.of]
+        exp.pop("title")
         return exp, job.seed, data.size
     frames = max(e.n_frames for e in study.experiments.values())
     if job.step == "gradcam":
@@ -195,8 +206,7 @@ def _settings(study, job):
         return data.size, classes, data.per_class, data.max_excluded
     if job.step in ("validation", "analysis", "render"):
         second = load_study(study.second_world) if study.second_world else None
-        place = {"data": {"root", "boxes", "classes"}, "experiments": {"__all__": {"workers"}}}
-        return [x and x.model_dump(exclude=place) for x in (study, second)]
+        return [x and _dump(x) for x in (study, second)]
     return None
 
 
@@ -214,6 +224,9 @@ def decides(study, results, job, files, inner=False) -> dict[str, str]:
     )
     if job.step == "audit":
         found["data"] = _of_data(study, files)
+    if job.step == "train":
+        init = study.experiments[job.of].init or ""
+        found["start"] = files(init) if os.path.isabs(init) else ""
     if job.step in ("gradcam", "reliance"):
         found["boxes"] = _of_boxes(study, files)
         found["world"] = files(Path(study.data.root) / "demo.json")

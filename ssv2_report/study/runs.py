@@ -292,13 +292,13 @@ def saved_maps(
     run,  # Folder of a run
     source: str,  # As `layer2:gradcam`
 ) -> tuple:  # (ids, maps float32 [N,t,h,w] at the layer's own size, at most 16 x 16 cells)
-    "The maps that 04_gradcam kept."
+    "The maps that a run keeps."
     with np.load(Path(run) / "maps" / file_of(source)) as f:
         return list(f["ids"]), torch.from_numpy(f["maps"].astype("float32"))
 
 
 def grid_of(run, source) -> tuple | None:  # t, h, w; None where the run kept no such maps
-    "The size at which a layer gave the maps of a source, which 04_gradcam may have kept at fewer cells."
+    "The size at which a layer gave the maps of a source, which the run may keep at fewer cells."
     path = Path(run) / "maps" / file_of(source)
     if not path.is_file():
         return None
