@@ -6,8 +6,8 @@
 __all__ = ['app', 'console', 'StudyName', 'Results', 'show_version', 'options', 'absolute', 'own_kernel', 'run_notebook',
            'results_folder', 'job', 'do', 'alone', 'sign', 'Steps', 'demo_data', 'audit', 'prepare', 'cache', 'train',
            'show_progress', 'gradcam', 'reliance', 'validate', 'analyse', 'chapter', 'render', 'expected_seconds',
-           'Tracker', 'check_writable', 'check_home', 'planned', 'none_left', 'check_paths', 'check_data', 'reproduce',
-           'follow', 'plan', 'figures', 'explore', 'main']
+           'Tracker', 'check_writable', 'check_home', 'planned', 'none_left', 'check_paths', 'check_data',
+           'workflow_command', 'worlds_to_make', 'reproduce', 'follow', 'plan', 'figures', 'explore', 'main']
 
 # %% ../nbs/report/cli.ipynb #c002
 import json
@@ -28,6 +28,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .data.basics import usable_cores
 from ssv2_report.study.digests import (
     CHAPTERS,
     NOTEBOOKS,
@@ -703,6 +704,24 @@ def check_data(study):
         )
 
 # %% ../nbs/report/cli.ipynb #c016
+def workflow_command(study, results, cores) -> list[str]:
+    "The command that does a study's jobs."
+    config = dict(study=study, results=results)
+    return [
+        *(sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"),
+        *("--directory", ".", "--cores", str(cores), "--config"),
+        *(f"{k}={json.dumps(str(v), ensure_ascii=False)}" for k, v in config.items()),
+        *("--rerun-incomplete", "--rerun-triggers", "mtime", "--keep-going", "--nocolor"),
+    ]
+
+
+def worlds_to_make(study) -> list[Path]:
+    "Folders of the demo worlds of a study that are not there yet; those that are, are only read."
+    studies = [study] + [load_study(study.second_world)] * bool(study.second_world)
+    roots = [Path(s.data.root) for s in studies if s.data.demo]
+    return [root for root in roots if not (root / "demo.json").is_file()]
+
+
 @app.command()
 def reproduce(
     study: StudyName = "demo",
@@ -726,44 +745,11 @@ def reproduce(
     check_writable(out)
     check_writable(report.parent, 30e6, "work in a clone that you can write to")
     check_home()
-    cores = (
-        cores or len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else cores or os.cpu_count()
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        "workflow/Snakefile",
-        "--directory",
-        ".",
-        "--cores",
-        str(cores),
-        "--config",
-        *(
-            f"{k}={json.dumps(str(v), ensure_ascii=False)}"
-            for k, v in dict(study=study, results=out).items()
-        ),
-        "--rerun-incomplete",
-        "--rerun-triggers",
-        "mtime",
-        "--keep-going",
-        "--nocolor",
-        *(["--dry-run"] if dry_run else []),
-    ]
+    cores = cores or usable_cores()
+    command = workflow_command(study, out, cores) + ["--dry-run"] * dry_run
     tracker, log = Tracker(s, out), []
     console.quiet = dry_run
-    worlds = [
-        Path(x.data.root)
-        for x in (s, s.second_world and load_study(s.second_world))
-        if x and x.data.demo
-    ]
-    worlds = [
-        w for w in worlds if not (w / "demo.json").is_file()
-    ]  # those that are there are only read
-    with alone(*([] if dry_run else [out, report.parent, *worlds])) as locks:
+    with alone(*([] if dry_run else [out, report.parent, *worlds_to_make(s)])) as locks:
         with (
             open(os.devnull if dry_run else out / "reproduce.log", "w", buffering=1) as kept,
             subprocess.Popen(

@@ -37,7 +37,7 @@ from timm.utils import ModelEmaV3
 from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, Sampler
 
-from .data.basics import whole
+from .data.basics import usable_cores, whole
 from .data.clips import ClipDataset, denormalise
 from .models.net2d import FrameNet, channels_last, load_weights
 from .models.net3d import inflate
@@ -396,8 +396,7 @@ def finished(history, exp) -> bool:
 # %% ../nbs/03_train.ipynb #c022
 def use_threads():
     "Compute on as many threads as OMP_NUM_THREADS says, or on half of the cores."
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // 2)))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, usable_cores() // 2)))
 
 
 def start_network(exp, classes, train_set, seed, start, out, accelerator) -> torch.nn.Module:
