@@ -176,43 +176,30 @@ def lab(tmp_path):
 
 
 @pytest.mark.slow
-def test_dragging_the_slider_in_jupyterlab_changes_the_picture(lab, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
+def test_dragging_the_slider_in_jupyterlab_changes_the_picture(lab, browser, tmp_path):
+    page = browser.new_page(viewport=dict(width=1280, height=1000))
+    page.set_default_timeout(120_000)
+    page.goto(f"{lab}doc/tree/explore.ipynb")
+    page.locator(".jp-Notebook .cm-content").first.click()
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+    page.keyboard.press("Shift+Enter")
+    image = page.locator(".jp-OutputArea img.widget-image").first
+    image.wait_for()
+    shown = lambda: hashlib.md5(image.screenshot()).hexdigest()
+    before, box = (
+        shown(),
+        page.locator(".widget-hslider", has_text="Frame").locator(".noUi-handle").bounding_box(),
     )
-    if not path:
-        pytest.skip("no Chromium on this machine (apt install chromium)")
-    with playwright.sync_playwright() as pw:
-        browser = pw.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page = browser.new_page(viewport=dict(width=1280, height=1000))
-        page.set_default_timeout(120_000)
-        page.goto(f"{lab}doc/tree/explore.ipynb")
-        page.locator(".jp-Notebook .cm-content").first.click()
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
-        page.keyboard.press("Shift+Enter")
-        image = page.locator(".jp-OutputArea img.widget-image").first
-        image.wait_for()
-        shown = lambda: hashlib.md5(image.screenshot()).hexdigest()
-        before, box = (
-            shown(),
-            page.locator(".widget-hslider", has_text="Frame")
-            .locator(".noUi-handle")
-            .bounding_box(),
-        )
-        page.mouse.move(box["x"] + 5, box["y"] + 5), page.mouse.down()
-        page.mouse.move(box["x"] + 90, box["y"] + 5, steps=8), page.mouse.up()
-        page.wait_for_function(
-            "e => e.textContent.trim() != '0'",
-            arg=page.locator(".widget-hslider", has_text="Frame")
-            .locator(".widget-readout")
-            .element_handle(),
-        )
-        deadline = time.time() + 60
-        while shown() == before and time.time() < deadline:
-            page.wait_for_timeout(200)
-        page.screenshot(path=tmp_path / "lab.png")
-        assert shown() != before
-        browser.close()
+    page.mouse.move(box["x"] + 5, box["y"] + 5), page.mouse.down()
+    page.mouse.move(box["x"] + 90, box["y"] + 5, steps=8), page.mouse.up()
+    page.wait_for_function(
+        "e => e.textContent.trim() != '0'",
+        arg=page.locator(".widget-hslider", has_text="Frame")
+        .locator(".widget-readout")
+        .element_handle(),
+    )
+    deadline = time.time() + 60
+    while shown() == before and time.time() < deadline:
+        page.wait_for_timeout(200)
+    page.screenshot(path=tmp_path / "lab.png")
+    assert shown() != before

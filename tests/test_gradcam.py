@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -582,21 +581,12 @@ def test_names_in_a_strip_are_text():
 
 
 @pytest.fixture
-def page():
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
+def page(browser):
+    context = browser.new_context(
+        viewport=dict(width=390, height=800), color_scheme="dark", offline=True
     )
-    if not path:
-        pytest.skip("no Chromium on this machine (apt install chromium)")
-    with playwright.sync_playwright() as pw:
-        browser = pw.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser.new_page(
-            viewport=dict(width=390, height=800), color_scheme="dark", offline=True
-        )
-        browser.close()
+    yield context.new_page()
+    context.close()
 
 
 def test_players_in_a_browser(page, tmp_path):
