@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 
 import psutil
@@ -191,10 +190,9 @@ def test_a_signal_to_the_command_alone_leaves_nothing_running(name):
         text=True,
     )
     pids = [int(word) for word in process.stdout.readline().split() if word != "STARTED"]
-    began = time.time()
     process.send_signal(getattr(signal, name))
-    process.communicate(timeout=20)
-    assert len(pids) == 3 and time.time() - began < 10 and process.returncode != 0
+    process.communicate(timeout=120)  # what it started would run for 600 s
+    assert len(pids) == 3 and process.returncode != 0
     running = [p for p in psutil.process_iter(["status"]) if p.pid in pids]
     assert not [p for p in running if p.info["status"] != psutil.STATUS_ZOMBIE]
 

@@ -1,6 +1,7 @@
 """Asked is shown, sound files are read and cut ones named, whatever the kind of file."""
 
 import itertools
+import os
 import shutil
 import struct
 import time
@@ -111,6 +112,8 @@ def write(
             file.mux(audio.encode(silence))
         if sound:
             file.mux(audio.encode())
+    if codec == "av1":  # the encoder gives root's process real-time priority
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return str(path)
 
 

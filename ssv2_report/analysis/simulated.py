@@ -41,6 +41,7 @@ def scored_maps(rng, right=1.0):
                 map=m,
                 draw=k,
                 effective_frames=1.0,
+                accuracy=float(m == "own"),
                 ratio_both=r + rng.normal(0, 0.1, 24),
                 pointing=p + rng.normal(0, 0.05, 24),
             )
