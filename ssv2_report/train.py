@@ -6,8 +6,9 @@
 __all__ = ['CHECKED', 'ONE_VALUE', 'start_from', 'EpochSampler', 'fingerprint', 'save_checkpoint', 'read_checkpoint',
            'load_checkpoint', 'Training', 'optimiser', 'SharedNorm', 'share_statistics', 'clips_a_step',
            'limits_in_a_sentence', 'until_sigterm', 'timed_batches', 'spend', 'peak_memory', 'finished', 'use_threads',
-           'start_network', 'resume', 'prepare', 'check_loss', 'save', 'stop', 'is_asked', 'after_step', 'progress_of',
-           'teller', 'train_epoch', 'go_on', 'validate', 'record', 'keep', 'finish', 'fit', 'board', 'main', 'launch']
+           'start_network', 'resume', 'precision_of', 'prepare', 'check_loss', 'save', 'stop', 'is_asked', 'after_step',
+           'progress_of', 'teller', 'train_epoch', 'go_on', 'validate', 'record', 'keep', 'finish', 'fit', 'board',
+           'main', 'launch']
 
 # %% ../nbs/03_train.ipynb #c002
 import hashlib
@@ -426,11 +427,21 @@ def resume(run, state):
         run.accelerator.scaler.load_state_dict(state["scaler"])
 
 
+def precision_of(exp) -> str:  # no, bf16 or fp16
+    "The precision in which an experiment is trained on this machine."
+    if exp.mixed_precision != "auto":
+        return exp.mixed_precision
+    if torch.cuda.is_available() and not NO_GPU:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
+
+
 def prepare(exp, classes, train_set, val_set, out, seed, start, replace) -> Training:
     "A training before its first step, or where its checkpoint left it."
     accelerator = Accelerator(
         cpu=NO_GPU,
-        mixed_precision=exp.mixed_precision,
+        mixed_precision=precision_of(exp),
         gradient_accumulation_steps=exp.accumulate,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )

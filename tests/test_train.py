@@ -35,6 +35,7 @@ from ssv2_report.train import (
     launch,
     load_run,
     metrics,
+    precision_of,
     predict,
     start_from,
     write_table,
@@ -764,6 +765,14 @@ def test_learning_rates(tmp_path):
     )  # at the end of each epoch
     run(experiment(epochs=4, lr=1.0, opt="sgd", clip_grad=1e-3), tmp_path / "cosine")
     assert (history(tmp_path / "cosine").lr.diff().dropna() < 0).all()
+
+
+@pytest.mark.parametrize("able, want", [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("", "no")])
+def test_precision_is_mixed_where_the_processor_computes_in_it(monkeypatch, able, want):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, able: True})
+    assert precision_of(experiment(mixed_precision="auto")) == want
+    assert precision_of(experiment(mixed_precision="fp16")) == "fp16"
 
 
 @pytest.mark.parametrize(

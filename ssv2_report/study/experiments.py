@@ -92,7 +92,9 @@ class Experiment(_Strict):
     ema: float | None = Field(
         None, gt=0, lt=1
     )  # decay of a moving average of the weights, which is then what is judged and kept
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = (
+        "no"  # auto: bf16 where the device computes in it, else no
+    )
     checkpointing: bool = False  # recompute the stages on the way back: less memory, more time
     compile: bool = False  # torch.compile
     workers: int = Field(0, ge=0)  # processes that load clips
