@@ -231,9 +231,11 @@ def test_names_that_a_study_may_use_are_those_of_their_rooms():
     from ssv2_report.analysis.tables import CLIP_MEASURES, RELIANCE
     from ssv2_report.data.clips import GROUPS
     from ssv2_report.gradcam import maps, sources
+    from ssv2_report.models import net3d
     from ssv2_report.study import experiments as e
 
     assert set(e.CLASS_GROUPS) == set(GROUPS)
+    assert e.VIDEO_MODELS == net3d.KINETICS
     assert e.METHODS == tuple(maps.METHODS) and e.SEARCHED == sources.SEARCHED
     outcomes = {"right", "pair_right", "learning", "similarity"}
     assert set(e.MEASURES) == {*outcomes, *CLIP_MEASURES, *RELIANCE}

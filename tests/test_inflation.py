@@ -7,6 +7,7 @@ import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler
+from torchvision.models.video import resnet as video
 
 from ssv2_report.data.clips import ClipDataset, load_index
 from ssv2_report.demo.world import make_world
@@ -545,6 +546,17 @@ class Loop:
         )
 
 
+def r2plus1d(depth, num_classes):
+    "torchvision's R(2+1)D of 10 or 18 layers."
+    return video.VideoResNet(
+        video.BasicBlock,
+        [video.Conv2Plus1D] * 4,
+        [depth // 8] * 4,
+        video.R2Plus1dStem,
+        num_classes=num_classes,
+    )
+
+
 FOUR = [
     "Showing something next to something",
     "Covering something with something",
@@ -577,7 +589,7 @@ def test_inflated_r2plus1d_is_ahead_of_scratch_after_one_epoch(
     )
     for seed in range(seeds):
         torch.manual_seed(seed)
-        scratch, target = (create_3d(f"r2plus1d_{depth}", len(loop.classes)) for _ in range(2))
+        scratch, target = (r2plus1d(depth, len(loop.classes)) for _ in range(2))
         inflate(flat, target, source_classes=loop.classes, target_classes=loop.classes, clips=some)
         error = response_errors(flat, target, shown).set_index("stage").error["layer4"]
         tops = {"2D": loop.accuracy(flat), "inflated, before": loop.accuracy(target)}

@@ -27,8 +27,8 @@ from ssv2_report.gradcam.reliance import (
     COLUMNS,
     coverage,
     differences,
-    judge,
     moved_away,
+    outcomes,
     paint_over,
     part_shares,
     reliance,
@@ -244,7 +244,7 @@ def test_the_order_of_batches_changes_nothing_and_the_model_is_left_as_found():
 
 def test_answers_by_hand():
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
-    out = judge(logits, torch.tensor([0, 2]), [*PAIR, "Folding something"])
+    out = outcomes(logits, torch.tensor([0, 2]), [*PAIR, "Folding something"])
     np.testing.assert_allclose(
         out["log_odds"], [2 - np.log(np.e + 1), 1 - np.log(1 + np.exp(3))], rtol=1e-6
     )
@@ -302,7 +302,7 @@ def test_a_clip_drawn_again_is_the_clip(marked, tmp_path):
 
 def test_the_networks_meet_it_as_they_meet_the_clip(marked):
     """Through the same size, crop and normalisation, but for the codec's error."""
-    from ssv2_report.gradcam.reliance import _serve
+    from ssv2_report.gradcam.reliance import _as_served
 
     world, index = known_world(marked), load_index(marked, splits=("validation",))
     for size in (32, 64, 80):
@@ -311,7 +311,7 @@ def test_the_networks_meet_it_as_they_meet_the_clip(marked):
         again = rerendered(world, [item["id"]], item["frames"].numpy()[None], size, ["nothing"])[
             "nothing"
         ][item["id"]]
-        a, b = (denormalise(x).astype(int) for x in (item["clip"], _serve(again, size)))
+        a, b = (denormalise(x).astype(int) for x in (item["clip"], _as_served(again, size)))
         assert (
             a.shape == b.shape
             and np.abs(a - b).mean() < 8

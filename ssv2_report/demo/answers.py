@@ -17,7 +17,7 @@ import numpy as np
 import ssv2_report
 from ..data.basics import whole
 from ..data.cache import shrink
-from .world import SPLITS, VERSION, Scene, draws, mark_colour, render
+from .world import VERSION, Scene, mark_colour, render, seed_numbers
 
 # %% ../../nbs/demo/answers.ipynb #00f-005
 def known_world(
@@ -63,12 +63,7 @@ def scene_seed(
 ) -> tuple[int, ...]:
     "The numbers that a clip's scene follows from, the same for a clip and its reversed twin in validation."
     c = world["clips"][id]
-    return (
-        world["parameters"]["seed"],
-        SPLITS.index(c["split"]),
-        draws(c["target"], c["split"]),
-        c["draw"],
-    )
+    return seed_numbers(world["parameters"]["seed"], c["split"], c["target"], c["draw"])
 
 
 def scene_of(
@@ -78,8 +73,8 @@ def scene_of(
     "The scene of a clip. `ValueError` where another version of the demo world drew it."
     if world["version"] != VERSION:
         raise ValueError(
-            f"This demo world was drawn by version {world['version']} and cannot be drawn again by version {VERSION}: "
-            "delete it and make it anew with `ssv2 demo-data`."
+            f"This demo world was drawn by version {world['version']} and cannot be drawn again by "
+            f"version {VERSION}: delete it and make it anew with `ssv2 demo-data`."
         )
     c = world["clips"][id]
     split = "train" if c["split"] == "train" else "validation"

@@ -55,17 +55,15 @@ def sprite(
     size: int,  # Side of the frame in pixels
 ) -> Sprite:
     "Paint a window at twice the resolution and average it down; one empty pixel is left all around."
-    l, t, r, b = (
-        int(f(v * size)) for f, v in ((np.floor, x0), (np.floor, y0), (np.ceil, x1), (np.ceil, y1))
-    )
+    l, t = (int(np.floor(v * size)) for v in (x0, y0))
+    r, b = (int(np.ceil(v * size)) for v in (x1, y1))
     x = (np.arange(2 * l, 2 * r, dtype=np.float32) + 0.5)[None] / (2 * size)
     y = (np.arange(2 * t, 2 * b, dtype=np.float32) + 0.5)[:, None] / (2 * size)
     rgba = np.zeros((y.size, x.size, 4), np.float32)
     paint(rgba, x, y, 1 / (2 * size))
     rows = rgba[::2] + rgba[1::2]
-    return Sprite(
-        np.pad(0.25 * (rows[:, ::2] + rows[:, 1::2]), ((1, 1), (1, 1), (0, 0))), l - 1, t - 1
-    )
+    small = 0.25 * (rows[:, ::2] + rows[:, 1::2])
+    return Sprite(np.pad(small, ((1, 1), (1, 1), (0, 0))), l - 1, t - 1)
 
 # %% ../../nbs/demo/art.ipynb #00b-008
 def shifted(
@@ -89,12 +87,8 @@ def blit(
     "Paint a sprite; what it covers shows the less."
     x, y, (h, w) = x + s.left, y + s.top, s.rgba.shape[:2]
     ix, iy = int(np.floor(x)), int(np.floor(y))
-    r0, r1, c0, c1 = (
-        max(iy + 1, 0),
-        min(iy + h, frame.shape[0]),
-        max(ix + 1, 0),
-        min(ix + w, frame.shape[1]),
-    )
+    r0, r1 = max(iy + 1, 0), min(iy + h, frame.shape[0])
+    c0, c1 = max(ix + 1, 0), min(ix + w, frame.shape[1])
     if r0 >= r1 or c0 >= c1:
         return
     part = shifted(s.rgba[r0 - iy - 1 : r1 - iy, c0 - ix - 1 : c1 - ix], x - ix, y - iy)
@@ -205,7 +199,8 @@ def solid(
 ) -> Sprite:
     "A turned shape, its anchor in the middle; containers show their dark inside."
     ys, rs = PROFILES[shape]
-    freq, phase, wide = float(rng.uniform(1.2, 2)), float(rng.uniform()), float(rs.max() * half)
+    freq, phase = float(rng.uniform(1.2, 2)), float(rng.uniform())
+    wide, lean = float(rs.max() * half), abs(tilt)
     slope_at, slope = (ys[1:] + ys[:-1]) / 2, np.diff(rs) / np.maximum(np.diff(ys), 1e-3)
 
     def paint(rgba, x, y, px):
@@ -215,37 +210,26 @@ def solid(
         if shape == "mug":
             ink(rgba, np.abs(np.hypot(x - wide, y) - 0.45 * half) - 0.12 * half, colours[0], px)
         if shape in TUBS:
-            ink(
-                rgba,
-                (np.hypot(x / (rs[0] * half), (v + 1) / 0.3) - 1) * 0.3 * half,
-                0.4 * colours[0],
-                px,
-            )
+            inside = (np.hypot(x / (rs[0] * half), (v + 1) / 0.3) - 1) * 0.3 * half
+            ink(rgba, inside, 0.4 * colours[0], px)
         r = np.maximum(np.interp(v, ys, rs).astype(np.float32) * half, 1e-3)
         steep = np.sqrt(1 + np.minimum(np.interp(v, slope_at, slope).astype(np.float32) ** 2, 9))
         u = np.clip(x / r, -1, 1)
         mix = PATTERNS[pattern](freq * u + phase, freq * v + phase)[..., None]
-        shade = (1.03 + 0.2 * light * u - 0.3 * u**2 - 0.08 * v)[..., None]
-        shine = (
-            0.5 * np.clip(1 - np.hypot((u - 0.45 * light) / 0.22, (v + 0.1) / 0.6), 0, 1)[..., None]
-        )
-        colour = np.clip(((1 - mix) * colours[0] + mix * colours[1]) * shade, 0, 1)
-        ink(
-            rgba,
-            np.maximum((np.abs(x) - r) / steep, np.abs(y) - half),
-            colour + shine * (1 - colour),
-            px,
-        )
+        colour = _lit((1 - mix) * colours[0] + mix * colours[1], u, v, light)
+        ink(rgba, np.maximum((np.abs(x) - r) / steep, np.abs(y) - half), colour, px)
 
-    m = wide + 0.02 + (0.6 * half if shape == "mug" else 0) + abs(tilt) * half
-    return sprite(
-        paint,
-        -m,
-        -half * (1.35 if shape in TUBS else 1 + abs(tilt)) - 0.02,
-        m,
-        half * (1 + abs(tilt)) + 0.02,
-        size,
-    )
+    m = wide + 0.02 + (0.6 * half if shape == "mug" else 0) + lean * half
+    top = half * (1.35 if shape in TUBS else 1 + lean) + 0.02
+    return sprite(paint, -m, -top, m, half * (1 + lean) + 0.02, size)
+
+
+def _lit(colour, u, v, light):
+    "A colour [h,w,3] with the light of a round body, whose width and height are u and v of -1 to 1."
+    shade = (1.03 + 0.2 * light * u - 0.3 * u**2 - 0.08 * v)[..., None]
+    shine = 0.5 * np.clip(1 - np.hypot((u - 0.45 * light) / 0.22, (v + 0.1) / 0.6), 0, 1)[..., None]
+    colour = np.clip(colour * shade, 0, 1)
+    return colour + shine * (1 - colour)
 
 
 def shadow(wide: float, size: int) -> Sprite:
@@ -293,65 +277,51 @@ def capsule(x, y, ax, ay, bx, by, r):
     return np.hypot(x - ax - t * dx, y - ay - t * dy) - r
 
 
+def _ink_sleeve(rgba, x, y, px, colour):
+    ink(rgba, np.maximum(np.abs(x) - 0.066 + 0.03 * (y + 0.3), y + 0.27), colour, px)
+    cuff = np.maximum(np.abs(x) - 0.080, np.abs(y + 0.285) - 0.022)
+    ink(rgba, cuff, 0.8 * colour + 0.12, px)
+
+
+def _ink_thumb(rgba, x, y, px, colour, pose):
+    tip = (-0.098, -0.03) if pose == "grip" else (-0.125, -0.075)
+    ink(rgba, capsule(x, y, -0.05, -0.12, *tip, 0.023), 0.88 * colour, px)
+
+
+def _ink_skin(rgba, x, y, px, colour, pose):
+    wrist, palm = capsule(x, y, 0, -0.27, 0, -0.15, 0.047), np.hypot(x / 1.12, y + 0.125) - 0.062
+    ink(rgba, np.minimum(wrist, palm), colour, px)
+    for k, tx, ty in FINGERS[pose]:
+        ink(rgba, capsule(x, y, k, -0.085, tx, ty, 0.0205), colour, px)
+    ink(rgba, np.hypot(x / 1.15, y + 0.125) - 0.048, colour, px, 0)
+
+
 def hand(
     part: str,  # 'skin', 'thumb' (which may pass behind an object) or 'sleeve'
     pose: str,  # From `FINGERS`
     reach: float,  # Direction in radians: 0 to the right, pi/2 down
-    skin,
+    skin,  # rgb [3]
     sleeve,  # rgb [3]
     side: int,  # Thumb on one side (1) or the other (-1)
     scale: float,  # Of the whole hand; 1 is about a third of the frame long, wrist to tip
     size: int,  # Side of the frame in pixels
 ) -> Sprite:
-    "One part of a hand whose fingertips are about its anchor; drawn in the order thumb, sleeve, skin they make a whole."
+    """One part of a hand whose fingertips are about its anchor; drawn in the order thumb, sleeve, skin
+    they make a whole."""
     c, s = float(np.cos(reach)), float(np.sin(reach))
 
     def paint(rgba, X, Y, px):
         x, y, px = side * (Y * c - X * s) / scale, (X * c + Y * s) / scale, px / scale
         if part == "sleeve":
-            ink(rgba, np.maximum(np.abs(x) - 0.066 + 0.03 * (y + 0.3), y + 0.27), sleeve, px)
-            ink(
-                rgba,
-                np.maximum(np.abs(x) - 0.080, np.abs(y + 0.285) - 0.022),
-                0.8 * sleeve + 0.12,
-                px,
-            )
+            _ink_sleeve(rgba, x, y, px, sleeve)
         elif part == "thumb":
-            ink(
-                rgba,
-                capsule(
-                    x,
-                    y,
-                    -0.05,
-                    -0.12,
-                    *((-0.098, -0.03) if pose == "grip" else (-0.125, -0.075)),
-                    0.023,
-                ),
-                0.88 * skin,
-                px,
-            )
+            _ink_thumb(rgba, x, y, px, skin, pose)
         else:
-            ink(
-                rgba,
-                np.minimum(
-                    capsule(x, y, 0, -0.27, 0, -0.15, 0.047), np.hypot(x / 1.12, y + 0.125) - 0.062
-                ),
-                skin,
-                px,
-            )
-            for k, tx, ty in FINGERS[pose]:
-                ink(rgba, capsule(x, y, k, -0.085, tx, ty, 0.0205), skin, px)
-            ink(rgba, np.hypot(x / 1.15, y + 0.125) - 0.048, skin, px, 0)
+            _ink_skin(rgba, x, y, px, skin, pose)
 
     a, b, m = (scale * v for v in WINDOW[part])
-    return sprite(
-        paint,
-        min(a * c, b * c) - m,
-        min(a * s, b * s) - m,
-        max(a * c, b * c) + m,
-        max(a * s, b * s) + m,
-        size,
-    )
+    (left, right), (top, bottom) = sorted((a * c, b * c)), sorted((a * s, b * s))
+    return sprite(paint, left - m, top - m, right + m, bottom + m, size)
 
 # %% ../../nbs/demo/art.ipynb #00b-017
 def cloth(
@@ -369,39 +339,27 @@ def cloth(
     def paint(rgba, x, y, px):
         r = np.maximum(np.interp(y / tall, ys, rs).astype(np.float32) * wide, 1e-3)
         u, hem = x / r, y - tall - 0.012 * np.sin(2 * k * np.pi * x / wide + p)
-        mix, trim = (
-            PATTERNS[pattern](f * u, 2 * f * y / tall)[..., None],
-            soft(hem + 0.035, 1 / px)[..., None],
-        )
+        mix = PATTERNS[pattern](f * u, 2 * f * y / tall)[..., None]
+        trim = soft(hem + 0.035, 1 / px)[..., None]
         fold = (1 + 0.16 * np.sin(k * np.pi * u + p) - 0.12 * u**2)[..., None]
         colour = (1 - trim) * ((1 - mix) * colours[0] + mix * colours[1]) + trim * rgb("f6f0e0")
-        ink(
-            rgba,
-            np.maximum((np.abs(x) - r) * 0.8, np.maximum(hem, -y)),
-            np.clip(colour * fold, 0, 1),
-            px,
-        )
+        edge = np.maximum((np.abs(x) - r) * 0.8, np.maximum(hem, -y))
+        ink(rgba, edge, np.clip(colour * fold, 0, 1), px)
 
     return sprite(paint, -wide - 0.02, -0.02, wide + 0.02, tall + 0.03, size)
 
 
 def waves(x, y, rng, n=5):
     "Smooth noise of unit scale: plane waves of random direction and phase."
-    a, p, f = (
-        rng.uniform(lo, hi, n).astype(np.float32)
-        for lo, hi in ((0, 6.2832), (0, 6.2832), (3.8, 10))
-    )
+    ranges = (0, 6.2832), (0, 6.2832), (3.8, 10)
+    a, p, f = (rng.uniform(lo, hi, n).astype(np.float32) for lo, hi in ranges)
     return sum(np.sin(k * (np.cos(t) * x + np.sin(t) * y) + q) for t, q, k in zip(a, p, f)) / n**0.5
 
 
 def bricks(x, y):
     x = x / 2 + 0.5 * (np.floor(y) % 2)
-    return soft(
-        np.minimum(
-            0.44 - np.abs(x - np.floor(x) - 0.5), 0.5 * (0.40 - np.abs(y - np.floor(y) - 0.5))
-        ),
-        14,
-    )
+    across, up = np.abs(x - np.floor(x) - 0.5), np.abs(y - np.floor(y) - 0.5)
+    return soft(np.minimum(0.44 - across, 0.5 * (0.40 - up)), 14)
 
 
 MATERIALS = dict(  # as patterns, with smooth noise `w`
@@ -449,35 +407,27 @@ def ground(
 ) -> tuple:  # float32 [h,w,3] with a margin for the camera, name, height at which things stand
     "Wall and table."
     palettes, materials = PALETTES[split], MATERIALS[split]
-    (wall, table), (m1, m2) = (
-        rng.choice(list(palettes), 2, replace=False),
-        rng.choice(list(materials), 2, replace=False),
-    )
+    wall, table = rng.choice(list(palettes), 2, replace=False)
+    m1, m2 = rng.choice(list(materials), 2, replace=False)
     drawn = float(rng.uniform(0.5, 0.95))
     stand = drawn if stand is None else stand
     edge = stand - float(rng.uniform(0.09, 0.15))
 
     def fill(x, y, material, colours):
         f, dx, dy = (float(rng.uniform(*v)) for v in ((4, 6), (0, 1), (0, 1)))
-        mix = materials[material](f * x + dx, f * y + dy, waves(f * x / 2, f * y / 2, rng))[
-            ..., None
-        ]
+        noise = waves(f * x / 2, f * y / 2, rng)
+        mix = materials[material](f * x + dx, f * y + dy, noise)[..., None]
         return (1 - mix) * colours[0] + mix * colours[1]
 
     def paint(rgba, x, y, px):
         w, t = fill(x, y, m1, two(palettes[wall])), fill(x, y, m2, two(palettes[table]))
         below = np.clip((y - edge) / px + 0.5, 0, 1)[..., None]
-        rgba[..., :3] = (
-            w * (1 - 0.25 * np.exp(-np.maximum(edge - y, 0) / 0.03))[..., None] * (1 - below)
-            + 0.92 * t * below
-        )
+        dim = (1 - 0.25 * np.exp(-np.maximum(edge - y, 0) / 0.03))[..., None]
+        rgba[..., :3] = w * dim * (1 - below) + 0.92 * t * below
         rgba[..., :3] *= 1 + 0.05 * waves(x, y, rng, 3)[..., None]
 
-    return (
-        sprite(paint, -0.06, -0.06, 1.06, 1.06, size).rgba[1:-1, 1:-1, :3],
-        f"{wall} {m1} over {table} {m2}",
-        stand,
-    )
+    scene = sprite(paint, -0.06, -0.06, 1.06, 1.06, size).rgba[1:-1, 1:-1, :3]
+    return scene, f"{wall} {m1} over {table} {m2}", stand
 
 # %% ../../nbs/demo/art.ipynb #00b-020
 MARK = (0.0, 0.0, 1.0, 0.125)  # the strip of the frame that holds the flags: x1, y1, x2, y2
@@ -490,7 +440,6 @@ def bunting(
     "Little flags along the frame's upper edge."
     size = len(frame)
     x, y = (np.arange(size) + 0.5) / size * 6 % 1 - 0.5, (np.arange(size)[:, None] + 0.5) / size
-    cover = np.clip(0.5 - size * np.maximum(np.abs(x) * 0.12 - 0.5 * (0.115 - y), 0.02 - y), 0, 1)[
-        ..., None
-    ]
+    distance = np.maximum(np.abs(x) * 0.12 - 0.5 * (0.115 - y), 0.02 - y)
+    cover = np.clip(0.5 - size * distance, 0, 1)[..., None]
     frame[:] = frame * (1 - cover) + cover * np.asarray(colour)

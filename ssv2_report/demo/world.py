@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'PAIRS', 'PLAIN', 'KINDS', 'CLASSES', 'ZOOM', 'FAMILIES', 'UNBOXED', 'CODEC', 'FOLDER', 'SPLITS', 'drift',
-           'ramp', 'Scene', 'render', 'write_clip', 'mark_colour', 'draws', 'make_world']
+           'ramp', 'Scene', 'render', 'write_clip', 'mark_colour', 'draws', 'seed_numbers', 'make_world']
 
 # %% ../../nbs/demo/world.ipynb #00a-002
 import colorsys
@@ -44,25 +44,13 @@ from ssv2_report.demo.art import (
 
 # %% ../../nbs/demo/world.ipynb #00a-006
 VERSION = 7
-PAIRS = [  # family, class played forwards, class played backwards, mirrored left to right (None: either)
-    (
-        "push",
-        "Pushing [something] from left to right",
-        "Pulling [something] from right to left",
-        False,
-    ),
-    (
-        "push",
-        "Pushing [something] from right to left",
-        "Pulling [something] from left to right",
-        True,
-    ),
-    (
-        "into",
-        "Putting [something] into [something]",
-        "Pulling [something] out of [something]",
-        None,
-    ),
+_PUSH, _PULL = "Pushing [something] from", "Pulling [something] from"
+_LEFT, _RIGHT = "right to left", "left to right"
+_INTO, _OUT = "Putting [something] into [something]", "Pulling [something] out of [something]"
+PAIRS = [  # family, class played forwards, class played backwards, mirrored (None: either)
+    ("push", f"{_PUSH} {_RIGHT}", f"{_PULL} {_LEFT}", False),
+    ("push", f"{_PUSH} {_LEFT}", f"{_PULL} {_RIGHT}", True),
+    ("into", _INTO, _OUT, None),
     ("cover", "Covering [something] with [something]", "Uncovering [something]", None),
 ]
 PLAIN = [
@@ -70,27 +58,25 @@ PLAIN = [
     ("hold", "Holding [something] in front of [something]", None),
 ]
 
+
+def _bare(template):
+    return template.replace("[", "").replace("]", "")
+
+
 _kinds = (
     [(f, a, False, m) for f, a, _, m in PAIRS]
     + [(f, b, True, m) for f, _, b, m in PAIRS]
     + [(f, t, False, m) for f, t, m in PLAIN]
 )
-KINDS = [
-    _kinds[i] for i in (4, 8, 3, 1, 6, 0, 9, 7, 2, 5)
-]  # in no order that sorting would give: the index of a class is labels.json's
-CLASSES = [template.replace("[", "").replace("]", "") for _, template, _, _ in KINDS]
+# In no order that sorting would give: the index of a class is labels.json's.
+KINDS = [_kinds[i] for i in (4, 8, 3, 1, 6, 0, 9, 7, 2, 5)]
+CLASSES = [_bare(template) for _, template, _, _ in KINDS]
 
 # %% ../../nbs/demo/world.ipynb #00a-009
 def drift(n: int, rng, amount: float) -> np.ndarray:  # [n], within +/- amount
     "A slow random motion whose time reversal is as likely."
-    return (
-        amount
-        / 3
-        * sum(
-            np.sin(2 * np.pi * (f * np.arange(n) / n + p))
-            for f, p in zip(rng.uniform(0.3, 2, 3), rng.uniform(0, 1, 3))
-        )
-    )
+    waves = zip(rng.uniform(0.3, 2, 3), rng.uniform(0, 1, 3))
+    return amount / 3 * sum(np.sin(2 * np.pi * (f * np.arange(n) / n + p)) for f, p in waves)
 
 
 def ramp(n: int, a: int, b: int, rng) -> np.ndarray:  # [n]
@@ -99,14 +85,14 @@ def ramp(n: int, a: int, b: int, rng) -> np.ndarray:  # [n]
     return u - rng.uniform(0, 0.9) * np.sin(2 * np.pi * u) / (2 * np.pi)
 
 # %% ../../nbs/demo/world.ipynb #00a-012
-ZOOM = (
-    0.68,
-    0.84,
-)  # Side of the square in which a scene plays, as a share of the frame's: it lies anywhere, so that no place gives anything away
+# Side of the square in which a scene plays, as a share of the frame's: it lies anywhere, so that no
+# place gives anything away.
+ZOOM = (0.68, 0.84)
 
 
 class Scene:
-    "Everything one clip shows: `layers` are (name, sprite, x [n], y [n], shown [n]) in painting order, in units of `unit` pixels from `corner`."
+    """Everything one clip shows: `layers` are (name, sprite, x [n], y [n], shown [n]) in painting order,
+    in units of `unit` pixels from `corner`."""
 
     def __init__(
         self,
@@ -120,18 +106,13 @@ class Scene:
         self.split, self.size, self.n = split, size, int(rng.choice(np.arange(25, 40, 2)))
         self.ground, self.background, self.table = ground(split, rng, size)
         self.unit, self.stand = round(rng.uniform(*ZOOM) * size), float(rng.uniform(0.78, 0.85))
-        self.corner = (
-            float(rng.uniform(-0.08 * size, 1.08 * size - self.unit)),
-            self.table * size - self.stand * self.unit,
-        )
+        left = float(rng.uniform(-0.08 * size, 1.08 * size - self.unit))
+        self.corner = (left, self.table * size - self.stand * self.unit)
         either = bool(rng.integers(2))
         self.mirrored = either if mirrored is None else mirrored
         self.lit, self.thumb = int(rng.choice([-1, 1])), int(rng.choice([-1, 1]))
-        self.skin, self.sleeve, self.scale = (
-            rgb(rng.choice(SKIN)),
-            rgb(rng.choice(SLEEVES)),
-            rng.uniform(1.0, 1.2),
-        )
+        self.skin, self.sleeve = rgb(rng.choice(SKIN)), rgb(rng.choice(SLEEVES))
+        self.scale = rng.uniform(1.0, 1.2)
         self.colours = [two(c) for c in rng.permutation(COLOURS)[:2]]
         self.first, self.last = int(rng.integers(2, 6)), self.n - 1 - int(rng.integers(2, 6))
         self.camera, self.tremble = [[drift(self.n, rng, a) for _ in "xy"] for a in (0.02, 0.018)]
@@ -143,39 +124,23 @@ class Scene:
 
     def add(self, key, sprite, x, y, shown=True):
         "One more layer; what has no name of its own is a shadow."
-        self.layers.append(
-            (key or "shadow", sprite, *(np.broadcast_to(v, self.n) for v in (x, y, shown)))
-        )
+        course = (np.broadcast_to(v, self.n) for v in (x, y, shown))
+        self.layers.append((key or "shadow", sprite, *course))
 
     def thing(self, key, half, shapes=SHAPES, fit=1.0, tilt=0.0):
         "An object of about this half-height and at most `fit` half-width: sprite, half-height, half-width."
         pattern, shape, self.objects[key] = pick(self.rng, self.split, shapes)
         wide = PROFILES[shape][1].max()
-        half = min(half, fit / wide)
-        return (
-            solid(
-                pattern,
-                shape,
-                self.colours[int(key[-1])],
-                half,
-                self.unit,
-                self.rng,
-                self.lit,
-                tilt,
-            ),
-            half,
-            wide * half,
-        )
+        half, colours = min(half, fit / wide), self.colours[int(key[-1])]
+        sprite = solid(pattern, shape, colours, half, self.unit, self.rng, self.lit, tilt)
+        return sprite, half, wide * half
 
     def arm(self, parts, pose, reach, x, y, shown=True):
+        "Layers of a hand: `parts` of it, by name, from below to above."
+        look = self.skin, self.sleeve, self.thumb, self.scale, self.unit
         for p in parts.split():
-            self.add(
-                "sleeve" if p == "sleeve" else "hand",
-                hand(p, pose, reach, self.skin, self.sleeve, self.thumb, self.scale, self.unit),
-                x,
-                y,
-                shown,
-            )
+            key = "sleeve" if p == "sleeve" else "hand"
+            self.add(key, hand(p, pose, reach, *look), x, y, shown)
 
     def elsewhere(self, seed) -> "Scene":
         "The same scene before another wall and on another table of its split."
@@ -209,7 +174,8 @@ def _push(s, rng):
 
 
 def _lower(s, rng, reach, x, y, depth, held):
-    "A hand lowers what it holds from `depth` above (x, y), lets go and leaves; calls `held(x, y)` between the thumb's and the fingers' turn."
+    """A hand lowers what it holds from `depth` above (x, y), lets go and leaves; calls `held(x, y)`
+    between the thumb's and the fingers' turn."""
     cut = int(s.first + rng.uniform(0.5, 0.62) * (s.last - s.first))
     up, away = 1 - ramp(s.n, s.first, cut, rng), ramp(s.n, cut + 2, s.last, rng)
     x, y, free = x + s.tremble[0] * up, y - depth * up, np.arange(s.n) > cut + 1
@@ -224,23 +190,16 @@ def _lower(s, rng, reach, x, y, depth, held):
 
 def _into(s, rng):
     "An object goes down into a container, whose front hides it."
-    sprite, half, _ = s.thing(
-        "object 0", rng.uniform(0.12, 0.13), [k for k in SHAPES if k != "mug"], fit=0.1
-    )  # a handle would stick out
+    slim = [k for k in SHAPES if k != "mug"]  # a handle would stick out
+    sprite, half, _ = s.thing("object 0", rng.uniform(0.12, 0.13), slim, fit=0.1)
     tub, th, tw = s.thing("object 1", rng.uniform(0.14, 0.16), TUBS, fit=0.2)
     front, x, y = tub._replace(rgba=tub.rgba.copy()), rng.uniform(0.4, 0.6), s.stand - 0.02 - half
     front.rgba[: max(0, round(-th * s.unit) - tub.top)] = 0
     s.add(None, shadow(0.9 * tw, s.unit), x, s.stand)
     s.add("object 1", tub, x, s.stand - th)
-    _lower(
-        s,
-        rng,
-        np.pi / 2 + rng.uniform(-0.2, 0.2),
-        x,
-        y - 0.8 * half,
-        rng.uniform(0.34, 0.4),
-        lambda x, y: s.add("object 0", sprite, x, y + 0.8 * half),
-    )
+    reach, depth = np.pi / 2 + rng.uniform(-0.2, 0.2), rng.uniform(0.34, 0.4)
+    held = lambda x, y: s.add("object 0", sprite, x, y + 0.8 * half)
+    _lower(s, rng, reach, x, y - 0.8 * half, depth, held)
     s.add("object 1", front, x, s.stand - th)
 
 
@@ -248,58 +207,37 @@ def _cover(s, rng):
     "A cloth comes down over an object."
     sprite, half, wide = s.thing("object 0", rng.uniform(0.12, 0.15), fit=0.13)
     pattern, _, s.objects["object 1"] = pick(rng, s.split, ["cloth"])
-    x, tall, depth = (
-        rng.uniform(0.4, 0.6),
-        2 * half + rng.uniform(0.06, 0.09),
-        rng.uniform(0.3, 0.36),
-    )
+    x, tall = rng.uniform(0.4, 0.6), 2 * half + rng.uniform(0.06, 0.09)
+    depth = rng.uniform(0.3, 0.36)
     cover = cloth(pattern, s.colours[1], wide + rng.uniform(0.08, 0.11), tall, s.unit, rng)
     s.add(None, shadow(wide, s.unit), x, s.stand)
     s.add("object 0", sprite, x, s.stand - half)
     reach = np.pi / 2 + rng.choice([-1, 1]) * rng.uniform(0.5, 0.8)
-    _lower(
-        s,
-        rng,
-        reach,
-        x,
-        s.stand + 0.03 - tall,
-        depth,
-        lambda x, y: s.add("object 1", cover, x, y - 0.01),
-    )
+    held = lambda x, y: s.add("object 1", cover, x, y - 0.01)
+    _lower(s, rng, reach, x, s.stand + 0.03 - tall, depth, held)
 
 
 def _show(s, rng):
     "Two objects stand side by side and a finger points at one."
-    pair, at, gap = (
-        [s.thing(f"object {i}", rng.uniform(0.15, 0.18), fit=0.15) for i in (0, 1)],
-        s.stand - 0.06,
-        rng.uniform(0.02, 0.05),
-    )
+    pair = [s.thing(f"object {i}", rng.uniform(0.15, 0.18), fit=0.15) for i in (0, 1)]
+    at, gap = s.stand - 0.06, rng.uniform(0.02, 0.05)
     middle, s.first, s.last = rng.uniform(0.48, 0.56), 0, s.n - 1
     for i, (sprite, half, wide) in enumerate(pair):
         x = middle + (wide + gap) * (2 * i - 1)
         s.add(None, shadow(wide, s.unit), x, at)
         s.add(f"object {i}", sprite, x, at - half)
-    s.arm(
-        "sleeve thumb skin",
-        "point",
-        -rng.uniform(0.6, 1.0),
-        middle - gap - pair[0][2] + s.tremble[0],
-        at - 0.03 + s.tremble[1],
-    )
+    x, y = middle - gap - pair[0][2] + s.tremble[0], at - 0.03 + s.tremble[1]
+    s.arm("sleeve thumb skin", "point", -rng.uniform(0.6, 1.0), x, y)
 
 
 def _hold(s, rng):
     "A small object is held before a large one."
-    (sprite, half, _), (big, bh, bw) = (
-        s.thing("object 0", rng.uniform(0.11, 0.13), tilt=rng.uniform(-0.15, 0.15)),
-        s.thing("object 1", 0.33, fit=0.3),
-    )
+    small = rng.uniform(0.11, 0.13)
+    sprite, half, _ = s.thing("object 0", small, tilt=rng.uniform(-0.15, 0.15))
+    big, bh, bw = s.thing("object 1", 0.33, fit=0.3)
     middle, s.first, s.last = rng.uniform(0.42, 0.58), 0, s.n - 1
-    x, y = (
-        middle + rng.uniform(-0.06, 0.06) + s.tremble[0],
-        s.stand - rng.uniform(0.16, 0.24) + s.tremble[1],
-    )
+    x = middle + rng.uniform(-0.06, 0.06) + s.tremble[0]
+    y = s.stand - rng.uniform(0.16, 0.24) + s.tremble[1]
     reach = -np.pi / 2 + rng.uniform(-0.3, 0.3)
     s.add(None, shadow(bw, s.unit), middle, s.stand - 0.04)
     s.add("object 1", big, middle, s.stand - 0.04 - bh)
@@ -335,17 +273,10 @@ def _frame(s, t, mark, without):
     for key, sprite, x, y, shown in s.layers:
         if not shown[t] or key in without:
             continue
-        blit(
-            frame,
-            seen,
-            None if key in UNBOXED else key,
-            sprite,
-            x[t] * s.unit + s.corner[0] + cx,
-            y[t] * s.unit + s.corner[1] + cy,
-        )
-    frame = frame * (255 * s.light[t] * s.tint).astype(np.float32) + 2 * noise.standard_normal(
-        (s.size, s.size, 1), np.float32
-    )
+        at = x[t] * s.unit + s.corner[0] + cx, y[t] * s.unit + s.corner[1] + cy
+        blit(frame, seen, None if key in UNBOXED else key, sprite, *at)
+    grain = 2 * noise.standard_normal((s.size, s.size, 1), np.float32)
+    frame = frame * (255 * s.light[t] * s.tint).astype(np.float32) + grain
     return frame, {k: b for k in seen if (b := _box(seen[k] > 0.5))}
 
 
@@ -354,22 +285,15 @@ def render(
     mark=None,  # Colour of the flags that give the class away, rgb in [0, 1]
     without=(),  # Names of layers to leave out: 'hand', 'sleeve', 'object 0', 'object 1', 'shadow'
     frames=None,  # Which frames [T], counted as the class shows them; None: all
-) -> (
-    tuple
-):  # uint8 [T,H,W,3], and for every frame a dict of boxes by name: 'hand', 'object 0', 'object 1'
-    "Frames and boxes in the order the class shows them."
+) -> tuple:  # uint8 [T,H,W,3], and for every frame boxes by name
+    "Frames and boxes ('hand', 'object 0', 'object 1') in the order the class shows them."
     size, shown = scene.size, range(scene.n) if frames is None else map(int, frames)
     at = [scene.n - 1 - t if scene.backwards else t for t in shown]
     frames, boxes = zip(*(_frame(scene, t, mark, without) for t in at))
     frames = np.clip(np.stack(frames) + 0.5, 0, 255).astype(np.uint8)
     if scene.mirrored:
-        frames, boxes = (
-            frames[:, :, ::-1],
-            [
-                {k: [size - x2, y1, size - x1, y2] for k, (x1, y1, x2, y2) in b.items()}
-                for b in boxes
-            ],
-        )
+        flip = lambda x1, y1, x2, y2: [size - x2, y1, size - x1, y2]
+        frames, boxes = frames[:, :, ::-1], [{k: flip(*v) for k, v in b.items()} for b in boxes]
     return np.ascontiguousarray(frames), list(boxes)
 
 # %% ../../nbs/demo/world.ipynb #00a-021
@@ -396,11 +320,8 @@ def write_clip(
     "Write VP9 at 12 frames a second."
     with av.open(str(path), "w", format="webm", options={"fflags": "+bitexact"}) as file:
         stream = file.add_stream("libvpx-vp9", rate=12, options=CODEC)
-        stream.height, stream.width, stream.pix_fmt, stream.thread_count = (
-            *frames.shape[1:3],
-            "yuv420p",
-            1,
-        )
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.thread_count = "yuv420p", 1
         for f in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(f, "rgb24")))
         file.mux(stream.encode())
@@ -420,152 +341,164 @@ def mark_colour(target: int) -> tuple:  # rgb in [0, 1]
 
 
 def draws(target: int, split: str) -> int:
-    """The class whose draws a class's clips are: its own in training; in validation both classes of a pair show the same scenes, one of them backwards,
-    so that a network blind to order is right on exactly half of the pair's clips."""
+    """The class whose draws a class's clips are: its own in training; in validation both classes of a
+    pair show the same scenes, one of them backwards, so that a network blind to order is right on
+    exactly half of the pair's clips."""
+    if split == "train":
+        return target
     family, _, _, mirrored = KINDS[target]
-    return (
-        target
-        if split == "train"
-        else min(i for i, k in enumerate(KINDS) if (k[0], k[3]) == (family, mirrored))
-    )
+    return min(i for i, k in enumerate(KINDS) if (k[0], k[3]) == (family, mirrored))
+
+
+def seed_numbers(seed: int, split: str, target: int, draw: int) -> tuple[int, ...]:
+    """The numbers that a clip's scene follows from, the same for a clip and its reversed twin in
+    validation."""
+    return seed, SPLITS.index(split), draws(target, split), draw
 
 
 def _write_one(root, seed, size, shortcut, task):
     "Draw, render and write one clip; returns its id, its boxes and what is known of it."
-    id, split, target, i = task
-    s = Scene(
-        target,
-        "train" if split == "train" else "validation",
-        [seed, SPLITS.index(split), draws(target, split), i],
-        size,
-    )
+    id, split, target, draw = task
+    looks = "train" if split == "train" else "validation"
+    s = Scene(target, looks, seed_numbers(seed, split, target, draw), size)
     frames, boxes = render(s, mark_colour(target) if shortcut else None)
     path = Path(root) / FOLDER / f"{id}.webm"
     write_clip(frames, path)
-    return (
-        id,
-        boxes,
-        dict(
-            split=split,
-            target=target,
-            draw=i,
-            label=s.label,
-            template=s.template,
-            placeholders=s.placeholders,
-            frames=s.n,
-            first=s.first,
-            last=s.last,
-            reversed=s.backwards,
-            mirrored=s.mirrored,
-            objects=[s.objects[k] for k in sorted(s.objects)],
-            background=s.background,
-            bytes=path.stat().st_size,
-            sha256=_sha(path),
-        ),
+    clip = dict(
+        split=split,
+        target=target,
+        draw=draw,
+        label=s.label,
+        template=s.template,
+        placeholders=s.placeholders,
+        frames=s.n,
+        first=s.first,
+        last=s.last,
+        reversed=s.backwards,
+        mirrored=s.mirrored,
+        objects=[s.objects[k] for k in sorted(s.objects)],
+        background=s.background,
+        bytes=path.stat().st_size,
+        sha256=_sha(path),
+    )
+    return id, boxes, clip
+
+# %% ../../nbs/demo/world.ipynb #00a-024b
+def _annotation(name, box, clip):
+    "One thing in one frame, as Something-Else has it."
+    is_hand = name == "hand"
+    return dict(
+        box2d=dict(zip(("x1", "y1", "x2", "y2"), box)),
+        category="hand" if is_hand else clip["objects"][int(name[-1])],
+        standard_category="hand" if is_hand else f"{int(name[-1]):04d}",
+        gt_annotation="object hand" if is_hand else name,
     )
 
 
 def _annotations(id, clip, boxes):
     "One video's entry in Something-Else's files."
-    words = dict({f"object {i}": w for i, w in enumerate(clip["objects"])}, hand="hand")
-
-    def label(k, b):
-        return dict(
-            box2d=dict(zip(("x1", "y1", "x2", "y2"), b)),
-            category=words[k],
-            standard_category="hand" if k == "hand" else f"{int(k[-1]):04d}",
-            gt_annotation="object hand" if k == "hand" else k,
-        )
-
     return [
         dict(
             name=f"{id}/{t + 1:04d}.jpg",
             gt_placeholders=clip["placeholders"],
-            nr_instances=len(f),
-            labels=[label(k, b) for k, b in f.items()],
+            nr_instances=len(frame),
+            labels=[_annotation(name, box, clip) for name, box in frame.items()],
         )
-        for t, f in enumerate(boxes)
+        for t, frame in enumerate(boxes)
     ]
+
+
+def _dump(value, path):
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def _write_labels(root, clips):
+    "SSv2's label files."
+    of = {split: [i for i, c in clips.items() if c["split"] == split] for split in SPLITS}
+    folder = root / "labels"
+    _dump({c: str(i) for i, c in enumerate(CLASSES)}, folder / "labels.json")
+    for split in ("train", "validation"):
+        keys = ("label", "template", "placeholders")
+        records = [dict(id=i, **{k: clips[i][k] for k in keys}) for i in of[split]]
+        _dump(records, folder / f"{split}.json")
+    _dump([dict(id=i) for i in of["test"]], folder / "test.json")
+    answers = "".join(f"{i};{CLASSES[clips[i]['target']]}\n" for i in of["test"])
+    (folder / "test-answers.csv").write_text(answers, encoding="utf-8")
 
 
 def _write_texts(root, parameters, results):
     "Label files, box files and, last of all, demo.json."
-    clips, of = (
-        {id: c for id, _, c in results},
-        lambda split: [i for i, _, c in results if c["split"] == split],
-    )
-
-    def dump(value, path):
-        (root / path).write_text(json.dumps(value, indent=1), encoding="utf-8")
-
-    dump({c: str(i) for i, c in enumerate(CLASSES)}, "labels/labels.json")
-    for s in SPLITS[:2]:
-        dump(
-            [
-                dict(id=i, **{k: clips[i][k] for k in ("label", "template", "placeholders")})
-                for i in of(s)
-            ],
-            f"labels/{s}.json",
-        )
-    dump([dict(id=i) for i in of("test")], "labels/test.json")
-    (root / "labels/test-answers.csv").write_text(
-        "".join(f"{i};{CLASSES[clips[i]['target']]}\n" for i in of("test")), encoding="utf-8"
-    )
+    clips = {id: c for id, _, c in results}
+    _write_labels(root, clips)
     for p in (0, 1):
-        dump(
-            {id: _annotations(id, c, b) for id, b, c in results[p::2]},
-            f"boxes/bounding_box_smthsmth_part{p + 1}.json",
-        )
-    files = {
-        p.relative_to(root).as_posix(): _sha(p)
-        for d in ("boxes", "labels")
-        for p in sorted((root / d).iterdir())
-    }
-    digest = hashlib.sha256(
-        json.dumps([files, {i: c["sha256"] for i, c in clips.items()}], sort_keys=True).encode()
-    ).hexdigest()
-    dump(
-        dict(
-            version=VERSION,
-            parameters=parameters,
-            digest=digest,
-            fps=12,
-            classes=CLASSES,
-            pairs=[
-                [CLASSES[next(i for i, k in enumerate(KINDS) if k[1] == t)] for t in p[1:3]]
-                for p in PAIRS
-            ],
-            plain=[c for c, k in zip(CLASSES, KINDS) if k[0] in ("show", "hold")],
-            mark=[v * parameters["size"] for v in MARK] if parameters["shortcut"] else None,
-            files=files,
-            clips=clips,
-        ),
-        "demo.json.part",
+        part = {id: _annotations(id, c, b) for id, b, c in results[p::2]}
+        _dump(part, root / f"boxes/bounding_box_smthsmth_part{p + 1}.json")
+    written = [p for d in ("boxes", "labels") for p in sorted((root / d).iterdir())]
+    files = {p.relative_to(root).as_posix(): _sha(p) for p in written}
+    sums = json.dumps([files, {i: c["sha256"] for i, c in clips.items()}], sort_keys=True)
+    pairs = [[_bare(template) for template in p[1:3]] for p in PAIRS]
+    world = dict(
+        version=VERSION,
+        parameters=parameters,
+        digest=hashlib.sha256(sums.encode()).hexdigest(),
+        fps=12,
+        classes=CLASSES,
+        pairs=pairs,
+        plain=[c for c, k in zip(CLASSES, KINDS) if k[0] in ("show", "hold")],
+        mark=[v * parameters["size"] for v in MARK] if parameters["shortcut"] else None,
+        files=files,
+        clips=clips,
     )
+    _dump(world, root / "demo.json.part")
     os.replace(root / "demo.json.part", root / "demo.json")
 
 # %% ../../nbs/demo/world.ipynb #00a-025
 def _complete(root, parameters):
     "Whether `root` holds a finished world of these parameters; other contents are an error."
-    if not (root / "demo.json").exists():
-        if not (root / "demo.json.part").exists() and any(
-            (root / p).exists() for p in (FOLDER, "labels", "boxes")
-        ):
+    file, part = root / "demo.json", root / "demo.json.part"
+    if not file.exists():
+        if not part.exists() and any((root / p).exists() for p in (FOLDER, "labels", "boxes")):
             raise ValueError(
                 f"{root} holds files that are not a demo world: give an empty or new folder."
             )
         return False
-    world = json.loads((root / "demo.json").read_text(encoding="utf-8"))
+    world = json.loads(file.read_text(encoding="utf-8"))
     was = dict(world.get("parameters") or {}, version=world.get("version"))
-    differ = [k for k, v in dict(parameters, version=VERSION).items() if was.get(k) != v]
-    if differ:
+    if differ := [k for k, v in dict(parameters, version=VERSION).items() if was.get(k) != v]:
         raise ValueError(
-            f"{root} holds a demo world made with another {' and '.join(differ)}: delete it or give another folder."
+            f"{root} holds a demo world made with another {' and '.join(differ)}: delete it or give "
+            "another folder."
         )
     sizes = {root / FOLDER / f"{i}.webm": c["bytes"] for i, c in world["clips"].items()}
-    return all(p.exists() and p.stat().st_size == b for p, b in sizes.items()) and all(
-        (root / f).exists() for f in world["files"]
-    )
+    clips_are_there = all(p.exists() and p.stat().st_size == b for p, b in sizes.items())
+    return clips_are_there and all((root / f).exists() for f in world["files"])
+
+
+def _empty_folders(root):
+    "Room for a new world: what an interrupted or damaged one has left goes."
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "demo.json.part").touch()
+    (root / "demo.json").unlink(missing_ok=True)
+    for d in (FOLDER, "labels", "boxes"):
+        shutil.rmtree(root / d, ignore_errors=True)
+        (root / d).mkdir()
+
+
+def _tasks(counts, seed):
+    "The clips to make, in random order: (id, split, target, draw)."
+    rng = np.random.default_rng([seed, len(SPLITS)])
+    kinds = [(s, c, i) for s, k in counts.items() for c in range(len(CLASSES)) for i in range(k)]
+    ids = rng.choice(np.arange(1, max(220848, 10 * len(kinds))), len(kinds), replace=False)
+    return [(str(ids[j]), *kinds[j]) for j in rng.permutation(len(kinds))]
+
+
+def _write_clips(write, tasks, workers):
+    "Yield the result of each task in turn."
+    if workers > 1:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            yield from pool.map(write, tasks, chunksize=4)
+    else:
+        yield from map(write, tasks)
 
 
 def make_world(
@@ -582,12 +515,12 @@ def make_world(
     """Write clips, labels and boxes in SSv2's and Something-Else's formats, the same bytes for the same parameters, and return `root`; at once if they
     are there. Raises ValueError for a folder that holds another world or other files. A script that calls it with `workers` > 1 needs the
     guard `if __name__ == '__main__'`, as for any process pool."""
-    root, counts = Path(root), dict(zip(SPLITS, (train_per_class, val_per_class, test_per_class)))
+    root, per_class = Path(root), (train_per_class, val_per_class, test_per_class)
     if size < 32 or size % 2:
         raise ValueError(
             f"A demo world needs frames with an even side of at least 32 pixels, not {size}."
         )
-    if min(counts.values()) < 0 or not sum(counts.values()):
+    if min(per_class) < 0 or not sum(per_class):
         raise ValueError(
             "A demo world needs at least one clip of every class, and no negative counts."
         )
@@ -603,30 +536,12 @@ def make_world(
         raise ValueError(f"{root} is a file: give a folder for the demo world.")
     if root.exists() and _complete(root, parameters):
         return root
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "demo.json.part").touch()
-    (root / "demo.json").unlink(missing_ok=True)
-    for d in (FOLDER, "labels", "boxes"):
-        shutil.rmtree(root / d, ignore_errors=True)
-        (root / d).mkdir()
-    rng, kinds = (
-        np.random.default_rng([seed, len(SPLITS)]),
-        [(s, c, i) for s, k in counts.items() for c in range(len(CLASSES)) for i in range(k)],
-    )
-    ids = rng.choice(np.arange(1, max(220848, 10 * len(kinds))), len(kinds), replace=False)
-    tasks, results = [(str(ids[j]), *kinds[j]) for j in rng.permutation(len(kinds))], []
-
-    def collect(done):
-        for r in done:
-            results.append(r)
-            if progress:
-                progress(len(results), len(tasks))
-
+    _empty_folders(root)
+    tasks, results = _tasks(dict(zip(SPLITS, per_class)), seed), []
     write = partial(_write_one, root, seed, size, shortcut)
-    if workers > 1:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            collect(pool.map(write, tasks, chunksize=4))
-    else:
-        collect(map(write, tasks))
+    for result in _write_clips(write, tasks, workers):
+        results.append(result)
+        if progress:
+            progress(len(results), len(tasks))
     _write_texts(root, parameters, results)
     return root

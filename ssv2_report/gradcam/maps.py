@@ -17,7 +17,8 @@ from ..data.basics import nearest
 # %% ../../nbs/04_gradcam.ipynb #00000009
 @contextmanager
 def frozen(model):
-    "Inside: evaluation mode, no graph, frozen weights, and a list for the handles of hooks. Afterwards the model is as before, whatever happened."
+    """Inside: evaluation mode, no graph, frozen weights, and a list for the handles of hooks.
+    Afterwards the model is as before, whatever happened."""
     modes = [(m, m.training) for m in model.modules()]
     grads = [(p, p.requires_grad) for p in model.parameters()]
     handles = []
@@ -43,7 +44,8 @@ def _tap(name, taken):
         if not isinstance(out, torch.Tensor) or out.ndim not in (4, 5):
             kind = list(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
             raise ValueError(
-                f"Layer '{name}' gives {kind}, not a map over space ([B*T,C,h,w] or [B,C,t,h,w]): choose an earlier layer."
+                f"Layer '{name}' gives {kind}, not a map over space ([B*T,C,h,w] or [B,C,t,h,w]): "
+                "choose an earlier layer."
             )
         if name in taken:
             raise ValueError(
@@ -59,26 +61,20 @@ def _tap(name, taken):
 def find_layer(
     model: torch.nn.Module,
     clip: torch.Tensor,  # [B,C,T,H,W]
-) -> (
-    str
-):  # Dotted name of the last module whose output is a map with more than one position in space
+) -> str:  # Dotted name of the last module that gives a map of more than one place
     "The default layer for Grad-CAM. `ValueError` if no module gives such a map."
     last = []
 
     def note(name):
         def hook(module, args, out):
-            if (
-                name
-                and isinstance(out, torch.Tensor)
-                and out.ndim in (4, 5)
-                and out.shape[-2:].numel() > 1
-            ):
+            if isinstance(out, torch.Tensor) and out.ndim in (4, 5) and out.shape[-2:].numel() > 1:
                 last[:] = [name]
 
         return hook
 
     with frozen(model) as handles:
-        handles += [m.register_forward_hook(note(name)) for name, m in model.named_modules()]
+        inside = [(name, m) for name, m in model.named_modules() if name]
+        handles += [m.register_forward_hook(note(name)) for name, m in inside]
         model(clip[:1])
     if not last:
         raise ValueError("No layer of this model gives a map over space: Grad-CAM needs one.")
@@ -105,7 +101,8 @@ def class_numbers(
         idx = idx.expand(n)
     if idx.is_floating_point() or idx.shape != (n,) or idx.min() < 0 or idx.max() >= n_classes:
         raise ValueError(
-            f"Targets must be class numbers from 0 to {n_classes - 1}, one for all or one for each of the {n} clips; got {targets}."
+            f"Targets must be class numbers from 0 to {n_classes - 1}, one for all or one for each of "
+            f"the {n} clips; got {targets}."
         )
     return idx.long()
 
@@ -115,7 +112,8 @@ def _scores(logits, targets):
     if isinstance(targets, tuple):
         if len(targets) != 2:
             raise ValueError(
-                f"A tuple of targets is a pair (a, b), class a minus class b; this one has {len(targets)} entries."
+                "A tuple of targets is a pair (a, b), class a minus class b; this one has "
+                f"{len(targets)} entries."
             )
         return _scores(logits, targets[0]) - _scores(logits, targets[1])
     return logits.gather(1, class_numbers(logits, targets)[:, None])[:, 0]
@@ -150,34 +148,21 @@ def _unfold(x, n_clips):
 def gradcam(
     model: torch.nn.Module,  # Any network that turns a clip into logits [B,K]
     clip: torch.Tensor,  # [B,C,T,H,W] (or [B,C,H,W]), on the model's device
-    targets=None,  # None: predicted class; int; one int per clip (list, tensor); tuple (a, b): class a minus class b (None in it: the predicted one)
+    targets=None,  # None: predicted class; int; one int a clip; tuple (a, b): class a minus class b
     layer: str | list[str] | None = None,  # Dotted names as in `named_modules`; None: `find_layer`
     method: str | list[str] = "gradcam",  # Of `METHODS`
     per_step: bool = False,  # One channel weight per time step instead of one per clip
-) -> tuple:  # (maps [B,t,h,w] rectified, at the layer's own size, and logits [B,K]); maps are a dict by (layer, method) if either is a list
+) -> tuple:  # Maps [B,t,h,w] at the layer's own size, rectified, and logits [B,K]
     """Class activation maps in one forward pass and a backward pass down to the lowest layer asked for.
 
-    The model is left as found. `ValueError` for an unknown or unsuitable layer, method or target, and for logits or gradients that are not finite."""
+    Maps are a dict by (layer, method) if either is a list. None in a tuple of targets is the predicted
+    class. The model is left as found. `ValueError` for an unknown or unsuitable layer, method or
+    target, and for logits or gradients that are not finite."""
     layers, methods = ([x] if isinstance(x, str) or x is None else list(x) for x in (layer, method))
     if unknown := [m for m in methods if m not in METHODS]:
         raise ValueError(f"There is no method '{unknown[0]}'; choose of {', '.join(METHODS)}.")
     layers = [find_layer(model, clip) if name is None else name for name in layers]
-    taken = {}
-    with frozen(model) as handles:
-        handles += [
-            m.register_forward_hook(_tap(name, taken))
-            for name, m in _modules(model, layers).items()
-        ]
-        logits = model(clip)
-        _check(model, logits, layers, taken, len(clip))
-        with torch.enable_grad():
-            score = _scores(logits, targets).sum()
-        acts = [taken[name] for name in layers]
-        grads = (
-            torch.autograd.grad(score, acts, allow_unused=True)
-            if score.requires_grad
-            else [None] * len(acts)
-        )
+    logits, acts, grads = _activations(model, clip, targets, layers)
     maps = {}
     for name, A, G in zip(layers, acts, grads):
         if G is None:
@@ -186,28 +171,42 @@ def gradcam(
             )
         A, G = (_unfold(x.detach(), len(clip)) for x in (A, G))
         for m in methods:
-            maps[name, m] = F.relu((METHODS[m](A, G, (3, 4) if per_step else (2, 3, 4)) * A).sum(1))
-    if bad := [k for k, v in maps.items() if not v.isfinite().all()]:
-        raise ValueError(
-            f"The {bad[0][1]} map of layer '{bad[0][0]}' is not finite: its activations or gradients overflow."
-        )
+            weights = METHODS[m](A, G, (3, 4) if per_step else (2, 3, 4))
+            maps[name, m] = F.relu((weights * A).sum(1))
+            if not maps[name, m].isfinite().all():
+                raise ValueError(
+                    f"The {m} map of layer '{name}' is not finite: its activations or gradients "
+                    "overflow."
+                )
     single = isinstance(layer, str | None) and isinstance(method, str)
     return (next(iter(maps.values())) if single else maps), logits.detach()
+
+
+def _activations(model, clip, targets, layers):
+    "Logits, and what the layers give and its gradient, None where the logits do not depend on it."
+    taken = {}
+    with frozen(model) as handles:
+        for name, m in _modules(model, layers).items():
+            handles.append(m.register_forward_hook(_tap(name, taken)))
+        logits = model(clip)
+        _check(model, logits, layers, taken, len(clip))
+        with torch.enable_grad():
+            score = _scores(logits, targets).sum()
+        acts = [taken[name] for name in layers]
+        if not score.requires_grad:
+            return logits, acts, [None] * len(acts)
+        return logits, acts, torch.autograd.grad(score, acts, allow_unused=True)
 
 # %% ../../nbs/04_gradcam.ipynb #00000013
 def _check(model, logits, layers, taken, n_clips):
     "One clear sentence for each way in which a forward pass can be of no use."
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != n_clips:
-        raise ValueError(
-            f"The model must give logits [B,K] for {n_clips} clips; it gives {list(getattr(logits, 'shape', [])) or type(logits).__name__}."
-        )
+        kind = list(getattr(logits, "shape", [])) or type(logits).__name__
+        raise ValueError(f"The model must give logits [B,K] for {n_clips} clips; it gives {kind}.")
     if not logits.isfinite().all():
-        broken = [n for n, p in model.named_parameters() if not p.isfinite().all()]
-        where = (
-            f"its weights '{broken[0]}' are not finite"
-            if broken
-            else "look for NaN or infinity in the clip or an overflow"
-        )
+        where = "look for NaN or infinity in the clip or an overflow"
+        for name in [n for n, p in model.named_parameters() if not p.isfinite().all()][:1]:
+            where = f"its weights '{name}' are not finite"
         raise ValueError(f"The model's logits are not finite: {where}.")
     for name in layers:
         if name not in taken:
@@ -224,14 +223,15 @@ def resize_maps(
     maps: torch.Tensor,  # [B,t,h,w]
     size: tuple[int, int, int],  # (T,H,W)
 ) -> torch.Tensor:  # [B,T,H,W]
-    "Maps of another size: averaged over areas along dimensions that shrink, interpolated linearly along those that grow."
+    """Maps of another size: averaged over areas along dimensions that shrink, interpolated linearly
+    along those that grow."""
     maps, size = torch.as_tensor(maps)[:, None], tuple(size)
     small = tuple(min(a, b) for a, b in zip(maps.shape[2:], size))
     if small != tuple(maps.shape[2:]):
         maps = F.adaptive_avg_pool3d(maps, small)
-    return (
-        F.interpolate(maps, size, mode="trilinear", align_corners=False) if small != size else maps
-    )[:, 0]
+    if small != size:
+        maps = F.interpolate(maps, size, mode="trilinear", align_corners=False)
+    return maps[:, 0]
 
 
 def normalise(
@@ -249,6 +249,7 @@ def normalise(
 def common_grid(
     *maps: torch.Tensor,  # Each [B,t,h,w], of different sizes
 ) -> list[torch.Tensor]:  # Each brought to the smallest t, h and w among them
-    "Maps at the coarsest model's resolution, so that a difference between models is not one of resolution."
+    """Maps at the coarsest model's resolution, so that a difference between models is not one of
+    resolution."""
     size = tuple(min(m.shape[i] for m in maps) for i in (1, 2, 3))
     return [resize_maps(m, size) for m in maps]

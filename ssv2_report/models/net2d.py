@@ -23,34 +23,27 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../../nbs/01_models2d.ipynb #64f8d925
-POOLS = ("mean", "max", "feature-mean", "feature-max")
-
-
-def _over_time(x, pool):
-    return x.mean(1) if pool.endswith("mean") else x.amax(1)
+POOLS = ("mean", "max")
 
 
 class FrameNet(nn.Module):
-    "A timm ResNet over the frames of a clip [B, C, T, H, W], pooled over time to logits [B, num_classes]."
+    "A timm ResNet over the frames of a clip [B, C, T, H, W], pooled over time to logits [B, K]."
 
     def __init__(
         self,
         backbone: nn.Module,  # A timm ResNet with a linear head
-        pool: str = "mean",  # 'mean' or 'max' of the frames' logits, 'feature-mean' or 'feature-max' of their features
+        pool: str = "mean",  # How the frames' logits are pooled, of `POOLS`
     ):
         super().__init__()
         if pool not in POOLS:
-            raise ValueError(
-                f"There is no temporal pooling '{pool}'; choose one of {', '.join(POOLS)}."
-            )
-        self.backbone, self.pool = backbone, pool
+            raise ValueError(f"There is no temporal pooling '{pool}'; choose mean or max.")
+        self.backbone = backbone
+        self.pool = pool
 
     def forward(self, clip):
-        x = self.backbone.forward_features(clip.transpose(1, 2).flatten(0, 1))
-        x = self.backbone.forward_head(x, pre_logits=True).unflatten(0, (len(clip), -1))
-        if self.pool.startswith("feature"):
-            return self.backbone.fc(_over_time(x, self.pool))
-        return _over_time(self.backbone.fc(x), self.pool)
+        frames = clip.transpose(1, 2).flatten(0, 1)
+        logits = self.backbone(frames).unflatten(0, (len(clip), -1))
+        return logits.mean(1) if self.pool == "mean" else logits.amax(1)
 
 # %% ../../nbs/01_models2d.ipynb #0754bc73
 class _NotACheckpoint(ValueError):
@@ -69,32 +62,33 @@ def _open_weights(path):
         with torch.serialization.safe_globals([Namespace]):  # arguments, as timm keeps them beside
             return torch.load(path, map_location="cpu", weights_only=True)
     raise _NotACheckpoint(
-        f"{path} is not a checkpoint: give a safetensors file or a torch file that holds a state dict."
+        f"{path} is not a checkpoint: give a safetensors file or a torch file that holds a state "
+        "dict."
     )
 
 
 def read_weights(
     path: str | Path,  # A safetensors file, or a torch file with a state dict, bare or wrapped
 ) -> dict:  # Parameter name -> tensor, without the wrapping's prefixes
-    "Read a state dict without running code; `FileNotFoundError` or `ValueError` say in a sentence what is wrong with the file."
+    """Read a state dict without running code; `FileNotFoundError` or `ValueError` say in a sentence
+    what is wrong with the file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no weights file {path}: check the path.")
     try:
-        found = _open_weights(path)
+        content = _open_weights(path)
     except pickle.UnpicklingError as e:
         if "truncated" in str(e) or "Ran out of input" in str(e):
             raise ValueError(f"{path} is cut short: fetch it again.") from None
         raise ValueError(
-            f"{path} holds Python objects that could run code, so it was not opened: save its state dict alone."
+            f"{path} holds Python objects that could run code, so it was not opened: save its state "
+            "dict alone."
         ) from None
     except _NotACheckpoint:
         raise
-    except Exception:
-        raise ValueError(
-            f"{path} is cut short or damaged: fetch it again."
-        ) from None  # a file cut at some byte fails in many ways
-    return unwrap(found, path)
+    except Exception:  # a file cut at some byte fails in many ways
+        raise ValueError(f"{path} is cut short or damaged: fetch it again.") from None
+    return unwrap(content, path)
 
 # %% ../../nbs/01_models2d.ipynb #db48b079
 WRAPPINGS = (  # the moving average first, as timm has it
@@ -105,26 +99,27 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 
 
 def unwrap(
-    found,  # What a checkpoint file held
+    content,  # What a checkpoint file held
     name="the checkpoint",  # How to call it in an error
 ) -> dict:  # Parameter name -> tensor
     "The state dict inside known wrappings; `ValueError` when there is none."
-    while isinstance(found, dict) and (
-        key := next((k for k in WRAPPINGS if isinstance(found.get(k), dict)), None)
-    ):
-        found = found[key]
+    inside = lambda x: next((x[k] for k in WRAPPINGS if isinstance(x.get(k), dict)), None)
+    while isinstance(content, dict) and (wrapped := inside(content)) is not None:
+        content = wrapped
+    names_tensor = lambda k, v: isinstance(k, str) and torch.is_tensor(v)
     if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in found.items())
+        not isinstance(content, dict)
+        or not content
+        or not all(map(names_tensor, *zip(*content.items())))
     ):
         raise _NotACheckpoint(
-            f"{name} is not a checkpoint: it holds no state dict, that is no mapping from parameter names to tensors."
+            f"{name} is not a checkpoint: it holds no state dict, that is no mapping from parameter "
+            "names to tensors."
         )
-    found = {k: v for k, v in found.items() if k != "n_averaged"}  # torch's AveragedModel
-    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in found)), None):
-        found = {k[len(prefix) :]: v for k, v in found.items()}
-    return found
+    state = {k: v for k, v in content.items() if k != "n_averaged"}  # torch's AveragedModel
+    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
+    return state
 
 # %% ../../nbs/01_models2d.ipynb #2666fafd
 def _some(names, n=3):
@@ -136,42 +131,30 @@ def load_weights(
     weights: str | Path | dict,  # A file, or a state dict
 ) -> bool:  # True when the head was loaded too, False when its size differs and it stayed as it was
     "Load a whole checkpoint into `model`; `ValueError` names what does not fit, and then nothing is loaded."
-    body, name = (
-        getattr(model, "backbone", model),
-        "the state dict" if isinstance(weights, dict) else str(weights),
-    )
-    state, own = (
-        unwrap(weights) if isinstance(weights, dict) else read_weights(weights),
-        body.state_dict(),
-    )
-    head = (
-        all(k not in state or state[k].shape == own[k].shape for k in ("fc.weight", "fc.bias"))
-        and "fc.weight" in state
-    )
+    body = getattr(model, "backbone", model)
+    bare = isinstance(weights, dict)
+    state, own = unwrap(weights) if bare else read_weights(weights), body.state_dict()
+    fc = {k: own[k] for k in ("fc.weight", "fc.bias")}
+    head = "fc.weight" in state and all(state.get(k, v).shape == v.shape for k, v in fc.items())
     if not head:
-        state = {**state, **{k: own[k] for k in ("fc.weight", "fc.bias")}}
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    unknown = [k for k in state if k not in own]
-    other = [k for k in own if k in state and state[k].shape != own[k].shape]
-    wrong = [
-        f"{len(v)} {what} ({_some(v)})"
-        for what, v in (
-            ("parameters missing", missing),
-            ("unknown", unknown),
-            ("of another shape", other),
-        )
-        if v
-    ]
-    if wrong:
+        state = {**state, **fc}
+    lists = {
+        "parameters missing": [k for k in own if k not in state and "num_batches_tracked" not in k],
+        "unknown": [k for k in state if k not in own],
+        "of another shape": [k for k in own if k in state and state[k].shape != own[k].shape],
+    }
+    if wrong := [f"{len(names)} {what} ({_some(names)})" for what, names in lists.items() if names]:
         raise ValueError(
-            f"{name} does not fit this architecture, so nothing was loaded: {', '.join(wrong)}."
+            f"{'the state dict' if bare else weights} does not fit this architecture, so nothing "
+            f"was loaded: {', '.join(wrong)}."
         )
     body.load_state_dict(state, strict=False)
     return head
 
 # %% ../../nbs/01_models2d.ipynb #bbbcc7dc
 def timm_resnet(backbone, num_classes, output_stride=None, maxpool=True, pretrained=False):
-    "A timm ResNet with its own stem or without the stem's max-pool; `ValueError` for a name that is none."
+    """A timm ResNet with its own stem or without the stem's max-pool; `ValueError` for a name that
+    is none."""
     known = timm.list_models(module="resnet")
     if backbone.split(".")[0] not in known:
         raise ValueError(
@@ -179,24 +162,23 @@ def timm_resnet(backbone, num_classes, output_stride=None, maxpool=True, pretrai
         )
     if output_stride not in (None, 8, 16, 32):
         raise ValueError(f"output_stride is {output_stride}; it must be 8, 16 or 32.")
-    kwargs = {} if output_stride is None else dict(output_stride=output_stride)
+    kwargs = dict(pretrained=pretrained, num_classes=num_classes)
+    if output_stride:
+        kwargs["output_stride"] = output_stride
     try:
-        model = timm.create_model(
-            backbone, pretrained=pretrained, num_classes=num_classes, **kwargs
-        )
+        model = timm.create_model(backbone, **kwargs)
     except Exception as e:
         if not pretrained:
             raise
         raise ValueError(
-            f"The ImageNet weights of {backbone} could not be fetched ({type(e).__name__}): give a local file instead."
+            f"The ImageNet weights of {backbone} could not be fetched ({type(e).__name__}): give a "
+            "local file instead."
         ) from e
     if not maxpool:
         model.maxpool = nn.Identity()
-    for name, layer in list(
-        model.named_modules()
-    ):  # padded on the right and at the bottom alone, each moves the map by half a cell
-        if isinstance(layer, AvgPool2dSame):
-            model.set_submodule(name, nn.Identity())
+    # Padded on the right and at the bottom alone, each of these moves the map by half a cell.
+    for name in [k for k, m in model.named_modules() if isinstance(m, AvgPool2dSame)]:
+        model.set_submodule(name, nn.Identity())
     return model
 
 
@@ -204,8 +186,9 @@ def cut_stages(
     model: nn.Module,  # A ResNet with layer1 to layer4 and the head fc, changed in place
     kept: int,  # Stages to keep, 1 to 4
 ) -> nn.Module:  # The same model
-    """Leave out the stages after the first `kept`; the head, then a fresh one, reads the last that stays. Without dilation a map keeps its cells that
-    way, and each sees less of the picture. `ValueError` for another number."""
+    """Leave out the stages after the first `kept`; the head, then a fresh one, reads the last that
+    stays. Without dilation a map keeps its cells that way, and each sees less of the picture.
+    `ValueError` for another number."""
     if kept not in (1, 2, 3, 4):
         raise ValueError(f"stages is {kept}; a ResNet has 1 to 4 stages to keep.")
     if kept == 4:
@@ -224,16 +207,14 @@ def cut_stages(
 def create_2d(
     backbone: str = "resnet18",  # Any timm ResNet
     num_classes: int = 174,
-    pool: str = "mean",  # Over time: 'mean' or 'max' of logits, 'feature-mean' or 'feature-max' before the head
-    output_stride: int
-    | None = None,  # 8, 16 or 32 pixels of the frame a cell of the last map; None: timm's 32
+    pool: str = "mean",  # How the frames' logits are pooled, of `POOLS`
+    output_stride: int | None = None,  # Pixels to a cell of the last map, 8, 16 or 32; None: 32
     maxpool: bool = True,  # False leaves out the stem's max-pool
-    pretrained: str
-    | Path
-    | None = None,  # 'timm' for ImageNet weights by network, or a local file, of all four stages
+    pretrained: str | Path | None = None,  # A file of all four stages' weights, or 'timm'
     stages: int = 4,  # Of the four, how many to keep
 ) -> FrameNet:  # Takes [B, C, T, H, W] with any T, gives [B, num_classes]
-    "A timm ResNet over frames; `ValueError` when the name, a setting or the file is wrong."
+    """A timm ResNet over frames, 'timm' being its ImageNet weights by network. `ValueError` when the
+    name, a setting or the file is wrong."""
     model = FrameNet(
         timm_resnet(backbone, num_classes, output_stride, maxpool, pretrained == "timm"), pool
     )
@@ -247,51 +228,38 @@ def stages(
     model: nn.Module,  # 2D or 3D
 ) -> dict:  # 'stem' and those of 'layer1' to 'layer4' that were kept -> dotted module name
     "Where the stem and the four stages of a ResNet of this library are; `ValueError` when it is none."
-    names, prefix = dict(model.named_modules()), "backbone." if hasattr(model, "backbone") else ""
-    found = dict(
-        stem=prefix + ("stem" if prefix + "stem" in names else "act1"),
-        **{f"layer{i}": f"{prefix}layer{i}" for i in range(1, 5)},
-    )
-    if lost := [v for v in found.values() if v not in names]:
+    modules, prefix = dict(model.named_modules()), "backbone." if hasattr(model, "backbone") else ""
+    names = {k: prefix + k for k in ("stem", "layer1", "layer2", "layer3", "layer4")}
+    if names["stem"] not in modules:
+        names["stem"] = f"{prefix}act1"
+    if lost := [v for v in names.values() if v not in modules]:
         raise ValueError(
             f"{type(model).__name__} is no ResNet of this library: it has no {_some(lost)}."
         )
-    return {k: v for k, v in found.items() if not isinstance(names[v], nn.Identity)}
+    return {k: v for k, v in names.items() if not isinstance(modules[v], nn.Identity)}
 
 # %% ../../nbs/01_models2d.ipynb #27ebd2ea
-@contextmanager
-def _hooked(model, found):
-    "Collect the outputs of every stage of `model` in `found`."
-    hooks = [
-        model.get_submodule(name).register_forward_hook(
-            lambda m, i, o, stage=stage: found.__setitem__(stage, o)
-        )
-        for stage, name in stages(model).items()
-    ]
-    try:
-        yield found
-    finally:
-        for h in hooks:
-            h.remove()
-
-
 @torch.no_grad()
 def stage_outputs(
     model: nn.Module,  # 2D or 3D, used in evaluation mode
     clip: torch.Tensor,  # [B, C, T, H, W]
 ) -> dict:  # Stage -> [B, channels, t, h, w], and 'logits' -> [B, classes]
     "The activations of every stage, a 2D network's frames unfolded again."
-    training = model.training
+    outputs, hooks, training = {}, [], model.training
+    keep = lambda stage: lambda module, inputs, out: outputs.update({stage: out})
     try:
-        with _hooked(model.eval(), {}) as found:
-            logits = model(clip)
+        for stage, name in stages(model).items():
+            hooks.append(model.get_submodule(name).register_forward_hook(keep(stage)))
+        logits = model.eval()(clip)
     finally:
         model.train(training)
-    found = {k: found[k] for k in stages(model)}
-    return {
-        k: v if v.dim() == 5 else v.unflatten(0, (len(clip), -1)).transpose(1, 2)
-        for k, v in found.items()
-    } | dict(logits=logits)
+        for hook in hooks:
+            hook.remove()
+    unfolded = {
+        stage: x if x.dim() == 5 else x.unflatten(0, (len(clip), -1)).transpose(1, 2)
+        for stage, x in outputs.items()
+    }
+    return unfolded | dict(logits=logits)
 
 # %% ../../nbs/01_models2d.ipynb #7360d0d9
 def cost(
@@ -310,7 +278,8 @@ def cost(
 def channels_last(
     model: nn.Module,  # 2D or 3D, changed in place
 ) -> nn.Module:  # The same model
-    "Put a model's weights in `channels_last` (2D) or `channels_last_3d` (3D) memory; activations follow the weights."
+    """Put a model's weights in `channels_last` (2D) or `channels_last_3d` (3D) memory; activations
+    follow the weights."""
     is_3d = any(p.dim() == 5 for p in model.parameters())
     return model.to(memory_format=torch.channels_last_3d if is_3d else torch.channels_last)
 
@@ -355,10 +324,12 @@ def _forgetful(module):
 def checkpoint_stages(
     model: nn.Module,  # 2D or 3D, changed in place
 ) -> nn.Module:  # The same model, its parameters under the same names
-    "Recompute the insides of every residual block, and of a stem that is one module, on the way back: less memory, about a third more time, the same gradients and statistics."
+    """Recompute the insides of every residual block, and of a stem that is one module, on the way
+    back: less memory, about a third more time, the same gradients and statistics."""
     stem, *layers = (model.get_submodule(name) for name in stages(model).values())
-    for module in [stem] * isinstance(stem, nn.Sequential) + [
-        block for layer in layers for block in layer
-    ]:
-        _forgetful(module)
+    if isinstance(stem, nn.Sequential):
+        _forgetful(stem)
+    for layer in layers:
+        for block in layer:
+            _forgetful(block)
     return model

@@ -39,24 +39,23 @@ def factorised_units(
         if not isinstance(layer, Conv2Plus1D):
             continue
         seq = name.rsplit(".", 1)[0]
-        units.append(
-            Unit(
-                f"{name}.0",
-                f"{name}.1",
-                f"{name}.3",
-                f"{seq}.1",
-                seq,
-                seq.replace(".conv", ".bn"),
-                len(layers[seq]) == 3,
-            )
-        )
+        own = f"{name}.0", f"{name}.1", f"{name}.3", f"{seq}.1"
+        units.append(Unit(*own, seq, seq.replace(".conv", ".bn"), len(layers[seq]) == 3))
     return units
 
 # %% ../../nbs/models/r2plus1d.ipynb #abf35fcb
-def _moments(x):
-    return torch.stack([x.double().sum((0, 2, 3)), x.double().square().sum((0, 2, 3))]), x[
-        :, 0
-    ].numel()
+def _seen(z, y):
+    "Of a batch of responses [N, C, h, w] before (`z`) and after (`y`): what `_statistics` adds up."
+    y = y.double()
+    return z.amin((0, 2, 3)), y.sum((0, 2, 3)), y.square().sum((0, 2, 3)), y[:, 0].numel()
+
+
+def _statistics(batches):
+    "Lowest response before, mean and variance after, each [C]."
+    low, first, second, n = zip(*batches)
+    mean = sum(first) / sum(n)
+    var = (sum(second) / sum(n) - mean.square()).clamp(min=0)
+    return dict(low=torch.stack(low).amin(0), mean=mean.float(), var=var.float())
 
 
 @torch.no_grad()
@@ -65,41 +64,23 @@ def calibrate(
     frames: torch.Tensor,  # [N, C, H, W] normalised
     units: list,  # From `factorised_units`
 ) -> dict:  # Convolution -> dict(low, mean, var), each [channels]
-    "Lowest response of every channel of each convolution; mean and variance after its batch norm and ReLU."
-    found = {u.conv: [] for u in units}
+    """Lowest response of every channel of each convolution; mean and variance after its batch norm
+    and ReLU."""
+    batches, hooks = {u.conv: [] for u in units}, []
 
-    def look(unit, norm):
-        def hook(module, inputs, z):
-            found[unit.conv].append((z.amin((0, 2, 3)), *_moments(norm(z).relu())))
+    def note(name, norm):
+        return lambda conv, inputs, z: batches[name].append(_seen(z, norm(z).relu()))
 
-        return hook
-
-    hooks = []
     try:
-        hooks += [
-            source.get_submodule(u.conv).register_forward_hook(
-                look(u, source.get_submodule(u.norm))
-            )
-            for u in units
-        ]
+        for u in units:
+            hook = note(u.conv, source.get_submodule(u.norm))
+            hooks.append(source.get_submodule(u.conv).register_forward_hook(hook))
         for batch in frames.split(16):
             source(batch)
     finally:
         for h in hooks:
             h.remove()
-
-    def summed(parts):
-        low, moments, n = (
-            torch.stack([p[0] for p in parts]).amin(0),
-            sum(p[1] for p in parts),
-            sum(p[2] for p in parts),
-        )
-        mean = moments[0] / n
-        return dict(
-            low=low, mean=mean.float(), var=(moments[1] / n - mean.square()).clamp(min=0).float()
-        )
-
-    return {k: summed(v) for k, v in found.items()}
+    return {name: _statistics(seen) for name, seen in batches.items()}
 
 # %% ../../nbs/models/r2plus1d.ipynb #887ee7d7
 MARGIN = 1.5  # Shift of a middle batch norm, in units of the lowest response seen
@@ -141,13 +122,9 @@ def paired(conv, norm, seen, width) -> Parts:
     twice = (seen["low"] / (var + norm.eps).sqrt()).argsort()[: width - n]
     lift = -MARGIN * seen["low"].clamp(max=0)
     lift[twice] = 0
-    both = {
-        k: torch.cat([a, b])
-        for (k, a), b in zip(
-            _identity(mean, var, norm.eps, lift).items(),
-            _identity(-mean[twice], var[twice], norm.eps).values(),
-        )
-    }
+    plus = _identity(mean, var, norm.eps, lift)
+    minus = _identity(-mean[twice], var[twice], norm.eps)
+    both = {k: torch.cat([plus[k], minus[k]]) for k in plus}
     pick = torch.eye(n)
     return Parts(
         torch.cat([conv.weight, -conv.weight[twice]]).detach(),
@@ -174,43 +151,39 @@ def patch_moments(conv, frames) -> tuple:  # [p], [p, p] with p = in * h * w
 DRAWS = 4  # Random projections of the last stage a frame
 
 
-@torch.enable_grad()
-def importance(
-    source: nn.Module,  # A timm ResNet, in evaluation mode
-    conv: nn.Conv2d,
-    norm: nn.Module,  # Its first convolution and batch norm
-    frames: torch.Tensor,  # [N, C, H, W]
-) -> tuple:  # [out, out] and [p, p]: how much errors in filters and along patch directions matter to the last stage
-    "Kronecker factors of how an error in the filters moves random projections of the last stage; plain covariance steadies them."
-    (mean, cov), found, moves, g = (
-        patch_moments(conv, frames),
-        {},
-        [],
-        torch.Generator().manual_seed(0),
-    )
+def _moves(source, conv, norm, frames, mean):
+    "Gradients of random projections of the last stage in the filters, [frames * DRAWS, out, p]."
+    moves, g, at = [], torch.Generator().manual_seed(0), None
 
     def cut(module, inputs, z):
-        found["z"] = z.detach().requires_grad_()
-        return found["z"].clone()
+        nonlocal at
+        at = z.detach().requires_grad_()
+        return at.clone()
 
     hook = norm.register_forward_hook(cut)
     try:
         for batch in frames.split(16):
-            y, patches = (
-                source.forward_features(batch),
-                _unfold(conv, batch) - mean[:, None].float(),
-            )
-            draws = torch.randn(DRAWS, *y.shape, generator=g).to(y)
-            moves += [
-                (
-                    torch.autograd.grad(y, found["z"], d, retain_graph=True)[0].flatten(2)
-                    @ patches.mT
-                ).double()
-                for d in draws
-            ]
+            y = source.forward_features(batch)
+            patches = _unfold(conv, batch) - mean[:, None].float()
+            for draw in torch.randn(DRAWS, *y.shape, generator=g).to(y):
+                grad = torch.autograd.grad(y, at, draw, retain_graph=True)[0]
+                moves.append((grad.flatten(2) @ patches.mT).double())
     finally:
         hook.remove()
-    moves, cov = torch.cat(moves), cov / cov.trace()
+    return torch.cat(moves)
+
+
+@torch.enable_grad()
+def importance(
+    source: nn.Module,  # A timm ResNet, in evaluation mode
+    conv: nn.Conv2d,  # Its first convolution
+    norm: nn.Module,  # And batch norm
+    frames: torch.Tensor,  # [N, C, H, W]
+) -> tuple:  # [out, out] and [p, p]: how much errors in filters and along patch directions matter
+    """Kronecker factors of how an error in the filters moves random projections of the last stage;
+    plain covariance steadies them."""
+    mean, cov = patch_moments(conv, frames)
+    moves, cov = _moves(source, conv, norm, frames, mean), cov / cov.trace()
     filters = torch.einsum("nij,jk,nlk->il", moves, cov, moves)
     filters = filters / filters.diag().mean() + 0.3 * torch.eye(len(filters)).to(filters)
     patches = torch.einsum("nij,il,nlk->jk", moves, filters, moves)
@@ -219,7 +192,8 @@ def importance(
 # %% ../../nbs/models/r2plus1d.ipynb #ba6209a0
 @torch.no_grad()
 def low_rank(conv, norm, frames, width, filters, patches) -> Parts:
-    "The `width` directions of a convolution's output that matter most by `filters` [out, out], after the batch norm, and `patches` [p, p]."
+    """The `width` directions of a convolution's output that matter most by `filters` [out, out],
+    after the batch norm, and `patches` [p, p]."""
     w, (mean, cov) = conv.weight.double().flatten(1), patch_moments(conv, frames)
     scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).double()
     scale = torch.where(scale < 0, -1.0, 1.0) * scale.abs().clamp(min=scale.abs().max() * 1e-3)
@@ -227,20 +201,13 @@ def low_rank(conv, norm, frames, width, filters, patches) -> Parts:
     basis = torch.linalg.eigh(error @ w @ patches @ (error @ w).T)[1][:, -width:]
     s, t = basis.T @ error @ w, torch.linalg.solve(error, basis)
     spatial = s.view(width, *conv.weight.shape[1:]).float()
-    low = torch.stack(
-        [
-            F.conv2d(f, spatial, stride=conv.stride, padding=conv.padding).amin((0, 2, 3))
-            for f in frames.split(16)
-        ]
-    ).amin(0)
+    respond = lambda f: F.conv2d(f, spatial, stride=conv.stride, padding=conv.padding)
+    low = torch.stack([respond(f).amin((0, 2, 3)) for f in frames.split(16)]).amin(0)
     lift = -MARGIN * low.clamp(max=0).double()
+    mid_mean, mid_var = (s @ mean).float(), ((s @ cov) * s).sum(1).float()
+    middle = _identity(mid_mean, mid_var, norm.eps, lift.float())
     outer = norm.running_mean - (w - t @ s) @ mean + t @ lift
-    return Parts(
-        spatial,
-        _identity((s @ mean).float(), ((s @ cov) * s).sum(1).float(), norm.eps, lift.float()),
-        t.float(),
-        _norm(norm, running_mean=outer.float()),
-    )
+    return Parts(spatial, middle, t.float(), _norm(norm, running_mean=outer.float()))
 
 # %% ../../nbs/models/r2plus1d.ipynb #eb27b9d5
 def factorise(
@@ -248,74 +215,65 @@ def factorise(
     target: nn.Module,  # R(2+1)D
     taps,  # Function (length, stride) -> weights in time [length]
     frames: torch.Tensor,  # [N, C, H, W] normalised, at the size of the clips; a hundred are plenty
-) -> dict:  # Target tensor name -> (source names, tensor, number of fresh values, reason if the whole of it is fresh)
-    "Fill every factorised convolution of `target` from `source`; layers whose shapes cannot hold it stay fresh."
-    fits = [(u, _misfit(u, source, target)) for u in factorised_units(target)]
-    found = {
-        f"{n}.{k}": ("", None, v.numel(), why)
-        for u, why in fits
-        if why
-        for n in (u.spatial, u.middle, u.temporal, u.outer)
-        for k, v in target.get_submodule(n).state_dict().items()
-    }
-    fits, training = [u for u, why in fits if not why], source.training
+) -> dict:  # Target tensor name -> (source names, tensor, number of fresh values, why all are)
+    """Fill every factorised convolution of `target` from `source`; layers whose shapes cannot hold it
+    stay fresh."""
+    filling, fits, training = {}, [], source.training
+    for u in factorised_units(target):
+        if why := _misfit(u, source, target):
+            for name in (u.spatial, u.middle, u.temporal, u.outer):
+                for key, v in target.get_submodule(name).state_dict().items():
+                    filling[f"{name}.{key}"] = ("", None, v.numel(), why)
+        else:
+            fits.append(u)
     if not fits:
-        return found
+        return filling
     try:
         seen = calibrate(source.eval(), frames, fits)
         for u in fits:
-            found.update(_fill(u, source, target, taps, frames, seen[u.conv]))
+            filling |= _fill(u, source, target, taps, frames, seen[u.conv])
     finally:
         source.train(training)
-    return found
+    return filling
 
 
 def _misfit(u, source, target):
     "Why a unit cannot hold its 2D convolution, or an empty string."
-    kernel, spatial, temporal = (
-        dict(source.named_parameters()).get(f"{u.conv}.weight"),
-        *(target.get_submodule(n).weight for n in (u.spatial, u.temporal)),
-    )
+    kernel = dict(source.named_parameters()).get(f"{u.conv}.weight")
     if kernel is None:
         return "not in the source"
+    spatial, temporal = (target.get_submodule(n).weight for n in (u.spatial, u.temporal))
     if kernel.shape[1:] == spatial[0, :, 0].shape and len(kernel) == len(temporal):
         return ""
     return f"{tuple(kernel.shape)} does not fit {tuple(spatial.shape)} and {tuple(temporal.shape)}"
 
 
+def _parts(u, conv, norm, width, source, frames, seen):
+    "The parts of a unit, by the scheme that its width and its ReLU allow."
+    if width < len(conv.weight):
+        return low_rank(conv, norm, frames, width, *importance(source, conv, norm, frames))
+    if u.relu:
+        return idempotent(conv, norm, seen)
+    return paired(conv, norm, seen, min(width, 2 * len(conv.weight)))
+
+
 def _fill(u, source, target, taps, frames, seen):
+    "What a unit's tensors become, as `factorise` says it."
     conv, norm = source.get_submodule(u.conv), source.get_submodule(u.norm)
     spatial, middle, temporal = (target.get_submodule(n) for n in (u.spatial, u.middle, u.temporal))
-    width, n = len(spatial.weight), len(conv.weight)
-    lossy = lambda: low_rank(conv, norm, frames, width, *importance(source, conv, norm, frames))
-    parts = (
-        lossy()
-        if width < n
-        else idempotent(conv, norm, seen)
-        if u.relu
-        else paired(conv, norm, seen, min(width, 2 * n))
-    )
-    used, time = len(parts.spatial), taps(temporal.kernel_size[0], temporal.stride[0])
-    new = {
-        f"{u.spatial}.weight": _onto(spatial.weight, parts.spatial[:, :, None]),
-        f"{u.temporal}.weight": F.pad(parts.temporal, (0, width - used))[:, :, None, None, None]
-        * time[:, None, None],
-    }
-    new |= {f"{u.middle}.{k}": _onto(getattr(middle, k), v) for k, v in parts.middle.items()} | {
-        f"{u.outer}.{k}": v for k, v in parts.outer.items()
-    }
+    width = len(spatial.weight)
+    parts = _parts(u, conv, norm, width, source, frames, seen)
+    spare = width - len(parts.spatial)
+    time = taps(temporal.kernel_size[0], temporal.stride[0])
+    kernel = F.pad(parts.temporal, (0, spare))[:, :, None, None, None] * time[:, None, None]
+    new = {f"{u.spatial}.weight": _onto(spatial.weight, parts.spatial[:, :, None])}
+    new |= {f"{u.temporal}.weight": kernel}
+    new |= {f"{u.middle}.{k}": _onto(getattr(middle, k), v) for k, v in parts.middle.items()}
+    new |= {f"{u.outer}.{k}": v for k, v in parts.outer.items()}
     new |= {f"{name}.num_batches_tracked": norm.num_batches_tracked for name in (u.middle, u.outer)}
-    return {
-        k: (
-            f"{u.conv}, {u.norm}",
-            v,
-            0
-            if k.startswith((u.temporal, u.outer)) or not v.dim()
-            else v[0].numel() * (width - used),
-            "",
-        )
-        for k, v in new.items()
-    }
+    partly = (u.spatial, u.middle)
+    fresh = lambda k, v: v[0].numel() * spare if k.startswith(partly) and v.dim() else 0
+    return {k: (f"{u.conv}, {u.norm}", v, fresh(k, v), "") for k, v in new.items()}
 
 
 def _onto(fresh, used):
