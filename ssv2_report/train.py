@@ -6,8 +6,9 @@
 __all__ = ['CHECKED', 'ONE_VALUE', 'start_from', 'EpochSampler', 'fingerprint', 'save_checkpoint', 'read_checkpoint',
            'load_checkpoint', 'Training', 'optimiser', 'SharedNorm', 'share_statistics', 'clips_a_step',
            'limits_in_a_sentence', 'until_sigterm', 'timed_batches', 'spend', 'peak_memory', 'finished', 'use_threads',
-           'start_network', 'resume', 'prepare', 'check_loss', 'save', 'stop', 'is_asked', 'after_step', 'progress_of',
-           'teller', 'train_epoch', 'go_on', 'validate', 'record', 'keep', 'finish', 'fit', 'board', 'main', 'launch']
+           'loaders', 'start_network', 'resume', 'prepare', 'check_loss', 'save', 'stop', 'is_asked', 'after_step',
+           'progress_of', 'teller', 'train_epoch', 'go_on', 'validate', 'record', 'keep', 'finish', 'fit', 'board',
+           'main', 'launch']
 
 # %% ../nbs/03_train.ipynb #c002
 import hashlib
@@ -129,7 +130,7 @@ def fingerprint(exp, classes, sets, seed, start) -> dict:
     frames as cached, seed, starting weights and code."""
     start = _hash(Path(start).read_bytes()) if start and Path(start).is_file() else start
     return dict(
-        exp.model_dump(exclude={"title", "init", "workers", "views"}),
+        exp.model_dump(exclude={"title", "init", "gpus_per_run", "workers", "views"}),
         seed=seed,
         data=_clips_hash(classes, sets),
         start=start,
@@ -399,6 +400,16 @@ def use_threads():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, usable_cores() // 2)))
 
 
+def loaders(exp, processes=1) -> int:
+    "Processes that load clips for each of those that train: what the experiment says, or all but one of its cores on a GPU, at most eight."
+    if exp.workers is not None:
+        return exp.workers
+    if not torch.cuda.is_available():
+        return 0
+    cores = int(os.environ.get("OMP_NUM_THREADS") or usable_cores())
+    return min(8, max(0, cores // processes - 1))
+
+
 def start_network(exp, classes, train_set, seed, start, out, accelerator) -> torch.nn.Module:
     "The network as it is before the first step; how it was inflated is written to `out`."
     set_seed(seed)
@@ -439,8 +450,9 @@ def prepare(exp, classes, train_set, val_set, out, seed, start, replace) -> Trai
     steps = len(train_set) // batch_size
     sampler = EpochSampler(len(train_set), seed, steps * batch_size)
     part = batch_size // exp.accumulate
+    workers = loaders(exp, accelerator.num_processes)
     loader = DataLoader(
-        train_set, part, sampler=sampler, num_workers=exp.workers, worker_init_fn=outlive
+        train_set, part, sampler=sampler, num_workers=workers, worker_init_fn=outlive
     )
     optimizer, scheduler = optimiser(exp, net, steps)
     print_ = fingerprint(exp, classes, (train_set, val_set), seed, start)
@@ -591,7 +603,8 @@ def go_on(run):
 def validate(run, val_set, classes) -> dict:
     "The metrics of the network as it is; RuntimeError where it is asked to stop."
     on_batch = lambda: run.asked.is_set() and stop(run)
-    rows = predict(run.judged, val_set, run.exp.batch_size, run.exp.workers, on_batch)
+    workers = loaders(run.exp, run.accelerator.num_processes)
+    rows = predict(run.judged, val_set, run.exp.batch_size, workers, on_batch)
     return metrics(rows, classes)
 
 
@@ -750,7 +763,9 @@ def launch(processes, *arguments, on_line=print):
     ]
     with (
         open(progress.parent / "processes.log", "w+") as log,
-        subprocess.Popen([sys.executable, *command], stdout=log, stderr=log) as running,
+        subprocess.Popen(  # which holds the GPUs as well (study.devices)
+            [sys.executable, *command], stdout=log, stderr=log, close_fds=False
+        ) as running,
     ):
         before = signal.signal(signal.SIGTERM, lambda *_: running.terminate())
         while running.poll() is None:
