@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from importlib.metadata import version
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, writes
+from worlds import make
 
 import ssv2_report.cli as cli
 from ssv2_report.cli import (
@@ -257,6 +259,34 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch):
 def test_the_worlds_to_make_are_those_of_the_study_and_its_second(tmp_path):
     for name, folders in (("smoke", {"smoke"}), ("demo", {"demo", "demo-shortcut"})):
         assert {p.name for p in cli.worlds_to_make(load_study(name))} <= folders
+
+
+@pytest.mark.parametrize("name, runs, hours", [("ssv2-core", 4, 34), ("ssv2-mini", 6, 21)])
+def test_a_study_costs_what_its_file_says(name, runs, hours, capsys):
+    cli.plan(name)
+    said = re.search(r"All (\d+) runs: ([\d.]+) h", capsys.readouterr().out)
+    assert int(said[1]) == runs and abs(float(said[2]) - hours) < 1
+    text = (cli.project_root() / "experiments" / f"{name}.yaml").read_text()
+    assert f"about {hours} hours" in text
+
+
+def test_clips_to_expect_are_those_there_or_the_share_of_the_classes(tmp_path):
+    study = load_study("ssv2")
+    study.data.root = str(tmp_path / "absent")
+    count = lambda **kw: cli.expected_clips(
+        study.model_copy(update=dict(data=study.data.model_copy(update=kw)))
+    )
+    assert count() == dict(train=168_913, validation=24_777)
+    assert count(classes="static16")["train"] == 168_913 * 16 // 174
+    names = ["Closing [something]", "Opening [something]"]
+    (tmp_path / "lines").write_text("\n".join(names) + "\n\n")
+    (tmp_path / "list.json").write_text(json.dumps(names))
+    for classes in (names, str(tmp_path / "lines"), str(tmp_path / "list.json")):
+        assert count(classes=classes)["validation"] == 24_777 * 2 // 174
+    assert count(classes=names, per_class=5) == dict(train=10, validation=10)
+    root = make(tmp_path / "data", train=8, validation=4)
+    assert count(root=str(root)) == dict(train=8, validation=4)
+    assert cli.expected_clips(load_study("smoke")) == dict(train=40, validation=20)
 
 
 def test_a_home_that_cannot_be_written_is_named(tmp_path, monkeypatch):

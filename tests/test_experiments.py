@@ -6,6 +6,7 @@ import sys
 import pytest
 import yaml
 
+from ssv2_report.data.clips import REVERSAL_PAIRS, STATIC, wanted_classes
 from ssv2_report.study.experiments import (
     experiment,
     load_study,
@@ -55,6 +56,16 @@ def test_settings_are_defaults_of_every_experiment(tmp_path):
 @pytest.mark.parametrize("name", [p.stem for p in (project_root() / "experiments").glob("*.yaml")])
 def test_the_projects_studies_are_valid(name):
     assert load_study(name).experiments
+
+
+def test_the_small_study_has_the_87_classes_of_mini_ssv2_and_judges_no_other():
+    study = load_study("ssv2-mini")
+    classes = wanted_classes(study.data.classes)
+    assert len(classes) == len(set(classes)) == 87
+    named = [c for h in study.hypotheses.values() if isinstance(h.clips, list) for c in h.clips]
+    assert named and set(named) <= set(classes)
+    pairs = [pair for pair in REVERSAL_PAIRS if set(pair) <= set(classes)]
+    assert len(pairs) == 6 and len(set(STATIC) & set(classes)) == 7
 
 
 @pytest.mark.parametrize(
