@@ -8,7 +8,7 @@ __all__ = ['app', 'console', 'StudyName', 'Results', 'Only', 'Seeds', 'Changes',
            'asked_for', 'file_of', 'demo_data', 'audit', 'prepare', 'cache', 'train', 'show_progress', 'gradcam',
            'reliance', 'validate', 'analyse', 'chapter', 'render', 'expected_seconds', 'Tracker', 'check_writable',
            'check_home', 'planned', 'none_left', 'check_paths', 'check_data', 'gpus_to_use', 'workflow_command',
-           'worlds_to_make', 'reproduce', 'follow', 'expected_clips', 'plan', 'figures', 'explore', 'main']
+           'worlds_to_make', 'reproduce', 'follow', 'expected_clips', 'plan', 'figures', 'explore', 'status', 'main']
 
 # %% ../nbs/report/cli.ipynb #c002
 import json
@@ -1084,6 +1084,28 @@ def explore(
     code = subprocess.run([sys.executable, "-m", "jupyterlab", str(page), *wanted]).returncode
     if code:
         raise ValueError(f"JupyterLab ended with exit code {code}; it says why above.")
+
+# %% ../nbs/report/cli.ipynb #c019s
+@app.command()
+def status(study: StudyName = "demo", results: Results = None):
+    "Every run's state, epoch, throughput, time left and last error, while a study runs and after."
+    from rich.table import Table
+    from rich.text import Text
+
+    from ssv2_report.study.status import status_of
+
+    s = load_study(study)
+    out = results_folder(s, results)
+    found = status_of(s, out)
+    names = dict(top1="top-1", rate="clips/s", left="time left", gradcam="maps")
+    kept = found.loc[:, (found != "").any()].rename(columns=names)
+    counted = ", ".join(f"{n} {state}" for state, n in found["state"].value_counts().items())
+    table = Table("run", *kept.columns.drop("error", errors="ignore"), title=f"{s.name}: {counted}")
+    for row in kept.drop(columns="error", errors="ignore").itertuples():
+        table.add_row(*map(Text, row))
+    Console().print(table)
+    for run, error in found.loc[found["error"] != "", "error"].items():
+        print(f"{run}: {error}")
 
 # %% ../nbs/report/cli.ipynb #c021
 def main():
