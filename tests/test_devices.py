@@ -1,7 +1,6 @@
 """No GPU is given to two jobs, and none is lost; pretended ones, since what a pool does needs none."""
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -12,6 +11,7 @@ import time
 
 import nbformat
 import pytest
+from jobs import lines_of, side_by_side, stand_in
 
 from ssv2_report.cli import run_notebook, workflow_command
 from ssv2_report.study.devices import gpus_of, held, seen_gpus, threads_of
@@ -221,89 +221,25 @@ def test_a_notebook_sees_the_gpus_of_its_job_alone(pool, tmp_path, monkeypatch):
             assert f"sees {seen}" in (tmp_path / "out.ipynb").read_text()
 
 
-STUDY = """
-title: t
-data: {root: world, demo: {train_per_class: 1}, size: 32}
-seeds: [0]
-settings: {model: test_resnet, batch_size: 8, gpus_per_run: PER_RUN}
-experiments: {a: {title: a}, b: {title: b}, c: {title: c}, d: {title: d}}
-"""
-
-# Stands for the command in the workflow's jobs. Each writes what it sees when it begins and ends,
-# and a training ends when as many as AT_ONCE have been seen side by side.
-STAND_IN = """
-import json, os, sys, time
-from pathlib import Path
-
-step, study, of = sys.argv[3:6]
-if step not in ("train", "gradcam"):
-    sys.exit()
-from ssv2_report.study.devices import held
-
-log, wanted = Path(os.environ["LOG"]), int(os.environ["PER_RUN"]) if step == "train" else 1
-
-def write(what, sees):
-    with open(log, "a") as f:
-        f.write(json.dumps([what, step, of, sees, os.environ["OMP_NUM_THREADS"]]) + "\\n")
-
-def most():
-    side_by_side = counted = 0
-    for line in log.read_text().splitlines():
-        what, kind, *_ = json.loads(line)
-        side_by_side += (1 if what == "begins" else -1) * (kind == "train")
-        counted = max(counted, side_by_side)
-    return counted
-
-with held(wanted) as given:
-    sees = given["env"]["CUDA_VISIBLE_DEVICES"]
-    write("begins", sees)
-    until = time.time() + 100
-    while step == "train" and most() < int(os.environ["AT_ONCE"]) and time.time() < until:
-        time.sleep(0.05)
-    write("ends", sees)
-"""
-
-
 def workflow(tmp_path, cores, gpus, per_run=1, at_once=1, jobs=None, limits=True):
     "The workflow's own rules with jobs that stand in; what its GPU jobs wrote, line by line."
-    study, stand_in, python = (tmp_path / name for name in ("s.yaml", "stand_in.py", "python"))
-    study.write_text(STUDY.replace("PER_RUN", str(per_run)))
-    stand_in.write_text(STAND_IN)
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {stand_in} "$@"\n')
-    python.chmod(0o755)
-    results, log = tmp_path / "results", tmp_path / "log"
+    study, env, log = stand_in(tmp_path, per_run, at_once)
+    results = tmp_path / "results"
     command = workflow_command(study, results, cores, gpus if limits else 0, jobs)
     targets = [
         f"{results}/flags/{job}-s0" for job in ("gradcam-a", "train-b", "train-c", "train-d")
     ]
-    env = dict(SSV2_PYTHON=python, LOG=log, SSV2_GPUS=gpus, PER_RUN=per_run, AT_ONCE=at_once)
     done = subprocess.run(
         [*command, "--nolock", "--", *targets],
         cwd=project_root(),
-        env=os.environ | {k: str(v) for k, v in env.items()},
+        env=env | {"SSV2_GPUS": str(gpus)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = lines_of(log)
     assert len(lines) == 10, "four trainings and a making of maps begin and end"
     return lines
-
-
-def side_by_side(lines, steps=("train", "gradcam")):
-    "At most so many jobs at a time; fails where two of them have one GPU."
-    now, most = {}, 0
-    for what, step, of, sees, _ in lines:
-        if step not in steps:
-            continue
-        if what == "ends":
-            now.pop((step, of))
-            continue
-        now[step, of] = sees.split(",")
-        in_use = [gpu for gpus in now.values() for gpu in gpus if gpu]
-        assert len(in_use) == len(set(in_use)), now
-        most = max(most, len(now))
-    return most
 
 
 def test_one_gpu_and_sixteen_cores_never_run_two_jobs_at_once(tmp_path):
