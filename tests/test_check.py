@@ -1,6 +1,7 @@
 """What would end a study is said before it begins, all of it in one table."""
 
 import collections
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from worlds import make, official, write_study
 
 from ssv2_report.data.audit import audit
 from ssv2_report.study import check
-from ssv2_report.study.check import look_before, step_memory
+from ssv2_report.study.check import expected_clips, look_before, step_memory
 from ssv2_report.study.experiments import load_study
 from ssv2_report.study.steps import SUMS, run_folder
 
@@ -49,6 +50,25 @@ def test_data_that_are_not_there_are_wrong(study, tmp_path):
     assert "No train clip of" in wrong(study, tmp_path)["data"]
     study.data.root = str(tmp_path / "absent")
     assert "absent" in wrong(study, tmp_path)["data"]
+
+
+def test_records_that_the_audit_is_to_exclude_do_not_stop_a_study(study, tmp_path):
+    path = tmp_path / "data" / "labels" / "train.json"
+    records = json.loads(path.read_text())
+    broken = [dict(records[0], id="9", template="No [class]"), dict(records[1])]
+    path.write_text(json.dumps(records + broken))
+    assert not wrong(study, tmp_path)
+    assert found(study, tmp_path)["data"].startswith("ok: 5 of 5 train clips have a file")
+    assert expected_clips(study) == dict(train=5, validation=7)
+    study.data.classes, study.data.per_class = ["Closing something"], 1
+    assert expected_clips(study) == dict(train=1, validation=1)
+
+
+def test_a_demo_world_that_is_half_drawn_does_not_stop_a_study(tmp_path):
+    demo = load_study("smoke")
+    demo.data.root = str(tmp_path / "world")
+    (tmp_path / "world" / "labels").mkdir(parents=True)
+    assert not wrong(demo, tmp_path)
 
 
 def test_classes_that_are_none_are_wrong_in_their_steps_own_words(study, tmp_path):

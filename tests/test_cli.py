@@ -23,6 +23,7 @@ from ssv2_report.cli import (
     gpus_to_use,
     run_notebook,
 )
+from ssv2_report.study.check import expected_clips
 from ssv2_report.study.experiments import load_study
 
 LOG = """Job stats:
@@ -273,7 +274,7 @@ def test_a_study_costs_what_its_file_says(name, runs, hours, capsys):
 def test_clips_to_expect_are_those_there_or_the_share_of_the_classes(tmp_path):
     study = load_study("ssv2")
     study.data.root = str(tmp_path / "absent")
-    count = lambda **kw: cli.expected_clips(
+    count = lambda **kw: expected_clips(
         study.model_copy(update=dict(data=study.data.model_copy(update=kw)))
     )
     assert count() == dict(train=168_913, validation=24_777)
@@ -286,7 +287,7 @@ def test_clips_to_expect_are_those_there_or_the_share_of_the_classes(tmp_path):
     assert count(classes=names, per_class=5) == dict(train=10, validation=10)
     root = make(tmp_path / "data", train=8, validation=4)
     assert count(root=str(root)) == dict(train=8, validation=4)
-    assert cli.expected_clips(load_study("smoke")) == dict(train=40, validation=20)
+    assert expected_clips(load_study("smoke")) == dict(train=40, validation=20)
 
 
 def test_a_home_that_cannot_be_written_is_named(tmp_path, monkeypatch):

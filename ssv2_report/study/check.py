@@ -15,15 +15,25 @@ import torch.nn.functional as F
 from ..data.audit import load_audit
 from ..data.boxes import box_files
 from ..data.cache import RAW_LIMIT
-from ..data.clips import wanted_classes
+from ..data.clips import choose_classes, read_classes, read_records, wanted_classes
+from ..data.media import list_media
 from ..models.net2d import channels_last
 from .experiments import PUBLISHED
-from .runs import build_model, check_study, clips_of, published
+from .runs import build_model, check_study, published
 from .steps import SUMS, run_folder
 from ..train import limits_in_a_sentence, optimiser, peak_memory
 
 # %% ../../nbs/study/check.ipynb #check-04
 OFFICIAL = dict(train=168_913, validation=24_777)  # clips of Something-Something V2, of 174 classes
+
+
+def _records(study):
+    "The records of a study's classes that have one, whatever an audit is to say of them."
+    data = study.data
+    chosen = choose_classes(data.classes, read_classes(data.root))
+    rows = read_records(data.root, tuple(OFFICIAL), chosen)
+    rows = rows[(rows["target"] >= 0) & (rows["twice"] == "")]
+    return rows.groupby(["split", "target"]).head(data.per_class) if data.per_class else rows
 
 
 def expected_clips(study) -> dict[str, int]:
@@ -32,7 +42,8 @@ def expected_clips(study) -> dict[str, int]:
     if data.demo:
         return dict(train=10 * data.demo.train_per_class, validation=10 * data.demo.val_per_class)
     if Path(data.root).is_dir():
-        return {split: len(clips_of(study, split).clips) for split in OFFICIAL}
+        counts = _records(study)["split"].value_counts()
+        return {split: int(counts.get(split, 0)) for split in OFFICIAL}
     n = 174 if data.classes is None else len(wanted_classes(data.classes))
     most = n * data.per_class if data.per_class else sum(OFFICIAL.values())
     return {split: min(most, count * n // 174) for split, count in OFFICIAL.items()}
@@ -71,17 +82,19 @@ def step_memory(exp, size, classes, device) -> float:
 
 # %% ../../nbs/study/check.ipynb #check-06
 def _data(study):
-    if study.data.demo and not Path(study.data.root).is_dir():
-        return "a demo world, which is drawn first"
-    found = {split: clips_of(study, split).clips for split in OFFICIAL}
-    there = {split: int((clips["path"] != "").sum()) for split, clips in found.items()}
-    for split, clips in found.items():
-        if len(clips) and not there[split]:
+    if study.data.demo:
+        return "a demo world, drawn where it is not there"
+    rows, media = _records(study), list_media(study.data.root)
+    said = []
+    for split in OFFICIAL:
+        ids = rows.loc[rows["split"] == split, "id"]
+        there = sum(bool(media.get(id)) for id in ids)
+        if len(ids) and not there:
             raise ValueError(
                 f"No {split} clip of {study.data.root} has a file; see data_manifest.md."
             )
-    counted = (f"{there[k]:,} of {len(found[k]):,} {k} clips have a file" for k in found)
-    return "; ".join(counted)
+        said.append(f"{there:,} of {len(ids):,} {split} clips have a file")
+    return "; ".join(said)
 
 
 def _audit(study, results):
