@@ -27,7 +27,7 @@ from ssv2_report.analysis.tables import (
 from ssv2_report.data.audit import Audit
 from ssv2_report.demo.answers import find_scenes
 from ssv2_report.report.site import substitute
-from ssv2_report.study.experiments import load_study
+from ssv2_report.study.experiments import load_study, study_asked_for, write_asked_for
 from ssv2_report.study.scores import score_clips
 
 ROOT = Path(__file__).parents[1]
@@ -473,6 +473,23 @@ def test_what_is_missing_is_said_and_not_concluded_from(study, tmp_path):
         and "for want of the run 3d-scratch-s0" in gone["abstract"]
     )
     assert "fig-where" not in gone["where"] and "no boxes" in gone["limits"]
+
+
+def test_a_part_of_a_study_says_that_it_is_one_and_what_it_leaves_out(study, tmp_path):
+    results, s, whole = study
+    whole_said = whole["abstract"] + whole["missing"] + whole["study"]["title"]
+    assert "part of the study" not in whole_said
+    path = write_asked_for(
+        study_asked_for(results / "made_up.yaml", ["2d-*", "3d-scratch"]), tmp_path
+    )
+    simulate(load_study(path), tmp_path)
+    v = analyse(tmp_path, path)
+    said = "This is a part of the study. It leaves out the experiment 3d-inflated; the hypotheses"
+    assert said in v["missing"] and said in v["abstract"] and "inflation" in v["missing"]
+    assert "No run of this part is missing" in v["missing"] and "a part of" in v["study"]["title"]
+    assert "reliance" not in v["finds"]["all"] or "3D inflated" not in v["finds"]["all"]
+    text = page(tmp_path, v)
+    assert "3D from scratch" in text and "3D inflated from 2D" not in text
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +11,18 @@ from importlib.metadata import version
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, writes
+from worlds import make
 
 import ssv2_report.cli as cli
-from ssv2_report.cli import Tracker, alone, check_data, check_writable, run_notebook
+from ssv2_report.cli import (
+    Tracker,
+    alone,
+    check_data,
+    check_writable,
+    gpus_to_use,
+    run_notebook,
+)
+from ssv2_report.study.check import expected_clips
 from ssv2_report.study.experiments import load_study
 
 LOG = """Job stats:
@@ -55,6 +65,12 @@ def ssv2(*args):
         (["reproduce", "ssv2"], "download Something-Something V2"),
         (["figures", "demo", "--results", "nowhere"], "has no figures yet"),
         (["audit", "nowhere"], "nowhere"),
+        (["reproduce", "smoke", "--only", "3d-scrach"], "did you mean '3d-scratch'"),
+        (["reproduce", "smoke", "--only", ","], "--only names nothing"),
+        (["reproduce", "smoke", "--seeds", "4"], "no seed of smoke '4'; choose from 0."),
+        (["reproduce", "smoke", "--set", "lrr=1"], "did you mean 'lr'"),
+        (["plan", "smoke", "--set", "epoch=1"], "did you mean 'epochs'"),
+        (["train", "smoke", "2d-multi", "--set", "lr=fast"], "lr: input should be a valid number"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_1(args, says):
@@ -207,6 +223,69 @@ def test_a_dry_run_names_jobs_in_plain_lines(tmp_path):
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and {"audit", "train 3d-scratch-s0", "render"} <= set(lines)
     assert all(line == line.strip() and line.count(" ") <= 2 for line in lines), done.stdout
+
+
+def test_only_the_runs_asked_for_are_started(tmp_path):
+    args = ["--results", str(tmp_path), "--dry-run", "--only", "3d-s*,2d-single", "--set", "lr=0.1"]
+    done = ssv2("reproduce", "smoke", *args)
+    jobs = [line for line in done.stdout.splitlines() if line.startswith(("train", "gradcam"))]
+    names = ("2d-single-s0", "3d-scratch-s0")
+    assert sorted(jobs) == [f"{step} {n}" for step in ("gradcam", "train") for n in names]
+    file = next(tmp_path.glob("studies/*/smoke.yaml"))
+    assert {e.lr for e in load_study(file).experiments.values()} == {0.1}
+
+
+@pytest.mark.parametrize(
+    "there, asked, gpus", [(2, None, 2), (2, 1, 1), (2, 0, 0), (0, None, 0), (0, 3, 3)]
+)
+def test_gpus_are_those_there_are_or_fewer(there, asked, gpus, monkeypatch):
+    monkeypatch.setenv("SSV2_GPUS", str(there))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus_to_use(load_study("smoke"), asked) == gpus
+
+
+def test_more_gpus_than_there_are_are_refused(monkeypatch):
+    monkeypatch.setenv("SSV2_GPUS", "2")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    study = load_study("smoke")
+    with pytest.raises(ValueError, match="asks for 3 GPUs, and there are 2"):
+        gpus_to_use(study, 3)
+    study.experiments["3d-scratch"].gpus_per_run = 4
+    with pytest.raises(ValueError, match="'3d-scratch' is to have 4 GPUs and there are 2; set"):
+        gpus_to_use(study)
+
+
+def test_the_worlds_to_make_are_those_of_the_study_and_its_second(tmp_path):
+    for name, folders in (("smoke", {"smoke"}), ("demo", {"demo", "demo-shortcut"})):
+        assert {p.name for p in cli.worlds_to_make(load_study(name))} <= folders
+
+
+@pytest.mark.parametrize("name, runs, hours", [("ssv2-core", 4, 34), ("ssv2-mini", 6, 21)])
+def test_a_study_costs_what_its_file_says(name, runs, hours, capsys):
+    cli.plan(name)
+    said = re.search(r"All (\d+) runs: ([\d.]+) h", capsys.readouterr().out)
+    assert int(said[1]) == runs and abs(float(said[2]) - hours) < 1
+    text = (cli.project_root() / "experiments" / f"{name}.yaml").read_text()
+    assert f"about {hours} hours" in text
+
+
+def test_clips_to_expect_are_those_there_or_the_share_of_the_classes(tmp_path):
+    study = load_study("ssv2")
+    study.data.root = str(tmp_path / "absent")
+    count = lambda **kw: expected_clips(
+        study.model_copy(update=dict(data=study.data.model_copy(update=kw)))
+    )
+    assert count() == dict(train=168_913, validation=24_777)
+    assert count(classes="static16")["train"] == 168_913 * 16 // 174
+    names = ["Closing [something]", "Opening [something]"]
+    (tmp_path / "lines").write_text("\n".join(names) + "\n\n")
+    (tmp_path / "list.json").write_text(json.dumps(names))
+    for classes in (names, str(tmp_path / "lines"), str(tmp_path / "list.json")):
+        assert count(classes=classes)["validation"] == 24_777 * 2 // 174
+    assert count(classes=names, per_class=5) == dict(train=10, validation=10)
+    root = make(tmp_path / "data", train=8, validation=4)
+    assert count(root=str(root)) == dict(train=8, validation=4)
+    assert expected_clips(load_study("smoke")) == dict(train=40, validation=20)
 
 
 def test_a_home_that_cannot_be_written_is_named(tmp_path, monkeypatch):

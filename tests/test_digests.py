@@ -21,7 +21,7 @@ from ssv2_report.study.digests import (
     refuse_mixture,
     set_flags,
 )
-from ssv2_report.study.experiments import load_study
+from ssv2_report.study.experiments import load_study, part_of
 from ssv2_report.study.runs import cache_of, clips_of
 from ssv2_report.study.steps import DECIDES
 
@@ -57,14 +57,20 @@ def bring_up_to_date(study, results):
     return done
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    base = tmp_path_factory.mktemp("finished")
+def small_study(base):
+    "A study of a dataset like any other."
     study = load_study("smoke")
     study.name = "of digests"
     study.data.root, study.data.size, study.data.demo = str(base / "data"), 32, None
     make_world(study.data.root, 1, 1, size=64)
-    (base / "data" / "demo.json").unlink()  # a dataset like any other
+    (base / "data" / "demo.json").unlink()
+    return study
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    base = tmp_path_factory.mktemp("finished")
+    study = small_study(base)
     done = bring_up_to_date(study, base / "results")
     assert done == [job.name for job in jobs_of(study)]
     return base, study
@@ -108,6 +114,10 @@ def change_lr(study, results):
 
 def change_workers(study, results):
     study.experiments["3d-scratch"].workers = 2
+
+
+def change_gpus(study, results):
+    study.experiments["3d-scratch"].gpus_per_run = 2
 
 
 def change_size(study, results):
@@ -156,6 +166,7 @@ def lose_a_run(study, results):
 CHANGES = [
     (change_title, DOWN),
     (change_workers, set()),
+    (change_gpus, set()),
     (
         change_lr,
         {*of("train", "2d-multi", "3d-inflated"), *of("gradcam", "2d-multi", "3d-inflated")}
@@ -302,3 +313,23 @@ def test_other_published_weights_are_another_start(whole):
     for init in ("imagenet", "kinetics"):
         study.experiments["3d-scratch"].init = init
         assert "train-3d-scratch-s0" in bring_up_to_date(study, results)
+
+
+def test_the_whole_study_does_what_its_parts_left(tmp_path):
+    "Also where a part's networks see fewer frames than the whole study's: its maps are of as many."
+    study, results = small_study(tmp_path), tmp_path / "results"
+    study.seeds = [0, 1]
+    study.experiments["2d-single"].n_frames = 1
+    first = bring_up_to_date(part_of(study, ["2d-single"], [0]), results)
+    runs = [job for job in first if job.endswith("-s0")]
+    assert runs == [f"{step}-2d-single-s0" for step in ("train", "gradcam", "reliance")]
+    second = bring_up_to_date(part_of(study, ["3d-inflated"], [0]), results)
+    assert {job for job in second if job.startswith("train")} == of(
+        "train", "2d-multi", "3d-inflated"
+    )
+    rest = bring_up_to_date(study, results)
+    names = [("3d-scratch", 0), *((name, 1) for name in RUNS)]
+    left = {f"{s}-{n}-s{k}" for s in ("train", "gradcam", "reliance") for n, k in names}
+    assert {job for job in rest if re.search(r"-s\d$", job)} == left
+    assert set(rest) - left == {"validation", *DOWN}
+    assert bring_up_to_date(study, results) == []

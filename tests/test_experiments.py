@@ -6,7 +6,18 @@ import sys
 import pytest
 import yaml
 
-from ssv2_report.study.experiments import experiment, load_study, project_root
+from ssv2_report.data.clips import REVERSAL_PAIRS, STATIC, wanted_classes
+from ssv2_report.study.experiments import (
+    experiment,
+    load_study,
+    part_of,
+    project_root,
+    refuse_unknown,
+    study_asked_for,
+    worlds_of,
+    write_asked_for,
+    write_study,
+)
 
 GOOD = dict(
     title="t",
@@ -47,6 +58,16 @@ def test_the_projects_studies_are_valid(name):
     assert load_study(name).experiments
 
 
+def test_the_small_study_has_the_87_classes_of_mini_ssv2_and_judges_no_other():
+    study = load_study("ssv2-mini")
+    classes = wanted_classes(study.data.classes)
+    assert len(classes) == len(set(classes)) == 87
+    named = [c for h in study.hypotheses.values() if isinstance(h.clips, list) for c in h.clips]
+    assert named and set(named) <= set(classes)
+    pairs = [pair for pair in REVERSAL_PAIRS if set(pair) <= set(classes)]
+    assert len(pairs) == 6 and len(set(STATIC) & set(classes)) == 7
+
+
 @pytest.mark.parametrize(
     "value, says",
     [
@@ -76,6 +97,9 @@ def test_the_projects_studies_are_valid(name):
         (changed(settings=dict(opt="adamv")), "no optimiser 'adamv'; did you mean 'adam"),
         (changed(settings=dict(opt="fusedadam")), "no optimiser 'fusedadam'; did you mean"),
         (only(model="resnt18"), "'resnt18' is no ResNet"),
+        (changed(settings=dict(gpus_per_run=3)), "16 clips does not divide into 3 GPUs"),
+        (changed(settings=dict(gpus_per_run=0)), "gpus_per_run"),
+        (changed(settings=dict(gpus_per_run=4, accumulate=8)), "4 GPUs (gpus_per_run) x 8 parts"),
         (changed(settings=dict(output_stride=12)), "output_stride is 12; it must be 8, 16 or 32"),
         (only(model="r3d_18", output_stride=8), "r3d_18 has no output_stride"),
         (only(model="resnet81"), "did you mean 'resnet18'"),
@@ -296,3 +320,97 @@ def test_a_hypothesis_may_name_its_margin_and_its_classes(tmp_path):
         with pytest.raises(ValueError, match=says) as e:
             read(**wrong)
         assert "\n" not in str(e.value)
+
+
+def test_a_part_of_a_study_is_a_study_that_says_what_it_leaves_out(tmp_path):
+    whole = load_study("ssv2")
+    part = part_of(whole, ["2d-multi", "3d-*"], [0])
+    names = ["2d-multi", "3d-scratch", "3d-scratch-long", "3d-inflated", "3d-imagenet"]
+    assert part.runs == [(name, 0) for name in [*names, "3d-kinetics"]]
+    assert all(part.experiments[n] == whole.experiments[n] for n in part.experiments)
+    assert {"order", "inflation"} <= set(part.hypotheses) and "published" not in part.hypotheses
+    said = str(part.left_out)
+    assert "i3d-scratch" in said and "the seeds 1, 2" in said and "hypotheses published" in said
+    assert part.title.endswith("(a part of the study)")
+    path = write_study(part, tmp_path)
+    assert load_study(path) == part and path.stem == "ssv2" == part.name
+
+
+def test_a_part_has_what_its_networks_start_from_and_maps_of_as_many_frames():
+    whole = load_study("demo")
+    assert list(part_of(whole, ["3d-inflated"]).experiments) == ["2d-multi", "3d-inflated"]
+    single = part_of(whole, ["2d-single"], [1])
+    assert single.runs == [("2d-single", 1)] and single.frames == whole.frames == 8
+    assert not single.hypotheses
+    assert part_of(whole) == part_of(whole, ["*"], [0, 1]) == whole
+
+
+@pytest.mark.parametrize(
+    "asked, says",
+    [
+        (dict(only=["3d-scrach"]), "no experiment of demo '3d-scrach'; did you mean '3d-scratch'"),
+        (dict(only=["2d-multi", "4d-*"]), "no experiment of demo '4d-"),
+        (dict(seeds=[7]), "no seed of demo '7'; choose from 0, 1."),
+        (dict(seeds=["x"]), "no seed of demo 'x'; choose from 0, 1."),
+        (dict(overrides=["lrr=1"]), "no setting 'lrr'; did you mean 'lr'"),
+        (dict(overrides={"epoch": 1}), "no setting 'epoch'; did you mean 'epochs'"),
+        (dict(overrides="{data.sizes: 1}"), "did you mean 'data.size'"),
+        (dict(overrides=["cam.perclass=1"]), "did you mean 'cam.per_class'"),
+        (dict(overrides=["2d-multi.epoch=1"]), "did you mean '2d-multi.epochs'"),
+        (dict(overrides=["2d-mutli.epochs=1"]), "did you mean '2d-multi.epochs'"),
+        (dict(overrides={7: 1}), "no setting 7; choose from model"),
+        (dict(overrides=["lr"]), "give key=value, such as lr=0.02"),
+        (dict(overrides="{lr: 3"), "is not valid YAML"),
+        (dict(overrides=["lr=[3"]), "is not valid YAML"),
+        (dict(overrides="lr"), "does not say which settings to change"),
+        (dict(overrides=["lr=fast"]), "lr: input should be a valid number"),
+        (dict(overrides=["gpus_per_run=3"]), "does not divide into 3 GPUs"),
+    ],
+)
+def test_what_a_study_does_not_have_cannot_be_asked_for(asked, says):
+    with pytest.raises(ValueError) as e:
+        study_asked_for("demo", **asked)
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_settings_are_changed_for_all_for_one_and_in_the_second_world(tmp_path):
+    changes = ["lr=0.5", "2d-multi.lr=0.25", "2d-single.epochs=3", "data.size=48", "clip_grad=null"]
+    study, second = study_asked_for("demo", seeds=[0], overrides=changes)
+    assert {n: e.lr for n, e in study.experiments.items()} == {
+        n: 0.25 if n == "2d-multi" else 0.5 for n in study.experiments
+    }
+    assert study.experiments["2d-single"].epochs == 3 and study.data.size == 48
+    assert study.experiments["3d-scratch"].clip_grad is None
+    assert second.experiments["2d-multi"].lr == 0.25 and second.data.size == 48
+    path = write_asked_for([study, second], tmp_path)
+    assert worlds_of(load_study(path))[1] == second
+    assert load_study(path).asked.startswith("--seeds 0 --set lr=0.5 --set 2d-multi.lr=0.25")
+
+
+def test_a_part_without_a_network_of_the_second_world_has_none(tmp_path):
+    assert len(study_asked_for("demo", only=["2d-single"])) == 1
+    assert len(study_asked_for("demo", seeds=[1])) == 1
+    part, second = study_asked_for("demo", only=["2d-multi"], seeds=[0])
+    assert list(second.experiments) == ["2d-multi"] and second.frames == 8
+    assert load_study(write_asked_for(study_asked_for("demo", ["2d-single"]), tmp_path)).runs
+
+
+PARAMETERS = 'study: str = "demo"  # a study\nseed = 0\nresults = (\n    ""\n)'
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ("sede = 1", "no parameter 'sede'; did you mean 'seed'"),
+        ("lr = 0.02", "'lr' is a setting: give overrides"),
+        ("seed = 1\nresult = 'x'", "no parameter 'result'; did you mean 'results'"),
+        ("seed = 1\nresults = 'x'", None),
+    ],
+)
+def test_papermill_gives_only_what_a_notebook_has(given, says):
+    cells = ["", PARAMETERS, f"# Parameters\n{given}\n", "import torch"]
+    refuse_unknown([*cells[:2], *cells[3:]])  # opened by hand
+    if says is None:
+        return refuse_unknown(cells)
+    with pytest.raises(ValueError, match=says):
+        refuse_unknown(cells)

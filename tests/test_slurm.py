@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from jobs import lines_of, side_by_side, stand_in
 from worlds import clone
 
 ROOT = Path(__file__).parents[1]
@@ -42,37 +43,47 @@ def jobs():
     ]
 
 
+def workflow(study, results, *targets):
+    "The command by which a study's jobs become SLURM's."
+    return [
+        *(sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"),
+        *("--workflow-profile", "workflow/profiles/slurm", "--slurm-no-account"),
+        *("--slurm-status-command", "squeue", "--seconds-between-status-checks", "3"),
+        *("--latency-wait", "5", "--set-threads", "demo_data=2", "audit=2", "cache=2"),
+        *("train=1", "gradcam=1", "--config", f"study={study}", f"results={results}"),
+        *("--", *map(str, targets)),
+    ]
+
+
+def test_jobs_at_a_time_see_one_gpu_each(cluster, tmp_path):
+    "Two trainings wait for one another; whatever this machine has, each is shown the GPU that SLURM gave it."
+    project, results = tmp_path / "project", tmp_path / "results"
+    clone(ROOT, project)
+    study, env, log = stand_in(tmp_path, at_once=2)
+    targets = [results / "flags" / f"{job}-s0" for job in ("gradcam-a", "train-b")]
+    done = subprocess.run(
+        workflow(study, results, *targets),
+        cwd=project,
+        env=env | {"SSV2_GPUS": "8", "PYTHONPATH": str(project) + paths()},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    lines = lines_of(log)
+    assert side_by_side(lines, ["train"]) == 2 and len(lines) == 6
+    assert {sees for _, step, _, sees, _ in lines if step == "train"} == {"0", "1"}
+
+
+def paths():
+    return os.pathsep + os.environ.get("PYTHONPATH", "")
+
+
 def test_the_study_runs_as_slurm_jobs_with_their_gpus_dependencies_and_retries(cluster, tmp_path):
     "The inflated network and what it needs; the first training job is cancelled once it runs."
     project, results = tmp_path / "project", tmp_path / "results"
     clone(ROOT, project)
     target = results / "flags" / "train-3d-inflated-s0"
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        "workflow/Snakefile",
-        "--workflow-profile",
-        "workflow/profiles/slurm",
-        "--slurm-no-account",
-        "--slurm-status-command",
-        "squeue",
-        "--seconds-between-status-checks",
-        "3",
-        "--latency-wait",
-        "5",
-        "--set-threads",
-        "demo_data=2",
-        "audit=2",
-        "cache=2",
-        "train=1",
-        "--config",
-        "study=smoke",
-        f"results={results}",
-        "--",
-        str(target),
-    ]
+    command = workflow("smoke", results, target)
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(
             command,
@@ -81,7 +92,7 @@ def test_the_study_runs_as_slurm_jobs_with_their_gpus_dependencies_and_retries(c
             stderr=log,
             env={
                 **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(project), os.environ.get("PYTHONPATH", "")]),
+                "PYTHONPATH": str(project) + paths(),
             },
         )
     asked, cancelled = {}, None

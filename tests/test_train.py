@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from safetensors.torch import load_file, save_file
 
 import ssv2_report.study.runs as runs
 import ssv2_report.train as train
+from ssv2_report.data.audit import audit
+from ssv2_report.study.devices import held
 from ssv2_report.study.experiments import Experiment, load_study, project_root
 from ssv2_report.study.scores import confusion
 from ssv2_report.train import (
@@ -236,8 +239,6 @@ def test_the_command_passes_sigterm_on_and_resumes(world, tmp_path):
     study["data"] = dict(study["data"], root=str(world))
     study["settings"] = dict(study["settings"], epochs=8)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    from ssv2_report.data.audit import audit
-
     audit(world).save(tmp_path / "results" / "audit.json") if (
         tmp_path / "results"
     ).mkdir() is None else None
@@ -497,8 +498,6 @@ def test_launch_trains_in_processes_and_hands_on_their_sentence(world, tmp_path)
     study = dict(yaml.safe_load((project_root() / "experiments" / "smoke.yaml").read_text()))
     study["data"] = dict(study["data"], root=str(world))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    from ssv2_report.data.audit import audit
-
     (tmp_path / "results" / "runs" / "2d-multi-s0").mkdir(parents=True)
     audit(world).save(tmp_path / "results" / "audit.json")
     launch(
@@ -514,6 +513,44 @@ def test_launch_trains_in_processes_and_hands_on_their_sentence(world, tmp_path)
             tmp_path / "results",
             on_line=lambda line: None,
         )
+
+
+LAUNCH = """
+import os, sys
+from ssv2_report.study.devices import held
+from ssv2_report.train import launch
+with held(2) as given:
+    for fd in given["pass_fds"]:
+        os.set_inheritable(fd, True)  # as those that a notebook's kernel was given
+    launch(2, sys.argv[1], "2d-multi", 0, sys.argv[2], on_line=lambda line: None)
+"""
+
+
+@pytest.mark.slow
+def test_processes_whose_launcher_is_killed_save_stop_and_give_their_gpus_back(
+    world, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SSV2_GPUS", "2")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    study = yaml.safe_load((project_root() / "experiments" / "smoke.yaml").read_text())
+    study["data"]["root"], study["settings"]["epochs"] = str(world), 100_000
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    run = tmp_path / "results" / "runs" / "2d-multi-s0"
+    run.mkdir(parents=True)
+    audit(world).save(tmp_path / "results" / "audit.json")
+    command = [sys.executable, "-c", LAUNCH, tmp_path / "study.yaml", tmp_path / "results"]
+    process, until = subprocess.Popen(command), time.time() + 300
+    while not (run / "checkpoint" / "last.pt").is_file() and time.time() < until:
+        time.sleep(0.2)
+    process.kill()
+    process.wait()
+    before = (run / "checkpoint" / "last.pt").stat().st_mtime_ns
+    waited = []
+    with held(2, on_wait=waited.append):  # they are held as long as the processes live
+        assert waited and (run / "checkpoint" / "last.pt").stat().st_mtime_ns > before
+    assert "Stopped by SIGTERM" in (run / "processes.log").read_text()
 
 
 # -- settings

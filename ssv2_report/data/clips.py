@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REVERSAL_PAIRS', 'TEMPORAL', 'STATIC', 'GROUPS', 'FLIP_TWINS', 'SPLITS', 'SAFE_ID', 'MEAN', 'STD', 'ORDERS',
-           'label_file', 'read_classes', 'class_name', 'read_records', 'Index', 'choose_classes', 'load_index',
-           'sample_frames', 'clip_rng', 'crop_window', 'jitter_colour', 'to_clip', 'denormalise', 'flip_targets',
-           'ClipDataset']
+           'label_file', 'read_classes', 'class_name', 'read_records', 'Index', 'wanted_classes', 'choose_classes',
+           'load_index', 'sample_frames', 'clip_rng', 'crop_window', 'jitter_colour', 'to_clip', 'denormalise',
+           'flip_targets', 'ClipDataset']
 
 # %% ../../nbs/00_data.ipynb #00-002
 import difflib
@@ -282,18 +282,11 @@ class Index:
     __repr__ = _repr_markdown_
 
 # %% ../../nbs/00_data.ipynb #00-021
-def choose_classes(classes, known) -> list[str]:  # Names in the order of `known`
+def wanted_classes(classes) -> list[str]:
     """Class names from a list, the name of a group, or a file (JSON list, or a name a line);
-    `ValueError` names a class that is not there."""
-    if classes is None:
-        return list(known)
+    `ValueError` where it is none of these."""
     if isinstance(classes, str) and classes in GROUPS:
-        chosen = [c for c in known if c in set(GROUPS[classes])]
-        if not chosen:
-            raise ValueError(
-                f"No class of the group {classes!r} is in labels.json: give class names instead."
-            )
-        return chosen
+        return list(GROUPS[classes])
     if isinstance(classes, (str, Path)):
         if not Path(classes).is_file():
             raise ValueError(
@@ -306,7 +299,21 @@ def choose_classes(classes, known) -> list[str]:  # Names in the order of `known
             if text.lstrip().startswith("[")
             else [l.strip() for l in text.splitlines() if l.strip()]
         )
-    for c in (wanted := [class_name(str(c)) for c in classes]):
+    return [class_name(str(c)) for c in classes]
+
+
+def choose_classes(classes, known) -> list[str]:  # Names in the order of `known`
+    "`wanted_classes` that are known, or all of these for None; `ValueError` names one that is not there."
+    if classes is None:
+        return list(known)
+    if isinstance(classes, str) and classes in GROUPS:
+        chosen = [c for c in known if c in set(wanted_classes(classes))]
+        if not chosen:
+            raise ValueError(
+                f"No class of the group {classes!r} is in labels.json: give class names instead."
+            )
+        return chosen
+    for c in (wanted := wanted_classes(classes)):
         if c in known:
             continue
         near = difflib.get_close_matches(c, known, 1)

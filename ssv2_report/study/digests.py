@@ -179,7 +179,8 @@ def _of_boxes(study, files) -> str:
 def _dump(study):
     "A study's settings, but for the places of its files, whose content counts."
     places = {"root", "boxes", "classes"}
-    left_out = {"data": places, "experiments": {"__all__": {"workers"}}, "second_world": True}
+    means = {"workers", "gpus_per_run"}
+    left_out = {"data": places, "experiments": {"__all__": means}, "second_world": True}
     found = study.model_dump(exclude=left_out)
     for exp in found["experiments"].values():
         exp["init"] = exp["init"] and os.path.basename(exp["init"])
@@ -195,9 +196,8 @@ def _settings(study, job):
         exp = _dump(study)["experiments"][job.of]
         exp.pop("title")
         return exp, job.seed, data.size
-    frames = max(e.n_frames for e in study.experiments.values())
     if job.step == "gradcam":
-        return cam.sources, cam.choice_per_class, cam.per_class, frames, data.size
+        return cam.sources, cam.choice_per_class, cam.per_class, study.frames, data.size
     if job.step == "reliance":
         return cam.paint, cam.reliance_per_class or cam.per_class
     if job.step == "cache":

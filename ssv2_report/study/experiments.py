@@ -4,21 +4,26 @@
 
 # %% auto #0
 __all__ = ['CLASS_GROUPS', 'PUBLISHED', 'VIDEO_MODELS', 'WEIGHTS', 'METHODS', 'SEARCHED', 'CLIP_MEASURES', 'MEASURES', 'Demo',
-           'Data', 'Experiment', 'Cam', 'Hypothesis', 'Study', 'project_root', 'load_study', 'resnets', 'optimisers',
-           'experiment']
+           'Data', 'Experiment', 'Cam', 'Hypothesis', 'LeftOut', 'Study', 'project_root', 'overrides_of', 'load_study',
+           'worlds_of', 'part_of', 'write_study', 'study_asked_for', 'write_asked_for', 'resnets', 'optimisers',
+           'experiment', 'refuse_unknown']
 
 # %% ../../nbs/study/experiments.ipynb #c002
+import ast
 import difflib
+import hashlib
 import importlib.util
 import os
 import re
+import shlex
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..data.basics import nearest
+from ..data.basics import nearest, whole
 from ..data.boxes import box_files
 
 # %% ../../nbs/study/experiments.ipynb #c004
@@ -99,7 +104,10 @@ class Experiment(_Strict):
     )
     checkpointing: bool = False  # recompute the stages on the way back: less memory, more time
     compile: bool = False  # torch.compile
-    workers: int = Field(0, ge=0)  # processes that load clips
+    gpus_per_run: int = Field(1, ge=1)  # that share each batch, where there are any
+    workers: int | None = Field(
+        None, ge=0
+    )  # processes that load clips, for each GPU; None: all but one of the job's cores, at most eight
     views: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (
         1,
         1,
@@ -130,6 +138,9 @@ class Cam(_Strict):
     paint: list[Literal["blurred", "filled"]] = Field(
         ["blurred"], min_length=1
     )  # how boxes are painted over to take a part away (gradcam/reliance)
+    frames: int | None = Field(
+        None, ge=1
+    )  # of the clips that maps are of; None: as many as the study's longest experiment sees
     reliance_per_class: int | None = (
         None  # validation clips a class for that; None takes those of the maps
     )
@@ -157,6 +168,27 @@ class Hypothesis(_Strict):
         return self.within or self.at_least
 
 
+class LeftOut(_Strict):
+    "What a part of a study leaves out, by name."
+
+    experiments: list[str] = []
+    seeds: list[int] = []
+    hypotheses: list[str] = []
+
+    def __str__(self):
+        what = (
+            ("experiment", self.experiments),
+            ("seed", self.seeds),
+            ("hypothesis", self.hypotheses),
+        )
+        named = [
+            f"the {kind if len(of) == 1 else kind.replace('sis', 'se') + 's'} {', '.join(map(str, of))}"
+            for kind, of in what
+            if of
+        ]
+        return f"This is a part of the study. It leaves out {'; '.join(named)}."
+
+
 class Study(_Strict):
     "The whole study as read from its YAML file by `load_study`."
 
@@ -170,6 +202,8 @@ class Study(_Strict):
         None  # a study whose data hold a planted shortcut, to validate the measures of attention (analysis/validation)
     )
     hypotheses: dict[str, Hypothesis] = {}
+    left_out: LeftOut | None = None  # where this is a part of a study
+    asked: str = ""  # options of the command that narrowed or changed the study
 
     def folder(self, experiment, seed) -> str:
         "Name of the folder of one run."
@@ -179,6 +213,11 @@ class Study(_Strict):
     def runs(self) -> list[tuple[str, int]]:
         "Every (experiment, seed) of the study."
         return [(e, s) for e in self.experiments for s in self.seeds]
+
+    @property
+    def frames(self) -> int:
+        "Frames of the clips that maps are of, the same for all networks."
+        return self.cam.frames or max(e.n_frames for e in self.experiments.values())
 
 # %% ../../nbs/study/experiments.ipynb #c010
 def project_root(start=None) -> Path:
@@ -233,9 +272,47 @@ def _sentence(error, path) -> str:
         return f"{path}: unknown key {where!r}; {nearest(first['loc'][-1], sorted(known))}"
     return f"{path}: {where}: {first['msg'].lower()}."
 
+# %% ../../nbs/study/experiments.ipynb #c011c
+def overrides_of(given) -> dict:
+    """Settings to change, from a dictionary, the text of one, or words such as 'lr=0.02'. ValueError
+    for anything else."""
+    read = lambda text: yaml.load(text, _Text)
+    try:
+        if isinstance(given, str) and given:
+            given = read(given)
+        elif isinstance(given, (list, tuple)) and all("=" in word for word in given):
+            given = {k.strip(): read(v) for k, v in (word.split("=", 1) for word in given)}
+    except yaml.YAMLError as e:
+        raise ValueError(f"{given!r} is not valid YAML: {' '.join(str(e).split())}.") from None
+    if not isinstance(given or {}, dict):
+        raise ValueError(
+            f"{given!r} does not say which settings to change; give key=value, such as lr=0.02, or "
+            "to a notebook a dictionary, such as {lr: 0.02}."
+        )
+    return given or {}
+
+
+def _override(raw, overrides):
+    "Change settings of a study as read from its file; ValueError for a key that it does not know."
+    parts = dict(raw.get("experiments", {}))
+    known = settings = [k for k in Experiment.model_fields if k != "title"]
+    for name, kind in (("data", Data), ("cam", Cam), ("data.demo", Demo)):
+        of = raw.get("data", {}).get("demo") if kind is Demo else raw.setdefault(name, {})
+        if isinstance(of, dict):
+            parts[name] = of
+            known = known + [f"{name}.{k}" for k in kind.model_fields]
+    known += [f"{name}.{k}" for name in raw["experiments"] for k in Experiment.model_fields]
+    for key, value in (overrides or {}).items():
+        if key not in known:
+            hint = _hint(str(key), known, f"choose from {', '.join(settings)}.")
+            raise ValueError(f"There is no setting {key!r}; {hint}")
+        part, _, name = key.rpartition(".")
+        for of in [parts[part]] if part else raw["experiments"].values():
+            of[name] = value
+
 # %% ../../nbs/study/experiments.ipynb #c012
-def _read_study(path) -> Study:
-    "The study in a file, checked but for its second world."
+def _read_study(path, overrides=None) -> Study:
+    "The study in a file, with some settings changed, checked but for its second world."
     try:
         raw = yaml.load(path.read_text(encoding="utf-8-sig"), _Text)
     except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -252,6 +329,7 @@ def _read_study(path) -> Study:
     ):
         raise ValueError(f"{path}: experiments must be a mapping from a name to its settings.")
     raw["experiments"] = {k: {**settings, **e} for k, e in experiments.items()}
+    _override(raw, overrides)
     try:
         out = Study(name=path.stem, **raw)
     except ValidationError as e:
@@ -267,6 +345,7 @@ def _read_study(path) -> Study:
 def load_study(
     study: str,  # Name of a file in experiments/ without its ending, or a path to a YAML file
     root=None,  # The project's folder; found from the current folder by default
+    overrides=(),  # Settings to change, by key: a training setting of all experiments, or as 'data.size', 'cam.per_class', '2d-multi.lr'
 ) -> Study:
     """Read and check a study. `settings` of the file are the defaults of each of its experiments.
     Paths in it (`data.root`, `data.boxes`, a file of `data.classes`, weights as `init`, a file as
@@ -277,13 +356,105 @@ def load_study(
     declared and not there, and ValueError for anything wrong inside, each in one sentence. Names
     that only the data or a built network can judge are checked by `study.runs.check_study`."""
     path = _study_file(study, root)
-    out = _read_study(path)
+    out = _read_study(path, overrides_of(overrides))
     if out.second_world:
         second = out.second_world
         if second.endswith((".yaml", ".yml")):
             second = out.second_world = _absolute(second, path)
         _read_study(_study_file(second, root))
     return out
+
+
+def worlds_of(study: Study) -> list[Study]:
+    "A study and, where it has one, its second world."
+    return [study] + [load_study(name) for name in [study.second_world] if name]
+
+# %% ../../nbs/study/experiments.ipynb #c012b
+def _chosen(known, patterns, what) -> list:
+    "Those of `known` that match one of the patterns, or all; ValueError for one that matches none."
+    for pattern in patterns or ():
+        if not any(fnmatchcase(str(name), pattern) for name in known):
+            raise ValueError(f"There is no {what} {pattern!r}; {nearest(pattern, known)}")
+    return [k for k in known if not patterns or any(fnmatchcase(str(k), p) for p in patterns)]
+
+
+def part_of(
+    study: Study,
+    only=(),  # Names of experiments, or patterns such as '3d-*'; none: all
+    seeds=(),  # Its seeds; none: all
+) -> Study:
+    """The part of a study with these experiments, those that they start from, and these seeds. ValueError for
+    a name or a seed that is not there."""
+    wanted = set(_chosen(study.experiments, only, f"experiment of {study.name}"))
+    kept_seeds = _chosen(study.seeds, [str(seed) for seed in seeds], f"seed of {study.name}")
+    for name in list(wanted):
+        while (name := study.experiments[name].init) in study.experiments:
+            wanted.add(name)
+    kept = {name: e for name, e in study.experiments.items() if name in wanted}
+    compared = lambda h: {h.of, h.over, h.to} - {None}
+    judged = {name: h for name, h in study.hypotheses.items() if compared(h) <= wanted}
+    if len(kept) == len(study.experiments) and kept_seeds == study.seeds:
+        return study
+    return study.model_copy(
+        update=dict(
+            title=f"{study.title} (a part of the study)",
+            seeds=kept_seeds,
+            experiments=kept,
+            hypotheses=judged,
+            cam=study.cam.model_copy(update=dict(frames=study.frames)),
+            left_out=LeftOut(
+                experiments=[name for name in study.experiments if name not in kept],
+                seeds=[seed for seed in study.seeds if seed not in kept_seeds],
+                hypotheses=[name for name in study.hypotheses if name not in judged],
+            ),
+        )
+    )
+
+
+def write_study(study, folder) -> Path:
+    "The file of that study, in a folder named after its content."
+    content = study.model_dump(mode="json", exclude={"name"})
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    path = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:10] / f"{study.name}.yaml"
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return path
+
+
+def study_asked_for(
+    study: str,  # As `load_study` takes it
+    only=(),  # As `part_of` takes them
+    seeds=(),
+    overrides=(),  # As `load_study` takes them
+) -> list[Study]:
+    "A study narrowed and changed, and its second world in the same way, as far as it has the same experiments and seeds."
+    changes = overrides_of(overrides)
+    whole_study = load_study(study, overrides=changes)
+    out = part_of(whole_study, only, seeds)
+    if out != load_study(study):
+        words = [("--only", only), ("--seeds", seeds)]
+        asked = [f"{option} {shlex.quote(','.join(map(str, of)))}" for option, of in words if of]
+        asked += [f"--set {shlex.quote(f'{k}={v}')}" for k, v in changes.items()]
+        out = out.model_copy(update=dict(asked=" ".join(asked)))
+    if not out.second_world:
+        return [out]
+    second = load_study(out.second_world)
+    apart = {"data.root", "data.boxes"}
+    missing = set(whole_study.experiments) - set(second.experiments)
+    alike = {
+        k: v for k, v in changes.items() if k not in apart and k.rpartition(".")[0] not in missing
+    }
+    second = load_study(out.second_world, overrides=alike)
+    both = [name for name in second.experiments if name in out.experiments]
+    shared = [seed for seed in second.seeds if seed in out.seeds]
+    return [out, part_of(second, both, shared)] if both and shared else [out]
+
+
+def write_asked_for(studies, folder) -> str:
+    "The file of a study, and of its second world beside it."
+    study, *second = studies
+    second = str(write_study(second[0], folder)) if second else None
+    return str(write_study(study.model_copy(update=dict(second_world=second)), folder))
 
 # %% ../../nbs/study/experiments.ipynb #c014
 def _check_names(study, path):
@@ -419,6 +590,11 @@ def _check_networks(study, path):
         if exp.opt not in opts:
             hint = _hint(exp.opt, opts, "give one of timm's, such as adamw, sgd or momentum.")
             raise ValueError(f"{where}: there is no optimiser {exp.opt!r}; {hint}")
+        if exp.batch_size % (exp.gpus_per_run * exp.accumulate):
+            raise ValueError(
+                f"{where}: a batch of {exp.batch_size} clips does not divide into {exp.gpus_per_run} "
+                f"GPUs (gpus_per_run) x {exp.accumulate} parts (accumulate); change one of them."
+            )
         if exp.sched == "step" and not exp.milestones:
             raise ValueError(f"{where} goes down by steps but has no milestones; give the epochs.")
 
@@ -491,3 +667,29 @@ def experiment(study, name) -> Experiment:
     raise ValueError(
         f"The study {study.name!r} has no experiment {name!r}; {nearest(name, study.experiments)}"
     )
+
+# %% ../../nbs/study/experiments.ipynb #c018b
+def _assigned(source) -> list[str]:
+    "Names that the statements of a cell give values to."
+    found = [getattr(s, "targets", [getattr(s, "target", None)]) for s in ast.parse(source).body]
+    return [target.id for targets in found for target in targets if isinstance(target, ast.Name)]
+
+
+def refuse_unknown(
+    cells: list
+    | None = None,  # Sources of the cells that ran; None: of the notebook that runs this
+):
+    "ValueError where papermill gave a notebook a parameter that its first cell does not have."
+    if cells is None:
+        from IPython import get_ipython
+
+        cells = get_ipython().user_ns.get("In", []) if get_ipython() else []
+    injected = next((k for k, c in enumerate(cells) if c.startswith("# Parameters\n")), 0)
+    if not injected:
+        return
+    known = _assigned(cells[injected - 1])
+    for name in _assigned(cells[injected]):
+        if name in Experiment.model_fields and name not in known:
+            raise ValueError(f"{name!r} is a setting: give overrides, such as {{{name}: ...}}.")
+        if name not in known:
+            raise ValueError(f"There is no parameter {name!r}; {nearest(name, known)}")

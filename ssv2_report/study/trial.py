@@ -47,8 +47,10 @@ def trial(study, name, seed=0) -> tuple[Study, str]:
     return small, str(results)
 
 
-def at_hand(study: str, results: str, name: str, seed: int = 0) -> tuple[Study, str]:
-    "The study and the results that a notebook was given; a `trial` where it was given no results."
-    s = load_study(study)
+def at_hand(
+    study: str, results: str, name: str, seed: int = 0, overrides=None
+) -> tuple[Study, str]:
+    "The study, with settings changed, and the results that a notebook was given; a `trial` where it was given no results."
+    s = load_study(study, overrides=overrides)
     experiment(s, name)
     return (s, results) if results else trial(s, name, seed)

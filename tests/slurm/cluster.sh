@@ -1,6 +1,6 @@
 #!/bin/bash
 # A real SLURM of one node on this machine, started by hand: cluster.sh start|stop FOLDER. Needs Debian's slurm-wlm and munge, and root.
-# The node claims more cores, memory and a GPU than there may be, so that jobs of the study's profile are granted what they ask for.
+# The node claims more cores and memory than there may be, and two GPUs, so that jobs of the study's profile are granted what they ask for.
 set -e
 folder=$(realpath -m "$2"); host=$(hostname -s); port=$((20000 + $$ % 20000))
 conf=/etc/slurm/slurm.conf
@@ -29,10 +29,10 @@ SelectTypeParameters=CR_CPU_Memory
 GresTypes=gpu
 ReturnToService=2
 MpiDefault=none
-NodeName=$host NodeAddr=127.0.0.1 CPUs=16 RealMemory=200000 Gres=gpu:1
+NodeName=$host NodeAddr=127.0.0.1 CPUs=16 RealMemory=200000 Gres=gpu:2
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE
 CONF
-echo "NodeName=$host Name=gpu File=/dev/null" > "$folder/gres.conf"
+printf "NodeName=$host Name=gpu File=%s\n" /dev/null /dev/zero > "$folder/gres.conf"
 ln -sf "$folder"/{slurm,gres}.conf /etc/slurm/     # where jobs look for it
 (umask 077; head -c 1024 /dev/urandom > "$folder/munge.key")
 munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" --seed-file="$folder/munge.seed"

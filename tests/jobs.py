@@ -1,0 +1,79 @@
+"""Jobs that stand in for those of the workflow, and say which GPUs they see."""
+
+import json
+import os
+import sys
+
+STUDY = """
+title: t
+data: {root: world, demo: {train_per_class: 1}, size: 32}
+seeds: [0]
+settings: {model: test_resnet, batch_size: 8, gpus_per_run: PER_RUN}
+experiments: {a: {title: a}, b: {title: b}, c: {title: c}, d: {title: d}}
+"""
+
+# Stands for the command in the workflow's jobs. Each writes what it sees when it begins and ends,
+# and a training ends when as many as AT_ONCE have been seen side by side.
+STAND_IN = """
+import json, os, sys, time
+from pathlib import Path
+
+step, study, of = sys.argv[3:6]
+if step not in ("train", "gradcam"):
+    sys.exit()
+from ssv2_report.study.devices import held
+
+log, wanted = Path(os.environ["LOG"]), int(os.environ["PER_RUN"]) if step == "train" else 1
+
+def write(what, sees):
+    with open(log, "a") as f:
+        f.write(json.dumps([what, step, of, sees, os.environ["OMP_NUM_THREADS"]]) + "\\n")
+
+def most():
+    side_by_side = counted = 0
+    for line in log.read_text().splitlines():
+        what, kind, *_ = json.loads(line)
+        side_by_side += (1 if what == "begins" else -1) * (kind == "train")
+        counted = max(counted, side_by_side)
+    return counted
+
+with held(wanted) as given:
+    sees = given["env"]["CUDA_VISIBLE_DEVICES"]
+    write("begins", sees)
+    until = time.time() + 100
+    while step == "train" and most() < int(os.environ["AT_ONCE"]) and time.time() < until:
+        time.sleep(0.05)
+    write("ends", sees)
+"""
+
+
+def stand_in(folder, per_run=1, at_once=1):
+    "A study of four networks in `folder`, the environment in which a stand-in does its jobs, and their log."
+    study, script, python, log = (folder / n for n in ("s.yaml", "stand_in.py", "python", "log"))
+    study.write_text(STUDY.replace("PER_RUN", str(per_run)))
+    script.write_text(STAND_IN)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
+    python.chmod(0o755)
+    env = dict(SSV2_PYTHON=python, LOG=log, PER_RUN=per_run, AT_ONCE=at_once)
+    return study, os.environ | {k: str(v) for k, v in env.items()}, log
+
+
+def lines_of(log):
+    "What happened: 'begins' or 'ends', the step, its experiment, the GPUs that it sees, its threads."
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def side_by_side(lines, steps=("train", "gradcam")):
+    "At most so many jobs at a time; fails where two of them have one GPU."
+    now, most = {}, 0
+    for what, step, of, sees, _ in lines:
+        if step not in steps:
+            continue
+        if what == "ends":
+            now.pop((step, of))
+            continue
+        now[step, of] = sees.split(",")
+        in_use = [gpu for gpus in now.values() for gpu in gpus if gpu]
+        assert len(in_use) == len(set(in_use)), now
+        most = max(most, len(now))
+    return most
