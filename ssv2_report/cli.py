@@ -7,7 +7,8 @@ __all__ = ['app', 'console', 'StudyName', 'Results', 'show_version', 'options', 
            'results_folder', 'job', 'do', 'alone', 'sign', 'Steps', 'demo_data', 'audit', 'prepare', 'cache', 'train',
            'show_progress', 'gradcam', 'reliance', 'validate', 'analyse', 'chapter', 'render', 'expected_seconds',
            'Tracker', 'check_writable', 'check_home', 'planned', 'none_left', 'check_paths', 'check_data',
-           'workflow_command', 'worlds_to_make', 'reproduce', 'follow', 'plan', 'figures', 'explore', 'main']
+           'workflow_command', 'worlds_to_make', 'left_to_do', 'reproduce', 'follow', 'plan', 'figures', 'explore',
+           'main']
 
 # %% ../nbs/report/cli.ipynb #c002
 import json
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .data.basics import usable_cores
+from .data.contents import Files
 from ssv2_report.study.digests import (
     CHAPTERS,
     NOTEBOOKS,
@@ -37,6 +39,7 @@ from ssv2_report.study.digests import (
     pages_of,
     recorded,
     refuse_mixture,
+    to_do,
 )
 from .study.experiments import experiment as find_experiment
 from .study.experiments import load_study, project_root
@@ -301,7 +304,7 @@ def audit(
     "Check every record of a dataset against every file; exit code 1 when training would see less than the labels promise."
     from ssv2_report.data.audit import audit as audit_
 
-    result = audit_(root, boxes, workers=workers, progress=Steps("audited"))
+    result = audit_(root, boxes, workers, Steps("audited"), Files(out.parent))
     result.save(out)
     print(result._repr_markdown_(), f"\n\nEvery finding: {out}")
     if check:
@@ -724,6 +727,14 @@ def worlds_to_make(study) -> list[Path]:
     return [root for root in roots if not (root / "demo.json").is_file()]
 
 
+def left_to_do(study, results) -> list[Job]:
+    "The jobs of a study and of its second world that are not up to date."
+    todo = to_do(study, results)
+    if study.second_world:
+        todo += to_do(load_study(study.second_world), results / "shortcut", inner=True)
+    return todo
+
+
 @app.command()
 def reproduce(
     study: StudyName = "demo",
@@ -737,16 +748,19 @@ def reproduce(
     ] = False,
 ):
     "Do everything: data, audit, training, maps, analysis, report. A second call with nothing changed does nothing."
-    from ssv2_report.study.runs import check_study
-
     s, root = load_study(study), project_root()
     out, report = results_folder(s, results), root / "_report" / s.name / "index.html"
     check_data(s)
-    check_study(s)
     check_paths(out, s.name, s.data.root)
     check_writable(out)
     check_writable(report.parent, 30e6, "work in a clone that you can write to")
     check_home()
+    if not left_to_do(s, out):
+        print(f"Nothing to do: {report} is up to date.")
+        return
+    from ssv2_report.study.runs import check_study
+
+    check_study(s)
     cores = cores or usable_cores()
     command = workflow_command(study, out, cores) + ["--dry-run"] * dry_run
     tracker, log = Tracker(s, out), []
@@ -778,9 +792,7 @@ def reproduce(
             else f"The workflow failed; its log is {out / 'reproduce.log'}:\n{''.join(log[-15:])}"
         )
     if dry_run:
-        print("\n".join(planned(log)) or f"Nothing to do: {report} is up to date.")
-    elif any("Nothing to be done" in l for l in log):
-        print(f"Nothing to do: {report} is up to date.")
+        print("\n".join(planned(log)))
     else:
         print(f"The report, after {(time.time() - tracker.began) / 60:.1f} min: {report}")
 

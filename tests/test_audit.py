@@ -359,6 +359,8 @@ def test_the_demo_world_is_held_against_its_checksums(tmp_path):
 def test_a_stale_or_foreign_audit_is_refused(root, tmp_path):
     audit(root).save(tmp_path / "audit.json")
     os.utime(root / MEDIA / "1.webm", ns=(0, 0))
+    assert load_audit(tmp_path / "audit.json", root).ok
+    (root / MEDIA / "1.webm").write_bytes((root / MEDIA / "1.webm").read_bytes() + b"\0")
     with pytest.raises(ValueError, match="has changed since"):
         load_audit(tmp_path / "audit.json", root)
     (tmp_path / "audit.json").write_text("{}")

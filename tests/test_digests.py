@@ -1,17 +1,22 @@
 """What is done again after a change: all that depends on it, and nothing else."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from ssv2_report.data import contents
 from ssv2_report.data.audit import audit
+from ssv2_report.data.contents import Files, dataset_digest
 from ssv2_report.demo.world import make_world
 from ssv2_report.study import digests
 from ssv2_report.study.digests import (
-    Files,
     Job,
     decides,
     files_of,
@@ -36,7 +41,7 @@ def do(study, results, job):
         for split in ("train", "validation"):
             cache_of(study, clips_of(study, split, results), results)
     else:
-        by = decides(study, results, job, Files("/dev/null"))
+        by = decides(study, results, job, Files())
         by.pop("code")  # another comment makes no other weights
         for path in files_of(study, results, job):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +87,99 @@ def whole(finished, tmp_path):
 
 def of(step, *runs):
     return {f"{step}-{run}-s0" for run in runs or RUNS}
+
+
+def test_deciding_what_to_do_needs_no_torch():
+    code = "import sys, ssv2_report.cli; sys.exit(bool({'torch', 'pandas'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("clips", [2_000, pytest.param(220_847, marks=pytest.mark.slow)])
+def test_an_unchanged_dataset_is_known_without_being_read(tmp_path, monkeypatch, clips):
+    media = tmp_path / "data" / "20bn-something-something-v2"
+    media.mkdir(parents=True)
+    for k in range(clips):
+        (media / f"{k}.webm").write_text(str(k))
+
+    def digest_now():
+        files = Files(tmp_path / "results")
+        try:
+            return dataset_digest(tmp_path / "data", files)
+        finally:
+            files.save()
+
+    known = digest_now()
+    read = []
+    content = contents._content
+    monkeypatch.setattr(contents, "_content", lambda path: read.append(path) or content(path))
+    began = time.process_time()
+    assert digest_now() == known and not read
+    seconds = time.process_time() - began
+    print(f"{clips:,} clips in {seconds:.1f} s of computing")
+    assert seconds < 60
+    changed = media / "7.webm"
+    changed.write_text("8")
+    assert digest_now() != known and read == [str(changed)]
+
+
+def test_frames_are_read_again_where_one_of_them_changed(tmp_path, monkeypatch):
+    root, files = tmp_path / "data", Files()
+    clip = root / "frames" / "1"
+    clip.mkdir(parents=True)
+    for k in (1, 2, 3):
+        (clip / f"{k:05}.jpg").write_text(str(k))
+    (clip / "00004.jpg").symlink_to("nowhere")
+    known = dataset_digest(root, files)
+    read = []
+    content = contents._content
+    monkeypatch.setattr(contents, "_content", lambda path: read.append(path) or content(path))
+    assert dataset_digest(root, files) == known and not read
+    (clip / "00001.jpg").touch()
+    assert dataset_digest(root, files) == known and read, "the time is a first filter"
+    times = os.stat(clip)
+    (clip / "00002.jpg").write_text("3")  # in place, which changes no time of the folder
+    os.utime(clip, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert dataset_digest(root, files) != known
+    (clip / "00002.jpg").write_text("2")
+    assert dataset_digest(root, files) == known
+    (clip / "00003.jpg").rename(clip / "00005.jpg")
+    assert dataset_digest(root, files) != known
+    assert dataset_digest(shutil.copytree(root, tmp_path / "c", symlinks=True)) != known
+
+
+DAMAGES = ["", "[]", "3", "{}", '{"decides": 1, "files": 2, "results": 3}', "\0\0", "[[1, 2]]"]
+
+
+@pytest.mark.parametrize("text", DAMAGES)
+@pytest.mark.parametrize("name", ["records/files.json", "records/cache.json"])
+def test_a_damaged_record_is_only_made_again(whole, name, text):
+    study, results = whole
+    (results / name).write_text(text)
+    redone = {"cache"} if "cache" in name else set()
+    assert set(bring_up_to_date(study, results)) == redone
+    assert bring_up_to_date(study, results) == []
+
+
+def test_what_remembers_digests_may_be_of_another_version(whole):
+    study, results = whole
+    path = results / "records" / "files.json"
+    path.write_text(json.dumps({k: [1, 2, v[-1]] for k, v in json.loads(path.read_text()).items()}))
+    assert bring_up_to_date(study, results) == []
+
+
+def test_hidden_files_are_nobodys_result(whole):
+    "Locks, which name other processes each time, and what a kill left half-written."
+    study, results = whole
+    report = digests.project_root() / "_report" / study.name
+    for folder in (report, results / "tables", results / "runs" / "2d-multi-s0" / "maps"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".123.part").write_text("x")
+    assert bring_up_to_date(study, results) == []
+    change_title(study, results)
+    bring_up_to_date(study, results)
+    (results / "tables" / ".123.part").write_text("another length")
+    assert bring_up_to_date(study, results) == []
+    shutil.rmtree(report)
 
 
 DOWN = {"analysis", "render"}
@@ -246,7 +344,7 @@ def test_a_notebooks_prose_decides_nothing(tmp_path):
         for source in (cells[place]["source"], [word]):
             cells[place]["source"] = source
             path.write_text(json.dumps(dict(cells=cells)))
-            seen.append(Files(tmp_path / "none").of_notebook(path))
+            seen.append(Files().of_notebook(path))
     assert seen[0] == seen[1] == seen[2] != seen[3]
 
 
