@@ -392,6 +392,26 @@ def test_a_worker_that_hangs_or_dies_is_named_and_replaced():
     ) == [(0, "crashes"), (1, "crashes")]
 
 
+KILL = """
+import os, signal, pathlib
+note = pathlib.Path({note!r})
+if not note.exists():
+    note.touch()
+    os.kill(os.getpid(), signal.{name})
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGHUP"])
+def test_what_somebody_kills_says_nothing_of_the_clip(tmp_path, name):
+    jobs = [(KILL.format(note=str(tmp_path / "note"), name=name),)]
+    assert list(in_processes("builtins:exec", jobs, workers=1)) == [(0, None, "")]
+
+
+def test_what_is_killed_again_and_again_is_named():
+    jobs = [("import os; os.kill(os.getpid(), 9)",)]
+    assert list(in_processes("builtins:exec", jobs, workers=1)) == [(0, None, "crashes")]
+
+
 # --- what the numbers are of
 
 
