@@ -77,7 +77,7 @@ def jobs_of(study, inner=False) -> dict[Job, list[Job]]:
         return jobs
     if is_validated(study):
         jobs[Job("validation")] = looked
-    jobs[Job("analysis")] = trained + looked + [Job("validation")] * is_validated(study)
+    jobs[Job("analysis")] = [audit, *trained, *looked] + [Job("validation")] * is_validated(study)
     chapters = {Job("chapter", name): [cache] for name in CHAPTERS}
     return jobs | chapters | {Job("render"): [Job("analysis"), *chapters, *looked]}
 
@@ -121,8 +121,17 @@ def _settings(study, job):
         return data.size, classes, data.per_class, data.max_excluded
     if job.step in ("validation", "analysis", "render"):
         second = load_study(study.second_world) if study.second_world else None
-        return [x and _dump(x) for x in (study, second)]
+        return [x and _dump(x) for x in (study, second)], *map(
+            list, (study.experiments, study.hypotheses)
+        )
     return None
+
+
+def _read_by(job, needs):
+    "Of the jobs that a job waits for, those whose results it reads."
+    if job.step != "chapter":
+        return needs
+    return [Job("audit")] if job.of == "00_data" else []  # the others have worlds of their own
 
 
 def decides(study, results, job, files, inner=False) -> dict[str, str]:
@@ -143,8 +152,9 @@ def decides(study, results, job, files, inner=False) -> dict[str, str]:
     if job.step == "train":
         init = study.experiments[job.of].init or ""
         found["start"] = files(init) if os.path.isabs(init) else ""
-    if job.step in ("gradcam", "reliance"):
+    if job.step in ("gradcam", "reliance") or job.of == "00_data":
         found["boxes"] = _of_boxes(study, files)
+    if job.step in ("gradcam", "reliance"):
         found["world"] = files(Path(study.data.root) / "demo.json")
     if job.step == "render":
         pages = pages_of(study, folder)
@@ -157,7 +167,7 @@ def decides(study, results, job, files, inner=False) -> dict[str, str]:
             files(folder / "variables.yml"),
             shutil.which("quarto"),
         )
-    for need in jobs_of(study, inner)[job]:
+    for need in _read_by(job, jobs_of(study, inner)[job]):
         found[need.name] = record(folder, need)["results"]
     if job.step == "validation" and study.second_world:
         second = load_study(study.second_world)
@@ -191,14 +201,27 @@ def _within(folder):
     return sorted(p for p in folder.rglob("*") if p.is_file() and not hidden(p))
 
 
+def _folders(study, results, job) -> list[Path]:
+    "The folders that are filled by one job alone."
+    out = Path(results)
+    if job.step == "gradcam":
+        return [run_folder(study, out, job.of, job.seed) / "maps"]
+    return [
+        out / name
+        for name in dict(validation=["tables_validation"], analysis=["tables", "figures"]).get(
+            job.step, ()
+        )
+    ]
+
+
 def files_of(study, results, job) -> list[Path]:
     "The files that a job leaves behind."
-    out = Path(results)
+    out, filled = Path(results), [p for f in _folders(study, results, job) for p in _within(f)]
     if job.seed is not None:
         run = run_folder(study, out, job.of, job.seed)
         own = dict(
             train=[run / name for name in TRAINED],
-            gradcam=[run / name for name in GRADCAM] + _within(run / "maps"),
+            gradcam=[run / name for name in GRADCAM] + filled,
             reliance=[run / "reliance.parquet"],
         )[job.step]
         return [run / f"{job.step}_run.ipynb", *own]
@@ -206,13 +229,8 @@ def files_of(study, results, job) -> list[Path]:
         demo_data=lambda: [Path(study.data.root) / "demo.json"],
         audit=lambda: [out / "audit.json"],
         cache=lambda: [],
-        validation=lambda: [out / "validation_run.ipynb", *_within(out / "tables_validation")],
-        analysis=lambda: [
-            out / "analysis_run.ipynb",
-            out / "variables.yml",
-            *_within(out / "tables"),
-            *_within(out / "figures"),
-        ],
+        validation=lambda: [out / "validation_run.ipynb", *filled],
+        analysis=lambda: [out / "analysis_run.ipynb", out / "variables.yml", *filled],
         chapter=lambda: [out / "chapters" / f"{job.of}.ipynb"],
         render=lambda: _within(project_root() / "_report" / study.name),
     )[job.step]()
@@ -242,6 +260,9 @@ def _results(study, results, job, left) -> str:
         return _of_cache(study, results)
     if job.step == "render":
         return ""
+    if job.step == "audit":
+        found = json.loads(left[0].read_text(encoding="utf-8"))
+        return digest({k: v for k, v in found.items() if k != "root"})
     files, shown = Files(), job.step in ("analysis", "validation", "chapter")
     notebooks = [p for p in left if p.suffix == ".ipynb"]
     of_notebooks = [files.of_notebook(p, outputs=True) for p in notebooks if shown]
@@ -310,6 +331,12 @@ def _base(study, results, job):
     return dict(demo_data=Path(study.data.root), render=project_root()).get(job.step, Path(results))
 
 
+def _states(study, results, job):
+    "Which file each path of a job's own folders is, as of now."
+    found = [p for folder in _folders(study, results, job) for p in _within(folder)]
+    return {p: ((s := p.stat()).st_ino, s.st_size, s.st_mtime_ns) for p in found}
+
+
 @contextmanager
 def recorded(study, results, job, inner=False):
     """Yields whether a job is to be done; if it is, its record is written when the block ends well.
@@ -328,7 +355,10 @@ def recorded(study, results, job, inner=False):
     except KeyError:
         decided = None
     files.save()
+    before = _states(study, results, job)
     yield True
+    for path in before.items() & _states(study, results, job).items():
+        path[0].unlink()
     if decided is None:
         return
     left, base = files_of(study, results, job), _base(study, results, job)
