@@ -36,6 +36,7 @@ from ssv2_report.study.digests import (
     NOTEBOOKS,
     Job,
     files_of,
+    is_validated,
     pages_of,
     recorded,
     refuse_mixture,
@@ -444,7 +445,10 @@ def validate(study: StudyName = "demo", results: Results = None):
 def analyse(study: StudyName = "demo", results: Results = None):
     "Tables, figures and variables of a study from its runs (analysis/analysis_run)."
     s = load_study(study)
-    refuse_mixture(s, results_folder(s, results), Job("analysis"))
+    out = results_folder(s, results)
+    refuse_mixture(s, out, Job("analysis"))
+    if not is_validated(s):  # what the study once was
+        shutil.rmtree(out / "tables_validation", ignore_errors=True)
     do(study, "analysis", results)
 
 # %% ../nbs/report/cli.ipynb #c012
@@ -758,6 +762,7 @@ def reproduce(
     if not left_to_do(s, out):
         print(f"Nothing to do: {report} is up to date.")
         return
+    from ssv2_report.report.processes import identity, sweep
     from ssv2_report.study.runs import check_study
 
     check_study(s)
@@ -766,6 +771,8 @@ def reproduce(
     tracker, log = Tracker(s, out), []
     console.quiet = dry_run
     with alone(*([] if dry_run else [out, report.parent, *worlds_to_make(s)])) as locks:
+        if not dry_run:
+            sweep(out)
         with (
             open(os.devnull if dry_run else out / "reproduce.log", "w", buffering=1) as kept,
             subprocess.Popen(
@@ -778,7 +785,12 @@ def reproduce(
                 pass_fds=[
                     f.fileno() for f in locks
                 ],  # the workflow holds them as well, should it outlive this process
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "SSV2_PYTHON": sys.executable},
+                env={
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    "SSV2_PYTHON": sys.executable,
+                    "SSV2_COMMAND": identity(os.getpid()),
+                },
             ) as process,
         ):
             sign(locks, process.pid)
@@ -984,6 +996,10 @@ def explore(
 # %% ../nbs/report/cli.ipynb #c021
 def main():
     "Entry point of `ssv2`."
+    if os.environ.get("SSV2_COMMAND"):
+        from ssv2_report.report.processes import end_with_command
+
+        end_with_command()
     try:
         app()
     except (ValueError, OSError) as e:
