@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['app', 'console', 'StudyName', 'Results', 'Only', 'Seeds', 'Changes', 'show_version', 'options', 'absolute',
            'own_kernel', 'run_notebook', 'results_folder', 'job', 'do', 'alone', 'sign', 'Steps', 'words', 'asked_for',
-           'file_of', 'demo_data', 'audit', 'prepare', 'cache', 'train', 'show_progress', 'gradcam', 'reliance',
+           'study_file', 'demo_data', 'audit', 'prepare', 'cache', 'train', 'show_progress', 'gradcam', 'reliance',
            'validate', 'analyse', 'chapter', 'render', 'expected_seconds', 'Tracker', 'check_writable', 'check_home',
            'planned', 'none_left', 'check_paths', 'check_data', 'gpus_to_use', 'show_rows', 'check', 'check_first',
-           'workflow_command', 'worlds_to_make', 'reproduce', 'follow', 'plan', 'figures', 'explore', 'status', 'main']
+           'workflow_command', 'worlds_to_make', 'left_to_do', 'reproduce', 'follow', 'plan', 'figures', 'explore',
+           'status', 'main']
 
 # %% ../nbs/report/cli.ipynb #c002
 import json
@@ -31,15 +32,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .data.basics import usable_cores
+from .data.contents import Files
 from .study.devices import COUNT, gpus_of, held, seen_gpus
 from ssv2_report.study.digests import (
     CHAPTERS,
     NOTEBOOKS,
     Job,
     files_of,
+    is_validated,
     pages_of,
     recorded,
     refuse_mixture,
+    to_do,
 )
 from .study.experiments import experiment as find_experiment
 from ssv2_report.study.experiments import (
@@ -294,7 +298,7 @@ def asked_for(study, only=None, seeds=None, changes=None) -> list:
     return studies
 
 
-def file_of(study, studies, results) -> str:
+def study_file(study, studies, results) -> str:
     "What all steps are to read: the study by its own name, or its file where it was narrowed or changed."
     if studies == worlds_of(load_study(study)):
         return study
@@ -358,7 +362,7 @@ def audit(
     "Check every record of a dataset against every file; exit code 1 when training would see less than the labels promise."
     from ssv2_report.data.audit import audit as audit_
 
-    result = audit_(root, boxes, workers=workers, progress=Steps("audited"))
+    result = audit_(root, boxes, workers, Steps("audited"), Files(out.parent))
     result.save(out)
     print(result._repr_markdown_(), f"\n\nEvery finding: {out}")
     if check:
@@ -428,7 +432,7 @@ def train(
     s = studies[0]
     find_experiment(s, name)
     out = results_folder(s, results)
-    study = file_of(study, studies, out)
+    study = study_file(study, studies, out)
     run = run_folder(s, out, name, seed)
 
     def forward(signum, frame):  # to the notebook's kernel, which writes a checkpoint
@@ -502,7 +506,10 @@ def validate(study: StudyName = "demo", results: Results = None):
 def analyse(study: StudyName = "demo", results: Results = None):
     "Tables, figures and variables of a study from its runs (analysis/analysis_run)."
     s = load_study(study)
-    refuse_mixture(s, results_folder(s, results), Job("analysis"))
+    out = results_folder(s, results)
+    refuse_mixture(s, out, Job("analysis"))
+    if not is_validated(s):  # what the study once was
+        shutil.rmtree(out / "tables_validation", ignore_errors=True)
     do(study, "analysis", results)
 
 # %% ../nbs/report/cli.ipynb #c012
@@ -855,6 +862,14 @@ def worlds_to_make(study) -> list[Path]:
     return [root for root in roots if not (root / "demo.json").is_file()]
 
 
+def left_to_do(study, results) -> list[Job]:
+    "The jobs of a study and of its second world that are not up to date."
+    todo = to_do(study, results)
+    if study.second_world:
+        todo += to_do(load_study(study.second_world), results / "shortcut", inner=True)
+    return todo
+
+
 @app.command()
 def reproduce(
     study: StudyName = "demo",
@@ -880,21 +895,25 @@ def reproduce(
     ] = False,
 ):
     "Do everything: data, audit, training, maps, analysis, report. A second call with nothing changed does nothing."
-    from ssv2_report.study.runs import check_study
-
     studies, root = asked_for(study, only, seeds, changes), project_root()
     s = studies[0]
     out, report = results_folder(s, results), root / "_report" / s.name / "index.html"
     check_data(s)
-    check_study(s)
     check_paths(out, s.name, s.data.root)
     check_writable(out)
     check_writable(report.parent, 30e6, "work in a clone that you can write to")
     check_home()
-    study = file_of(study, studies, out)
+    study = study_file(study, studies, out)
     s = load_study(study)
     if s.left_out:
-        console.print(f"{s.left_out}")
+        console.print(s.left_out)
+    if not left_to_do(s, out):
+        print(f"Nothing to do: {report} is up to date.")
+        return
+    from ssv2_report.report.processes import identity, sweep
+    from ssv2_report.study.runs import check_study
+
+    check_study(s)
     cores, gpus = cores or usable_cores(), gpus_to_use(s, gpus)
     if not dry_run:
         check_first(study, out, gpus)
@@ -902,6 +921,8 @@ def reproduce(
     tracker, log = Tracker(s, out), []
     console.quiet = dry_run
     with alone(*([] if dry_run else [out, report.parent, *worlds_to_make(s)])) as locks:
+        if not dry_run:
+            sweep(out)
         with (
             open(os.devnull if dry_run else out / "reproduce.log", "w", buffering=1) as kept,
             subprocess.Popen(
@@ -916,7 +937,10 @@ def reproduce(
                 ],  # the workflow holds them as well, should it outlive this process
                 env={
                     **os.environ,
-                    **{"PYTHONUNBUFFERED": "1", "SSV2_PYTHON": sys.executable, COUNT: str(gpus)},
+                    "PYTHONUNBUFFERED": "1",
+                    "SSV2_PYTHON": sys.executable,
+                    "SSV2_COMMAND": identity(os.getpid()),
+                    COUNT: str(gpus),
                 },
             ) as process,
         ):
@@ -931,9 +955,7 @@ def reproduce(
             else f"The workflow failed; its log is {out / 'reproduce.log'}:\n{''.join(log[-15:])}"
         )
     if dry_run:
-        print("\n".join(planned(log)) or f"Nothing to do: {report} is up to date.")
-    elif any("Nothing to be done" in l for l in log):
-        print(f"Nothing to do: {report} is up to date.")
+        print("\n".join(planned(log)))
     else:
         print(f"The report, after {(time.time() - tracker.began) / 60:.1f} min: {report}")
 
@@ -1142,6 +1164,10 @@ def status(study: StudyName = "demo", results: Results = None):
 # %% ../nbs/report/cli.ipynb #c021
 def main():
     "Entry point of `ssv2`."
+    if os.environ.get("SSV2_COMMAND"):
+        from ssv2_report.report.processes import end_with_command
+
+        end_with_command()
     try:
         app()
     except (ValueError, OSError) as e:

@@ -359,6 +359,8 @@ def test_the_demo_world_is_held_against_its_checksums(tmp_path):
 def test_a_stale_or_foreign_audit_is_refused(root, tmp_path):
     audit(root).save(tmp_path / "audit.json")
     os.utime(root / MEDIA / "1.webm", ns=(0, 0))
+    assert load_audit(tmp_path / "audit.json", root).ok
+    (root / MEDIA / "1.webm").write_bytes((root / MEDIA / "1.webm").read_bytes() + b"\0")
     with pytest.raises(ValueError, match="has changed since"):
         load_audit(tmp_path / "audit.json", root)
     (tmp_path / "audit.json").write_text("{}")
@@ -388,6 +390,26 @@ def test_a_worker_that_hangs_or_dies_is_named_and_replaced():
     assert sorted(
         (k, fault) for k, _, fault in in_processes("os:_exit", [(3,), (0,)], workers=2)
     ) == [(0, "crashes"), (1, "crashes")]
+
+
+KILL = """
+import os, signal, pathlib
+note = pathlib.Path({note!r})
+if not note.exists():
+    note.touch()
+    os.kill(os.getpid(), signal.{name})
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGHUP"])
+def test_what_somebody_kills_says_nothing_of_the_clip(tmp_path, name):
+    jobs = [(KILL.format(note=str(tmp_path / "note"), name=name),)]
+    assert list(in_processes("builtins:exec", jobs, workers=1)) == [(0, None, "")]
+
+
+def test_what_is_killed_again_and_again_is_named():
+    jobs = [("import os; os.kill(os.getpid(), 9)",)]
+    assert list(in_processes("builtins:exec", jobs, workers=1)) == [(0, None, "crashes")]
 
 
 # --- what the numbers are of

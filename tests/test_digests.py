@@ -1,17 +1,23 @@
 """What is done again after a change: all that depends on it, and nothing else."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from ssv2_report.data import contents
 from ssv2_report.data.audit import audit
+from ssv2_report.data.basics import whole as written_whole
+from ssv2_report.data.contents import Files, dataset_digest
 from ssv2_report.demo.world import make_world
 from ssv2_report.study import digests
 from ssv2_report.study.digests import (
-    Files,
     Job,
     decides,
     files_of,
@@ -22,13 +28,13 @@ from ssv2_report.study.digests import (
     set_flags,
 )
 from ssv2_report.study.experiments import load_study, part_of
-from ssv2_report.study.runs import cache_of, clips_of
+from ssv2_report.study.runs import cache_of, clips_of, file_of
 from ssv2_report.study.steps import DECIDES
 
 RUNS = ("2d-single", "2d-multi", "3d-scratch", "3d-inflated")
 
 
-def do(study, results, job):
+def do(study, results, job, inner=False):
     "Stands for the step of a job: files whose content follows from what decides it, as long as that is not prose."
     if job.step == "audit":
         audit(study.data.root).save(results / "audit.json")
@@ -36,23 +42,45 @@ def do(study, results, job):
         for split in ("train", "validation"):
             cache_of(study, clips_of(study, split, results), results)
     else:
-        by = decides(study, results, job, Files("/dev/null"))
+        by = decides(study, results, job, Files(), inner)
         by.pop("code")  # another comment makes no other weights
-        for path in files_of(study, results, job):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(NOTEBOOK if path.suffix == ".ipynb" else str(by))
+        for path in written(study, results, job):
+            with written_whole(path) as part:
+                part.write_text(NOTEBOOK if path.suffix == ".ipynb" else str(by))
+
+
+def written(study, results, job):
+    "The files that a step writes: those of every study, and those that its settings name."
+    folder, named = Path(results) / "runs" / f"{job.of}-s{job.seed}" / "maps", []
+    if job.step == "gradcam":
+        sources = study.cam.sources or ["layer1:gradcam", "layer2:layercam"]
+        named = [folder / file_of(source) for source in sources]
+    if job.step == "analysis":
+        named = [results / "figures" / f"case{k}.svg" for k in range(study.cam.cases)]
+        named += [results / "tables" / f"{name}.csv" for name in study.hypotheses]
+    if job.step == "validation":
+        second = study.second_world and ["validation.csv"]
+        named = [results / "tables_validation" / x for x in ["checks.csv", *(second or [])]]
+    if job.step == "render":
+        return []
+    folders = {"maps", "tables", "figures", "tables_validation"}
+    others = (p for p in files_of(study, results, job) if not folders & {*p.parts})
+    return [*others, *named]
 
 
 NOTEBOOK = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
 
 
-def bring_up_to_date(study, results):
-    "As the workflow does it; the names of the jobs that were done."
+def bring_up_to_date(study, results, inner=False):
+    "As the workflow does it, and `ssv2 analyse`; the names of the jobs that were done."
     done = []
-    for job in set_flags(study, results):
-        with recorded(study, results, job) as todo:
+    if study.second_world and not inner:
+        second = load_study(study.second_world)
+        done = [f"shortcut {x}" for x in bring_up_to_date(second, results / "shortcut", True)]
+    for job in set_flags(study, results, inner):
+        with recorded(study, results, job, inner) as todo:
             if todo:
-                do(study, results, job)
+                do(study, results, job, inner)
                 done.append(job.name)
     return done
 
@@ -90,8 +118,100 @@ def of(step, *runs):
     return {f"{step}-{run}-s0" for run in runs or RUNS}
 
 
+def test_deciding_what_to_do_needs_no_torch():
+    code = "import sys, ssv2_report.cli; sys.exit(bool({'torch', 'pandas'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("clips", [2_000, pytest.param(220_847, marks=pytest.mark.slow)])
+def test_an_unchanged_dataset_is_known_without_being_read(tmp_path, monkeypatch, clips):
+    media = tmp_path / "data" / "20bn-something-something-v2"
+    media.mkdir(parents=True)
+    for k in range(clips):
+        (media / f"{k}.webm").write_text(str(k))
+
+    def digest_now():
+        files = Files(tmp_path / "results")
+        try:
+            return dataset_digest(tmp_path / "data", files)
+        finally:
+            files.save()
+
+    known = digest_now()
+    read = []
+    content = contents._content
+    monkeypatch.setattr(contents, "_content", lambda path: read.append(path) or content(path))
+    began = time.process_time()
+    assert digest_now() == known and not read
+    seconds = time.process_time() - began
+    print(f"{clips:,} clips in {seconds:.1f} s of computing")
+    assert seconds < 60
+    changed = media / "7.webm"
+    changed.write_text("8")
+    assert digest_now() != known and read == [str(changed)]
+
+
+def test_frames_are_read_again_where_one_of_them_changed(tmp_path, monkeypatch):
+    root, files = tmp_path / "data", Files()
+    clip = root / "frames" / "1"
+    clip.mkdir(parents=True)
+    for k in (1, 2, 3):
+        (clip / f"{k:05}.jpg").write_text(str(k))
+    (clip / "00004.jpg").symlink_to("nowhere")
+    known = dataset_digest(root, files)
+    read = []
+    content = contents._content
+    monkeypatch.setattr(contents, "_content", lambda path: read.append(path) or content(path))
+    assert dataset_digest(root, files) == known and not read
+    (clip / "00001.jpg").touch()
+    assert dataset_digest(root, files) == known and read, "the time is a first filter"
+    times = os.stat(clip)
+    (clip / "00002.jpg").write_text("3")  # in place, which changes no time of the folder
+    os.utime(clip, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert dataset_digest(root, files) != known
+    (clip / "00002.jpg").write_text("2")
+    assert dataset_digest(root, files) == known
+    (clip / "00003.jpg").rename(clip / "00005.jpg")
+    assert dataset_digest(root, files) != known
+    assert dataset_digest(shutil.copytree(root, tmp_path / "c", symlinks=True)) != known
+
+
+DAMAGES = ["", "[]", "3", "{}", '{"decides": 1, "files": 2, "results": 3}', "\0\0", "[[1, 2]]"]
+
+
+@pytest.mark.parametrize("text", DAMAGES)
+@pytest.mark.parametrize("name", ["records/files.json", "records/cache.json"])
+def test_a_damaged_record_is_only_made_again(whole, name, text):
+    study, results = whole
+    (results / name).write_text(text)
+    redone = {"cache"} if "cache" in name else set()
+    assert set(bring_up_to_date(study, results)) == redone
+    assert bring_up_to_date(study, results) == []
+
+
+def test_what_remembers_digests_may_be_of_another_version(whole):
+    study, results = whole
+    path = results / "records" / "files.json"
+    path.write_text(json.dumps({k: [1, 2, v[-1]] for k, v in json.loads(path.read_text()).items()}))
+    assert bring_up_to_date(study, results) == []
+
+
+def test_hidden_files_are_nobodys_result(whole):
+    "Locks, which name other processes each time, and what a kill left half-written."
+    study, results = whole
+    report = digests.project_root() / "_report" / study.name
+    for folder in (report, results / "tables", results / "runs" / "2d-multi-s0" / "maps"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".123.part").write_text("x")
+    assert bring_up_to_date(study, results) == []
+    change_title(study, results)
+    bring_up_to_date(study, results)
+    (results / "tables" / ".123.part").write_text("another length")
+    assert bring_up_to_date(study, results) == []
+    shutil.rmtree(report)
+
+
 DOWN = {"analysis", "render"}
-CHAPTERS = {f"chapter-{name}" for name in digests.CHAPTERS}
 
 
 def test_a_copied_moved_or_touched_study_is_up_to_date(whole):
@@ -173,12 +293,12 @@ CHANGES = [
         | of("reliance", "2d-multi", "3d-inflated")
         | DOWN,
     ),
-    (change_size, {"cache", *of("train"), *of("gradcam"), *of("reliance"), *CHAPTERS} | DOWN),
+    (change_size, {"cache", *of("train"), *of("gradcam"), *of("reliance")} | DOWN),
     (
         change_label,
-        {"audit", "cache", *of("train"), *of("gradcam"), *of("reliance"), *CHAPTERS} | DOWN,
+        {"audit", "cache", *of("train"), *of("gradcam"), *of("reliance"), "chapter-00_data"} | DOWN,
     ),
-    (change_boxes, {"audit", "cache", *of("gradcam"), *of("reliance")} | DOWN),
+    (change_boxes, {"audit", "chapter-00_data", *of("gradcam"), *of("reliance")} | DOWN),
     (change_paint, of("reliance") | DOWN),
     (change_sources, of("gradcam") | DOWN),
     (
@@ -215,6 +335,7 @@ def test_a_change_that_is_taken_back_midway_leaves_no_mixture(whole):
     with pytest.raises(KeyboardInterrupt):
         with recorded(study, results, job):
             files_of(study, results, job)[1].write_text("new")
+            (results / "runs" / "3d-scratch-s0" / "maps" / "half.npy").write_text("half")
             raise KeyboardInterrupt
     study.cam.sources = None
     assert "gradcam-3d-scratch-s0" in bring_up_to_date(study, results)
@@ -257,7 +378,7 @@ def test_a_notebooks_prose_decides_nothing(tmp_path):
         for source in (cells[place]["source"], [word]):
             cells[place]["source"] = source
             path.write_text(json.dumps(dict(cells=cells)))
-            seen.append(Files(tmp_path / "none").of_notebook(path))
+            seen.append(Files().of_notebook(path))
     assert seen[0] == seen[1] == seen[2] != seen[3]
 
 

@@ -16,6 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
@@ -33,6 +34,12 @@ from nbformat.v4 import (
     new_raw_cell as raw,
 )
 
+from ssv2_report.analysis.tables import (
+    literal,
+    plain_table,
+    texts_of,
+)
+from ssv2_report.gradcam.pictures import player
 from ssv2_report.report.pages import Page
 from ssv2_report.report.site import ReportError, captions, embed, render, stage, substitute
 
@@ -761,6 +768,112 @@ def test_no_link_runs_code(browser, project, tmp_path, renderer):
     assert set(links) <= {"file:", "http:", "https:", "mailto:"}
     assert said.count("press") == len(HOSTILE) + 2
     assert b"canary" not in path.with_suffix(".pdf").read_bytes()
+
+
+CANARY = "window.canary=1"
+TEXTS = [
+    f"<script>{CANARY}</script>",
+    f"<img src=x onerror={CANARY}>",
+    f'"><svg onload="{CANARY}">',
+    f"[press](javascript:{CANARY})",
+    f"`<script>{CANARY}</script>`{{=html}}",
+    "```{=html}",
+    "unfolding a $20 bill, or $x^2$",
+    "`x` and ``y`` and \\`z",
+    r"\input{/etc/passwd} \write18{touch canary} \end{document}",
+    '#eval("1 + 1") #read("/etc/passwd") #import "x.typ": *',
+    "]]> --> */ ]}) :::",
+    "{{< include /etc/passwd >}} {{< var x >}} {{< embed run#fig-a >}}",
+    "@fig-x and [@goyal2017something] and [^1] and {#id .class}",
+    "title: [1, 2] # no: yaml\n---\n- key: !!python/object:os.system x",
+    "\x1b[31mred\x1b[0m \x07 \x00 bell",
+    "right \u202eto left\u202c and \u05d0\u05d1 \u200f marks",
+    "long " + "verylongword" * 30,
+    "one &amp; two &lt; three & four < five > six",
+    "| a | b |\n|---|---|\n| *x* | __y__ |",
+    "see [the analysis](05_analysis.ipynb) or <https://example.invalid>",
+    "- item ~~struck~~ H~2~O 100% 'quoted' \"text\" -- dashes ... dots",
+    "\U0001f44b\U0001f3fd waving \u4f60\u597d caf\u00e9",
+]
+
+
+def as_read(text):
+    "A text as its reader sees it: no spaces, quotes and dashes of any kind."
+    plain = re.sub(r"[\u2018\u2019\u201c\u201d'\"]", "'", text)
+    plain = plain.replace("\u2013", "--").replace("\u2014", "---").replace("\u2026", "...")
+    return "".join(c for c in plain if c.isprintable() and not c.isspace())
+
+
+def hostile_page(folder):
+    "A page that shows each text in every way in which the report shows names."
+    table = pd.DataFrame({text: TEXTS for text in TEXTS[:2]})
+    cells = [
+        raw("---\ntitle: |-\n  {{< var title >}}\nabstract: |\n  {{< var all >}}\n---"),
+        md("## Texts\n\nThe title is {{< var title >}}."),
+        code("x", outputs=[show(text_html=plain_table(table).to_html(), text_plain="x")]),
+        code(
+            "#| output: asis\nx",
+            outputs=[
+                show(
+                    text_markdown=texts_of(table)
+                    .map(literal)
+                    .rename(columns=literal)
+                    .to_markdown(index=False, disable_numparse=True)
+                )
+            ],
+        ),
+    ]
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    for k, text in enumerate(TEXTS):
+        play = player({text: frames}, title=text, note=text).html
+        cells += [
+            md(f"Of {{{{< var texts.t{k} >}}}} it is said."),
+            code(
+                f'#| label: fig-t{k}\n#| fig-cap: "Caption {{{{< var texts.t{k} >}}}}."\n#| fig-alt: "Alt {{{{< var texts.t{k} >}}}}."\nx',
+                outputs=[show(image_png=picture(2, 1))],
+            ),
+            code(
+                "#| output: asis\nx",
+                outputs=[
+                    show(text_markdown=f"#### Case {k}: {literal(text)} {{.unnumbered}}"),
+                    show(text_html=play, image_png=picture(2, 1)),
+                ],
+            ),
+        ]
+    return write(folder / "index.ipynb", cells)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_free_text_is_shown_as_written_and_runs_nowhere(browser, project, tmp_path, renderer):
+    root, _ = project
+    known = dict(
+        title=literal(TEXTS[0]),
+        all=" ".join(map(literal, TEXTS)),
+        texts={f"t{k}": literal(text) for k, text in enumerate(TEXTS)},
+    )
+    site = stage(tmp_path / "site", dict(index=hostile_page(tmp_path)), known, root)
+    path = render(site, tmp_path / "out", quarto=renderer and shutil.which(renderer))
+    page, asked = browser.new_page(), []
+    page.on("request", lambda r: asked.append(r.url))
+    page.goto(path.as_uri())
+    said, ran = as_read(page.inner_text("body")), page.evaluate("window.canary")
+    alts = page.eval_on_selector_all("img", "is => is.map(i => i.alt || '')")
+    links = page.eval_on_selector_all("main a[href]", "as => as.map(a => a.protocol)")
+    page.close()
+    assert not ran
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
+    assert set(links) <= {"file:"}
+    paper = subprocess.run(
+        ["pdftotext", "-raw", str(path.with_suffix(".pdf")), "-"], capture_output=True, text=True
+    ).stdout
+    printed = as_read(paper)
+    for text in TEXTS:
+        shown = as_read(" ".join(text.split()))
+        assert said.count(shown) >= 6, text  # abstract, sentence, caption, case, table, player
+        assert any(as_read(alt) == f"Alt{shown}." for alt in alts), text
+        if text.isascii():  # the fonts at hand may have no other
+            assert printed.count(shown) >= 3, text
+    assert "root:" not in path.read_text(encoding="utf-8") + paper
 
 
 def test_axe_finds_nothing(browser, index):

@@ -279,10 +279,10 @@ def plain_table(table):
 
 
 def literal(text) -> str:
-    "A line of Markdown that shows `text` as it is; names of classes, networks and studies are free text."
-    return re.sub(
-        r"([\\`*_{}\[\]<>$~^#@|&\"])", r"\\\1", re.sub(r"[ \t\r\n]+", " ", str(text)).strip()
-    )
+    """A line of Markdown that shows `text` as it is; names of classes, networks and studies are free text.
+    What nobody sees and would change the text around it is left out: signs of control and of direction."""
+    seen = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", str(text))
+    return re.sub(r"([\\`*_{}\[\]<>$~^#@|&\"])", r"\\\1", re.sub(r"[ \t\r\n]+", " ", seen).strip())
 
 # %% ../../nbs/05_analysis.ipynb #c02b
 LATEX = {  # signs that pdflatex reads otherwise, or not at all

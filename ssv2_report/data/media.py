@@ -389,6 +389,11 @@ def _serve(conn, name, limit):
         conn.send(result)
 
 
+_ENDS = dict.fromkeys((signal.SIGTERM, signal.SIGINT), "is killed")
+if hasattr(signal, "SIGKILL"):  # not on Windows
+    _ENDS |= {signal.SIGPROF: "hangs", signal.SIGKILL: "is killed", signal.SIGHUP: "is killed"}
+
+
 class _Worker:
     "A process that serves a function; `job` is the position of what it works on."
 
@@ -397,7 +402,7 @@ class _Worker:
         self.conn, there = context.Pipe()
         serve = pkgutil.resolve_name("ssv2_report.data.media:_serve")
         self.process = context.Process(target=serve, args=(there, name, limit), daemon=True)
-        self.job, self.waited = None, 0.0
+        self.job, self.args, self.waited = None, None, 0.0
         main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
         try:
             self.process.start()
@@ -410,8 +415,7 @@ class _Worker:
             return self.conn.recv(), ""
         except (EOFError, OSError):
             self.process.join()
-            timed_out = self.process.exitcode == -getattr(signal, "SIGPROF", 0)
-            return None, "hangs" if timed_out else "crashes"
+            return None, _ENDS.get(-self.process.exitcode, "crashes")
 
     def end(self):
         self.process.kill()
@@ -440,14 +444,18 @@ def in_processes(
     limit: float = 60.0,  # Seconds of computing for a job; waiting may take ten times as long
 ):  # Yields (position of the job, result, '' or 'hangs' or 'crashes'), as they finish
     """Runs jobs in worker processes; one that dies or takes too long is replaced, and its job
-    reported. `RuntimeError` when a worker cannot start."""
-    jobs = list(enumerate(jobs))[::-1]
+    reported, or done once more where the worker was killed. `RuntimeError` when a worker cannot
+    start."""
+    jobs, again = list(enumerate(jobs))[::-1], set()
     team = [_Worker(name, limit) for _ in range(min(workers, len(jobs)))]
     try:
         while team:
             for worker, result, fault in _answers(team, 10 * limit):
-                if worker.job is not None:
-                    yield worker.job, result, fault
+                if fault == "is killed" and worker.job is not None and worker.job not in again:
+                    again.add(worker.job)
+                    jobs.append((worker.job, worker.args))
+                elif worker.job is not None:
+                    yield worker.job, result, "crashes" if fault == "is killed" else fault
                 elif fault:
                     raise RuntimeError(
                         "A worker process could not start; its own message, if any, stands above."
@@ -458,9 +466,9 @@ def in_processes(
                     if jobs:
                         team.append(_Worker(name, limit))
                     continue
-                worker.job, args = jobs.pop()
+                worker.job, worker.args = jobs.pop()
                 worker.waited = 0.0
-                worker.conn.send(args)
+                worker.conn.send(worker.args)
     finally:
         for worker in team:
             worker.end()

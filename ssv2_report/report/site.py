@@ -29,6 +29,7 @@ from ssv2_report.report.pages import (
     digest,
     is_table,
     navigation,
+    plain,
     write_html,
     write_pdf,
 )
@@ -307,22 +308,24 @@ def _relinked(text, pages):
     def page_of(m):
         return f"[{m[1]}]({m[2]}.ipynb{m[3] or ''})" if m[2] in pages else m[1]
 
-    return re.sub(r"(?<!!)\[([^\]]+)\]\((?:[\w.-]+/)*([\w-]+)\.ipynb(#[^)\s]*)?\)", page_of, text)
+    return re.sub(
+        r"(?<![!\\])\[([^\]]+)\]\((?:[\w.-]+/)*([\w-]+)\.ipynb(#[^)\s]*)?\)", page_of, text
+    )
 
 
 def _staged(cells, metadata, variables, path, page, links):
     "The notebook of one page, ready to be written."
 
+    def option(line):
+        "An option's values stay within its quotes; a text for screen readers knows no markup."
+        is_alt = re.match(r"#\| *fig-alt:", line[0])
+        form = lambda v: json.dumps(plain(v) if is_alt else v, ensure_ascii=False)[1:-1]
+        return substitute(line[0], variables, page, form)
+
     def filled(cell):
         if cell["cell_type"] != "code":
             return cell["source"]
-        return re.sub(
-            r"(?m)^#\|.*$",
-            lambda m: substitute(
-                m[0], variables, page, lambda v: json.dumps(v, ensure_ascii=False)[1:-1]
-            ),
-            cell["source"],
-        )
+        return re.sub(r"(?m)^#\|.*$", option, cell["source"])
 
     cells = [cell | {"source": filled(cell)} for cell in cells]
     cells = _tidy(_process(cells, metadata, path, page), page, links)

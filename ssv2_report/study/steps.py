@@ -18,8 +18,8 @@ PACKAGE = (
 
 DECIDES = dict(
     demo_data=("demo.world", "demo.art"),
-    audit=("data.clips", "data.media", "data.boxes", "data.audit"),
-    cache=("data.cache",),
+    audit=("data.clips", "data.contents", "data.media", "data.boxes", "data.audit"),
+    cache=("data.cache", "data.contents"),
     train=(
         *("data.cache", "data.clips", "models.net2d", "models.net3d", "models.r2plus1d"),
         *("study.runs", "study.scores", "train"),
@@ -43,7 +43,7 @@ DECIDES = dict(
         *("analysis.stats", "analysis.tables", "analysis.validation"),
     ),
     chapter=(
-        *("data.audit", "data.boxes", "data.clips", "data.media", "demo.world"),
+        *("data.audit", "data.boxes", "data.clips", "data.contents", "data.media", "demo.world"),
         *("models.net2d", "models.net3d", "models.r2plus1d", "study.runs", "study.scores"),
         *("train", "gradcam.maps", "gradcam.pictures", "analysis.stats"),
     ),
