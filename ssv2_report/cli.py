@@ -66,6 +66,7 @@ def options(
 
 
 console = Console(stderr=True, highlight=False)
+console.soft_wrap = not console.is_terminal  # a line in a log stays a line, however long
 
 
 def absolute(study):
@@ -717,7 +718,9 @@ def workflow_command(study, results, cores) -> list[str]:
 
 def worlds_to_make(study) -> list[Path]:
     "Folders of the demo worlds of a study that are not there yet; those that are, are only read."
-    studies = [study] + [load_study(study.second_world)] * bool(study.second_world)
+    studies = [study]
+    if study.second_world:
+        studies.append(load_study(study.second_world))
     roots = [Path(s.data.root) for s in studies if s.data.demo]
     return [root for root in roots if not (root / "demo.json").is_file()]
 
