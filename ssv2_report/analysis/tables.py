@@ -312,7 +312,7 @@ def noted(text, clips, most) -> str:
 
 def plain_table(table):
     "A table for the page: without its index, every text as it is, whatever signs of HTML there are in it, and lines that may break before an interval."
-    narrow = table.map(lambda x: x.replace("\u00a0[", " [") if isinstance(x, str) else x)
+    narrow = table.map(lambda x: _breakable(x) if isinstance(x, str) else x)
     return (
         narrow.style.hide(axis="index")
         .format(escape="html")
@@ -372,6 +372,11 @@ def latex(text) -> str:
     return "".join(out)
 
 
+def _breakable(text):
+    "A cell's text that may break before an interval and a number of clips."
+    return str(text).replace("\u00a0[", " [").replace("\u00a0(n", " (n")
+
+
 def latex_table(table, name) -> str:
     """A table for LaTeX (packages booktabs, array and graphicx): over one column of a page where it is narrow, else over both, and never
     wider than that."""
@@ -380,11 +385,19 @@ def latex_table(table, name) -> str:
     cells = texts_of(table)
     widths = [max(len(x) for x in [str(c), *cells.iloc[:, k]]) for k, c in enumerate(cells)]
     star = "*" if sum(min(w, 32) for w in widths) > 48 else ""
-    wide = 24 if sum(w > 32 for w in widths) == 1 else 15
-    kinds = "".join(
-        r">{\raggedright\arraybackslash}p{%dem}" % wide if w > 32 else "l" for w in widths
-    )
-    rows = [[latex(c) for c in cells.columns], *([latex(x) for x in r] for r in cells.to_numpy())]
+    crowded = sum(min(w, 32) + 3 for w in widths) > 130  # in one line a row, it would be too small
+    said = [list(cells.columns), *cells.to_numpy().tolist()]
+    parts = [max(len(p) for x in c for p in _breakable(x).split(" ")) for c in zip(*said)]
+    ems = [
+        max(min(32, 0.16 * w), 12, 0.57 * part)
+        if w > 32
+        else max(3, 0.57 * part)
+        if crowded and w > 14
+        else 0
+        for w, part in zip(widths, parts)
+    ]
+    kinds = "".join(r">{\raggedright\arraybackslash}p{%gem}" % em if em else "l" for em in ems)
+    rows = [[latex(_breakable(x) if crowded else x) for x in r] for r in said]
     head, *body = (
         ("{}" if r[0].startswith(("[", "*")) else "") + " & ".join(r) + r" \\" for r in rows
     )
@@ -451,7 +464,7 @@ def document_latex(names) -> str:
             r"\usepackage{booktabs,array,graphicx}",
             r"\usepackage[textwidth=6.875in,columnsep=0.375in,textheight=9in]{geometry}",
             r"\begin{document}",
-            *(rf"\input{{{name}}}\clearpage" for name in names),
+            *(rf"\input{{{name}}}" + r"\clearpage" * (k % 4 == 3) for k, name in enumerate(names)),
             r"\end{document}",
             "",
         ]
