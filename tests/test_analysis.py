@@ -21,13 +21,14 @@ from ssv2_report.analysis.tables import (
     caption_latex,
     choose_cases,
     literal,
+    outcome,
     plain_table,
     save_table,
 )
 from ssv2_report.data.audit import Audit
 from ssv2_report.demo.answers import find_scenes
 from ssv2_report.report.site import substitute
-from ssv2_report.study.experiments import load_study
+from ssv2_report.study.experiments import Hypothesis, load_study
 from ssv2_report.study.scores import score_clips
 
 ROOT = Path(__file__).parents[1]
@@ -161,6 +162,36 @@ def test_text_of_a_dataset_is_shown_as_it_is():
         assert html.unescape(re.sub("</?h4[^>]*>", "", page)).strip() == f"Case 1: {name}", kind
     page = plain_table(pd.DataFrame({name: [name]})).to_html()
     assert page.count(html.escape(name).replace("&quot;", "&#34;")) == 2 and "<img" not in page
+
+
+def test_outcomes_are_told_in_whole_clauses():
+    found = dict(mean=0.3, a=1.3, b=1.0, lo=0.1, hi=0.5, arch_lo=0.0, arch_hi=0.6, why="", scope="")
+    rows = {
+        "a": found | dict(verdict="supported", scope="architectures"),
+        "b": found | dict(verdict="supported", scope="these networks"),
+        "c": found | dict(verdict="supported", scope="these networks"),
+        "d": found | dict(verdict="contradicted", scope="these networks"),
+        "e": found | dict(verdict="smaller", scope="these networks"),
+        "f": found | dict(verdict="undecided"),
+        "g": found | dict(verdict="too few"),
+        "h": found | dict(verdict="undecided", why="not judged, since it rains"),
+    }
+    judged = pd.DataFrame(rows.values(), index=list(rows))
+    declared = {
+        k: Hypothesis(says=f"{k} *grows*", measure="ratio_both", of="x", over="y") for k in rows
+    }
+    link = r"\[\+0.30\u00a0\[.0.(\d)0,\u00a0.0.(\d)0\]\]\(\S+\)\{.number\}"
+    said = re.sub(link, r"\1\2", outcome(judged, declared)).replace("\\*", "*")
+    assert said == (
+        "bear out for their architectures that a *grows* (06); they bear out that b *grows* (15) and "
+        "that c *grows* (15); they contradict the claim that d *grows* (15); they show less than "
+        "matters where it was foretold that e *grows* (15); they leave open whether f *grows* (15); "
+        "they are judged on too few scenes to say whether g *grows* (15); they leave unjudged whether "
+        "h *grows* (since it rains)"
+    )
+    brief = re.sub(link, "n", outcome(judged, declared, brief=True)).replace("\\*", "*")
+    assert "whether f *grows*;" in brief and brief.endswith("whether h *grows*") and "(n)" in brief
+    assert outcome(judged[:0], declared) == ""
 
 
 # A whole analysis on made-up runs: the notebook as `ssv2 analyse` runs it, on a study without pictures.
