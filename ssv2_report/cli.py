@@ -60,7 +60,10 @@ def show_version(wanted: bool):
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Say which version this is.")
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Say which version this is."
+        ),
     ] = False,
 ): ...
 

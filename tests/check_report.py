@@ -170,11 +170,12 @@ def test_players_move(browser, report):
         player.scroll_into_view_if_needed()
         slider, view = player.locator("input[type=range]"), player.locator(".ssv2-view").first
         before = view.screenshot()
-        slider.fill("5")
+        at = "5" if slider.input_value() != "5" else "3"
+        slider.fill(at)
         assert view.screenshot() != before, "the slider moves nothing"
         slider.focus()
         page.keyboard.press("ArrowLeft")
-        assert slider.input_value() == "4"
+        assert slider.input_value() == str(int(at) - 1)
     page.context.close()
     assert not wrong
 
