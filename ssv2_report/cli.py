@@ -73,12 +73,16 @@ def show_version(wanted: bool):
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Say which.")
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Say which version this is."
+        ),
     ] = False,
 ): ...
 
 
 console = Console(stderr=True, highlight=False)
+console.soft_wrap = not console.is_terminal  # a line in a log stays a line, however long
 
 
 def absolute(study):
@@ -1063,47 +1067,72 @@ def plan(
     )
 
 
+def _exported(folder, variables, out):
+    "Copy every figure and table that a study's notebooks show, each with its caption in LaTeX; rows of captions.csv."
+    import yaml
+
+    from ssv2_report.analysis.tables import COLUMN, PAGE, caption_latex, figure_latex
+    from ssv2_report.report.site import captions
+
+    paper = folder / "tables_validation" / "paper"
+    places = dict(
+        analysis_run=dict(fig=folder / "figures", tbl=folder / "tables"),
+        validation_run=dict(fig=paper, tbl=paper),
+    )
+    shown = {
+        f"{notebook}.ipynb#{label}": (place, label, caption)
+        for notebook, place in places.items()
+        if (folder / f"{notebook}.ipynb").is_file()
+        for label, caption in captions(folder / f"{notebook}.ipynb", variables).items()
+    }
+    cases = folder / "tables" / "case_captions.yml"
+    told = yaml.safe_load(cases.read_text(encoding="utf-8")) if cases.is_file() else {}
+    place = places["analysis_run"]
+    shown |= {
+        f"analysis_run.ipynb#case-studies, {k}": (place, f"fig-{k}", v) for k, v in told.items()
+    }
+    found = []
+    for cell, (place, label, caption) in shown.items():
+        kind, name = label.split("-", 1)
+        files = sorted(place[kind].glob(f"{name}.*"))
+        for f in files:
+            shutil.copy2(f, out / f"{kind}-{f.name}")
+        if not files:
+            continue
+        if kind == "tbl":
+            caption_latex(out / f"tbl-{name}.tex", caption)
+        else:
+            pdf = (out / f"fig-{name}.pdf").read_bytes()
+            wide = float(re.search(rb"/MediaBox *\[ *0 0 ([\d.]+)", pdf)[1]) / 72
+            figure_latex(out, name, COLUMN if wide < (COLUMN + PAGE) / 2 else PAGE, caption)
+        kept = sorted(p.name for p in out.glob(f"{label}.*"))
+        found.append(dict(files=" ".join(kept), caption=caption, cell=cell))
+    return found
+
+
 @app.command()
 def figures(
     study: StudyName = "demo",
     results: Results = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("figures"),
 ):
-    "Every figure (PDF, SVG, PNG, at a paper's widths) and table (LaTeX, Markdown, CSV) of a study, and captions.csv: what each shows, its source cell and run."
+    "Every figure (PDF, SVG, PNG, at a paper's widths) and table (LaTeX, Markdown, CSV) of a study; captions.csv: what each shows, its source cell and run; main.tex: all of them in two columns."
     import pandas as pd
     import yaml
 
-    from ssv2_report.analysis.tables import caption_latex
-    from ssv2_report.report.site import captions
+    from ssv2_report.analysis.tables import document_latex
 
     s = load_study(study)
-    folder, found = results_folder(s, results), []
+    folder = results_folder(s, results)
     if not (folder / "analysis_run.ipynb").is_file():
         raise FileNotFoundError(f"{folder} has no figures yet; run `ssv2 reproduce {study}` first.")
     out.mkdir(parents=True, exist_ok=True)
-    for label, caption in captions(
-        folder / "analysis_run.ipynb",
-        yaml.safe_load((folder / "variables.yml").read_text(encoding="utf-8")),
-    ).items():
-        kind, name = label.split("-", 1)
-        files = sorted((folder / dict(fig="figures", tbl="tables")[kind]).glob(f"{name}.*"))
-        for f in files:
-            shutil.copy2(f, out / f"{kind}-{f.name}")
-        if kind == "tbl" and files:
-            caption_latex(out / f"tbl-{name}.tex", caption)
-        if files:
-            found.append(
-                dict(
-                    files=" ".join(f"{kind}-{f.name}" for f in files),
-                    caption=caption,
-                    cell=f"analysis_run.ipynb#{label}",
-                    run=f"{s.name}, seeds {s.seeds}",
-                )
-            )
-    for f in sorted((folder / "figures").glob("case*.*")):
-        shutil.copy2(f, out / f"fig-{f.name}")
-    pd.DataFrame(found).to_csv(out / "captions.csv", index=False)
-    print(f"{len(found)} figures and tables in {out}, described in {out / 'captions.csv'}")
+    variables = yaml.safe_load((folder / "variables.yml").read_text(encoding="utf-8"))
+    table = pd.DataFrame(_exported(folder, variables, out), columns=["files", "caption", "cell"])
+    table.assign(run=f"{s.name}, seeds {s.seeds}").to_csv(out / "captions.csv", index=False)
+    names = [f.split(".")[0] for f in table["files"]]
+    (out / "main.tex").write_text(document_latex(names), encoding="ascii")
+    print(f"{len(table)} figures and tables in {out}, described in {out / 'captions.csv'}")
 
 
 @app.command()

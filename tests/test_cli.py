@@ -288,6 +288,24 @@ def test_clips_to_expect_are_those_there_or_the_share_of_the_classes(tmp_path):
     assert expected_clips(load_study("smoke")) == dict(train=40, validation=20)
 
 
+def test_a_line_of_progress_stays_a_line_in_a_log(tmp_path):
+    said = "started  " + "train 3d-inflated-from-weights-of-another-network-s0, " * 4
+    program = f"from ssv2_report.cli import console; console.print({said!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == said + "\n"
+
+
+def test_the_worlds_of_studies_with_and_without_a_second_one(tmp_path):
+    study = load_study("smoke")
+    study.data.root = str(tmp_path / "first")
+    assert cli.worlds_to_make(study) == [tmp_path / "first"]
+    study.second_world = "demo-shortcut"
+    assert [p.name for p in cli.worlds_to_make(study)][0] == "first"
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "demo.json").touch()
+    assert tmp_path / "first" not in cli.worlds_to_make(study)
+
+
 def test_a_home_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HOME", str(tmp_path / "file"))

@@ -19,7 +19,7 @@ from ssv2_report.gradcam.maps import (
     normalise,
     resize_maps,
 )
-from ssv2_report.gradcam.pictures import outline, overlay, player, strip
+from ssv2_report.gradcam.pictures import enlarged, outline, outlined, overlay, player, strip
 
 
 class Folded(nn.Module):
@@ -553,6 +553,24 @@ def test_player_is_self_contained_small_and_escaped():
         player({"a": noise, "b": noise[:3]})
     with pytest.raises(ValueError, match="labels"):
         player({"a": noise}, labels=["x"])
+
+
+def test_a_player_opens_where_it_is_told_and_says_what_full_colour_is():
+    p = player(columns(), rows=2, start=5, bar=12.0)
+    assert 'value="5"' in p.html and ">frame 6 of 8</output>" in p.html
+    assert "12 times an even map or more" in p.html and "max-width:440px" in p.html
+    assert "even map" not in player(columns()).html
+    fig = strip(columns(), bar=12.0)
+    assert [x.get_text() for x in fig.axes[-1].get_xticklabels()][-1].startswith("12 times")
+
+
+def test_boxes_are_outlined_on_pictures_of_any_size():
+    frames, hand = np.zeros((1, 40, 64, 3), np.uint8), np.zeros((1, 40, 64), bool)
+    hand[0, 10:20, 10:20] = True
+    large = outlined(enlarged(frames), dict(hand=enlarged(hand)))
+    assert large.shape == (1, 160, 256, 3)
+    assert (large.any(-1).sum(), large[0, 40, 40].tolist()) == (4 * 39, [0, 200, 255])
+    assert not outlined(frames, dict(clip=frames)).any()
 
 
 @pytest.mark.parametrize(

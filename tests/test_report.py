@@ -494,6 +494,22 @@ def test_mistakes_are_one_sentence(project, tmp_path):
         render(site, tmp_path / "out3", quarto=None)
 
 
+def test_a_sentence_stands_only_where_the_run_says_something_for_it():
+    text = "A{{< when a >}}, b {{< var a >}}{{< else >}}, none{{< end >}}.{{< when not a >}} Not.{{< end >}}"
+    assert substitute(text, dict(a=3)) == "A, b 3."
+    assert substitute(text, dict(a="")) == "A, none. Not." == substitute(text, dict(a={}))
+    assert substitute("{{< when a.b >}}\nx\n{{< end >}}", dict(a=dict(b=True))) == "\nx\n"
+    assert substitute("as `{{{< when a >}}}` says", {}) == "as `{{{< when a >}}}` says"
+    for wrong in ("{{< when a >}}x", "x{{< end >}}", "x{{< else >}}y"):
+        with pytest.raises(ReportError, match="without its partner"):
+            substitute(wrong, dict(a=1))
+    nested = "{{< when a >}}x{{< when a >}}y{{< end >}}z{{< end >}}"
+    with pytest.raises(ReportError, match="when a >}}' without its partner"):
+        substitute(nested, dict(a=1))
+    with pytest.raises(ReportError, match="Page 'p' uses the variable 'a.c'"):
+        substitute("{{< when a.c >}}x{{< end >}}", dict(a=dict(b=1)), "p")
+
+
 def test_values_of_many_lines_and_cells_without_output(tmp_path):
     assert (
         substitute("abstract: |\n  {{< var a >}}\nb: 1", dict(a="One.\n\nTwo."))

@@ -32,7 +32,9 @@
 
   const reachable = () => all("pre, .scroll, .cell-output, .equation, math[display=block]").forEach(box => {
     const inside = box.querySelector("button, a[href]:not([tabindex]), input, select, summary");
-    if (box.scrollWidth > box.clientWidth + 1 && !inside) box.tabIndex = 0;
+    const wide = box.scrollWidth > box.clientWidth + 1;
+    box.toggleAttribute("data-wide", wide);
+    if (wide && !inside) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   });
   addEventListener("load", reachable);

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .maps import METHODS, gradcam, resize_maps
-from .pictures import outline, overlay
+from .pictures import OUTLINES, outlined, overlay
 
 # %% ../../nbs/gradcam/explorer.ipynb #00000005
 def picture(
@@ -30,9 +30,8 @@ def picture(
     pic = item["frames"][t : t + 1]
     if map is not None:
         pic = overlay(pic, map[t : t + 1], opacity, scale=map.max())
-    for name, colour in (("object", (255, 255, 255)), ("hand", (0, 200, 255))):
-        if boxes and name in item:
-            pic = outline(pic, item[name][t : t + 1], colour)
+    if boxes:
+        pic = outlined(pic, {k: item[k][t : t + 1] for k in OUTLINES if k in item})
     img, buffer = Image.fromarray(pic[0]), io.BytesIO()
     size = round(img.width * height / img.height), height
     img.resize(size, Image.BILINEAR).save(buffer, "png", compress_level=1)
