@@ -33,9 +33,10 @@ def picture(
     for name, colour in (("object", (255, 255, 255)), ("hand", (0, 200, 255))):
         if boxes and name in item:
             pic = outline(pic, item[name][t : t + 1], colour)
-    img, buffer = Image.fromarray(pic[0]), io.BytesIO()
-    size = round(img.width * height / img.height), height
-    img.resize(size, Image.BILINEAR).save(buffer, "png", compress_level=1)
+    img = Image.fromarray(pic[0])
+    img.resize((round(img.width * height / img.height), height), Image.BILINEAR).save(
+        buffer := io.BytesIO(), "png", compress_level=1
+    )
     return buffer.getvalue()
 
 # %% ../../nbs/gradcam/explorer.ipynb #00000007
@@ -70,7 +71,7 @@ def _controls(clips, models, classes):
     return c
 
 
-def _arranged(c):
+def _layout(c):
     "The widgets in their places; `.controls` has them by name."
     pane = lambda side: w.VBox([c[f"{side}_{k}"] for k in ("model", "layer", "image", "text")])
     rows = ("clip", "target", "versus"), ("method", "opacity", "boxes"), ("play", "frame")
@@ -102,8 +103,8 @@ def explorer(
     classes: list[str],  # In the order of the logits
     height: int = 256,  # Of a picture, in pixels
 ) -> w.VBox:  # Its widgets are in `.controls`, a dict
-    """Widgets to look at any clip through two models side by side. Maps are kept, so that a slider only
-    draws."""
+    """Widgets to look at any clip through two models side by side. Maps are kept, so that a slider
+    only draws."""
     c, explain = _controls(clips, models, classes), _mapper(clips, models)
     of = lambda *names: [c[name].value for name in names]
 
@@ -140,4 +141,4 @@ def explorer(
     for name, widget in c.items():
         if name != "play" and not name.endswith(("_image", "_text")):
             widget.observe(redraw, "value")
-    return _arranged(c)
+    return _layout(c)

@@ -25,27 +25,26 @@ def overlay(
     opacity: float = 0.75,  # Of the colour where the map is largest; 0 where the map is zero
     cmap: str = "inferno",  # A perceptual, colour-blind-safe colour map of matplotlib
     scale: str
-    | float = "clip",  # Full colour: the largest value of the "clip" or each "frame", or this
+    | float = "clip",  # Full colour is the largest value of the "clip", of each "frame", or this value
 ) -> np.ndarray:  # uint8 [T,H,W,3]
     "Frames with the map on top. A map of zeros leaves them as they are."
     map = np.asarray(map, np.float32)
     if map.shape != frames.shape[:3]:
         raise ValueError(
-            f"The map is {map.shape} and the frames are {frames.shape[:3]}: bring the map to their "
-            "size with resize_maps."
+            f"The map is {map.shape} and the frames are {frames.shape[:3]}: bring the map to their size with resize_maps."
         )
-    if isinstance(scale, str):
-        top = map.max(None if scale == "clip" else (1, 2), keepdims=True)
-    else:
-        top = np.float32(scale)
+    top = (
+        map.max(None if scale == "clip" else (1, 2), keepdims=True)
+        if isinstance(scale, str)
+        else np.float32(scale)
+    )
     value = np.clip(map / np.where(top > 0, top, 1), 0, 1)
     alpha = opacity * value[..., None]
     return np.uint8((1 - alpha) * frames + alpha * 255 * colormaps[cmap](value)[..., :3] + 0.5)
 
 
 def outline(frames, mask, colour):
-    """Frames uint8 [T,H,W,3] with the border of a bool mask [T,H,W] drawn one pixel wide in a colour
-    (r, g, b)."""
+    "Frames uint8 [T,H,W,3] with the border of a bool mask [T,H,W] drawn one pixel wide in a colour (r, g, b)."
     edge = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
     inner = edge[:, :-2, 1:-1] & edge[:, 2:, 1:-1] & edge[:, 1:-1, :-2] & edge[:, 1:-1, 2:]
     return np.where((mask & ~inner)[..., None], np.uint8(colour), frames)
@@ -115,32 +114,24 @@ def _sprites(columns, kilobytes):
     n, h, w = (max(v.shape[k] for v in columns.values()) for k in range(3))
     fit = min(1, SIDE // n / w, SIDE / h)  # of the frames' own size, so that all are in one picture
     for shrink in (1, 2, 4):
-        rows = {name: _side_by_side(v, fit / shrink) for name, v in columns.items()}
         for quality in (85, 70, 50, 30):
-            uris = {name: _data_uri(img, quality) for name, img in rows.items()}
-            if sum(map(len, uris.values())) <= kilobytes * 1000:
-                return uris
+            out = {}
+            for name, pictures in columns.items():
+                height, width = (max(1, int(x * fit / shrink)) for x in pictures.shape[1:3])
+                small = [Image.fromarray(np.ascontiguousarray(p)) for p in pictures]
+                img = Image.new("RGB", (width * n, height))
+                for t, p in enumerate(small):
+                    img.paste(
+                        p if p.size == (width, height) else p.resize((width, height)),
+                        (t * width, 0),
+                    )
+                img.save(buffer := io.BytesIO(), "webp", quality=quality)
+                out[name] = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+            if sum(map(len, out.values())) <= kilobytes * 1000:
+                return out
     raise ValueError(
-        f"{len(columns)} columns of {n} frames do not fit into {kilobytes} kB: show fewer columns or "
-        "frames."
+        f"{len(columns)} columns of {n} frames do not fit into {kilobytes} kB: show fewer columns or frames."
     )
-
-
-def _side_by_side(pictures, scale):
-    "One image of pictures uint8 [T,H,W,3], each at `scale` of its size."
-    height, width = (max(1, int(x * scale)) for x in pictures.shape[1:3])
-    row = Image.new("RGB", (width * len(pictures), height))
-    for t, p in enumerate(pictures):
-        img = Image.fromarray(np.ascontiguousarray(p))
-        row.paste(
-            img if img.size == (width, height) else img.resize((width, height)), (t * width, 0)
-        )
-    return row
-
-
-def _data_uri(img, quality):
-    img.save(buffer := io.BytesIO(), "webp", quality=quality)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclass(repr=False)
@@ -161,8 +152,9 @@ class Player:
         fig.savefig(buffer := io.BytesIO(), format="png", dpi=90)
         plt.close(fig)
         img = Image.open(buffer).convert("RGB")
-        img = img.quantize(palette=img.quantize(256, Image.Quantize.MAXCOVERAGE))
-        img.save(small := io.BytesIO(), "png", optimize=True)
+        img.quantize(palette=img.quantize(256, Image.Quantize.MAXCOVERAGE)).save(
+            small := io.BytesIO(), "png", optimize=True
+        )
         return small.getvalue()
 
 # %% ../../nbs/gradcam/pictures.ipynb #pictures-12
@@ -175,33 +167,6 @@ def player(
     kilobytes: int = 240,  # At most this much for the images
 ) -> Player:
     "Columns of moving pictures with one slider and a play button, as HTML that needs nothing else."
-    n, labels = _labels_of(columns, labels)
-    h, w = next(iter(columns.values())).shape[1:3]
-    esc = lambda s: html.escape(str(s), quote=True)
-    figures = "".join(
-        f'<figure><div class="ssv2-view" style="aspect-ratio:{w}/{h}">'
-        f'<img src="{uri}" alt="{esc(name)}, one frame at a time" '
-        f'style="width:{100 * n}%!important"></div><figcaption>{esc(name)}</figcaption></figure>'
-        for name, uri in _sprites(columns, kilobytes).items()
-    )
-    bar = (
-        '<div class="ssv2-bar"><button type="button" aria-label="Play">Play</button>'
-        f'<input type="range" min="0" max="{n - 1}" value="0" '
-        f'step="1" aria-label="Frame" aria-valuetext="{esc(labels[0])}">'
-        f'<output aria-live="polite">{esc(labels[0])}</output></div>'
-    )
-    note = f'<p class="ssv2-note">{esc(note)}</p>' if note else ""
-    return Player(
-        f'<div class="ssv2-player" role="group" aria-label="{esc(title or "clip")}" '
-        f'data-ms="{round(1000 / fps)}" data-labels="{esc(json.dumps(labels))}">'
-        f'<style>{_CSS}</style><div class="ssv2-cols" style="max-width:{220 * len(columns)}px">'
-        f"{figures}</div>{bar}{note}<script>{_JS}</script></div>",
-        columns,
-    )
-
-
-def _labels_of(columns, labels):
-    "The number of frames and a label for each; `ValueError` where they do not fit."
     counts = {len(v) for v in columns.values()}
     if len(counts) != 1:
         raise ValueError(
@@ -215,4 +180,20 @@ def _labels_of(columns, labels):
     labels = labels or [f"frame {i + 1} of {n}" for i in range(n)]
     if len(labels) != n:
         raise ValueError(f"{len(labels)} labels do not fit {n} frames.")
-    return n, labels
+    h, w = next(iter(columns.values())).shape[1:3]
+    esc = lambda s: html.escape(str(s), quote=True)
+    figures = "".join(
+        f'<figure><div class="ssv2-view" style="aspect-ratio:{w}/{h}"><img src="{uri}" alt="{esc(name)}, one frame at a time" '
+        f'style="width:{100 * n}%!important"></div><figcaption>{esc(name)}</figcaption></figure>'
+        for name, uri in _sprites(columns, kilobytes).items()
+    )
+    bar = (
+        f'<div class="ssv2-bar"><button type="button" aria-label="Play">Play</button><input type="range" min="0" max="{n - 1}" value="0" '
+        f'step="1" aria-label="Frame" aria-valuetext="{esc(labels[0])}"><output aria-live="polite">{esc(labels[0])}</output></div>'
+    )
+    note = f'<p class="ssv2-note">{esc(note)}</p>' if note else ""
+    return Player(
+        f'<div class="ssv2-player" role="group" aria-label="{esc(title or "clip")}" data-ms="{round(1000 / fps)}" '
+        f'data-labels="{esc(json.dumps(labels))}"><style>{_CSS}</style><div class="ssv2-cols" style="max-width:{220 * len(columns)}px">{figures}</div>{bar}{note}<script>{_JS}</script></div>',
+        columns,
+    )
