@@ -228,7 +228,7 @@ def read_records(
         {"target": "int16"}
     )
 
-
+# %% ../../nbs/00_data.ipynb #00-017s
 def _storable(x):
     "Text that has UTF-8, which half a surrogate pair has not."
     return x.encode("utf-8", "backslashreplace").decode() if isinstance(x, str) else x

@@ -46,7 +46,7 @@ def ink(
         rgba[..., :3] += cover * c
         rgba[..., 3:] += cover
 
-
+# %% ../../nbs/demo/art.ipynb #00b-006s
 def sprite(
     paint,  # Called with (rgba [h,w,4], x [1,w], y [h,1], side of a pixel)
     x0,
@@ -165,6 +165,8 @@ SHAPES = dict(  # half-width at heights from top (-1) to bottom (1), in units of
         (1, 0.84),
     ],
 )
+
+# %% ../../nbs/demo/art.ipynb #00b-010t
 TUBS = dict(
     bucket=[(-1, 1.05), (-0.8, 1.05), (-0.79, 1.0), (1, 0.75)],
     crate=[(-1, 1.1), (1, 1.1)],

@@ -63,7 +63,7 @@ def _ratio(a, b):
     "a / b, NaN where b is 0."
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=np.asarray(b) > 0)
 
-
+# %% ../../nbs/gradcam/attention.ipynb #0000000cp
 def _pointing(maps, both):
     """Share of the places that hold the largest value (one, save for ties) on hand or object; NaN
     with neither in the picture. maps, both [...,H,W] -> [...]."""

@@ -95,7 +95,7 @@ def _mapper(clips, models):
 
     return explain
 
-
+# %% ../../nbs/gradcam/explorer.ipynb #00000008e
 def explorer(
     clips: dict,  # Name -> clip=[C,T,H,W], frames=uint8 [T,H,W,3], hand=, object=bool [T,H,W] or no
     models: dict,  # Name -> network

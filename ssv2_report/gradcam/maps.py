@@ -182,7 +182,7 @@ def gradcam(
     single = isinstance(layer, str | None) and isinstance(method, str)
     return (next(iter(maps.values())) if single else maps), logits.detach()
 
-
+# %% ../../nbs/04_gradcam.ipynb #00000012a
 def _activations(model, clip, targets, layers):
     "Logits, and what the layers give and its gradient, None where the logits do not depend on it."
     taken = {}

@@ -116,7 +116,7 @@ def outcomes(
         pair_right=np.where(other >= 0, beats, np.nan),
     )
 
-
+# %% ../../nbs/gradcam/reliance.ipynb #04e-016s
 def _as_served(frames, size):
     "The clip of frames uint8 [T,h,w,3] that a `ClipDataset` without random choices serves."
     x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)

@@ -66,7 +66,7 @@ def _open_weights(path):
         "dict."
     )
 
-
+# %% ../../nbs/01_models2d.ipynb #0754bc74
 def read_weights(
     path: str | Path,  # A safetensors file, or a torch file with a state dict, bare or wrapped
 ) -> dict:  # Parameter name -> tensor, without the wrapping's prefixes
@@ -322,7 +322,7 @@ def _forgetful(module):
     made = type(f"Checkpointed{type(module).__name__}", (type(module),), dict(forward=forward))
     module.__class__ = made
 
-
+# %% ../../nbs/01_models2d.ipynb #1e33aed2
 def checkpoint_stages(
     model: nn.Module,  # 2D or 3D, changed in place
 ) -> nn.Module:  # The same model, its parameters under the same names
