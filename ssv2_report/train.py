@@ -7,8 +7,8 @@ __all__ = ['CHECKED', 'ONE_VALUE', 'LAUNCHER', 'start_from', 'EpochSampler', 'fi
            'load_checkpoint', 'Training', 'optimiser', 'SharedNorm', 'share_statistics', 'clips_a_step',
            'limits_in_a_sentence', 'until_sigterm', 'timed_batches', 'spend', 'peak_memory', 'finished', 'use_threads',
            'loaders', 'start_network', 'resume', 'precision_of', 'prepare', 'check_loss', 'save', 'stop', 'is_asked',
-           'after_step', 'progress_of', 'teller', 'train_epoch', 'go_on', 'validate', 'record', 'keep', 'finish', 'fit',
-           'board', 'stop_after', 'main', 'launch']
+           'after_step', 'progress_of', 'teller', 'train_epoch', 'go_on', 'validate', 'add_epoch', 'keep', 'finish',
+           'fit', 'board', 'stop_after', 'main', 'launch']
 
 # %% ../nbs/03_train.ipynb #c002
 import hashlib
@@ -58,25 +58,19 @@ from .study.steps import code_of, run_folder
 
 # %% ../nbs/03_train.ipynb #c011
 def start_from(model, exp, classes, source, clips=None):
-    """Carry weights over into `model` from `source`: the weights of a run, "imagenet", "kinetics" or a
-    file. The InflationReport where that meant inflating, else None.
+    """Carry weights over into `model` from `source`: the weights of a run, "imagenet", "kinetics"
+    or a file. The InflationReport where that meant inflating, else None.
 
-    `clips` [B,C,T,H,W] calibrate R(2+1)D and show the response errors. ValueError where the two do
-    not fit."""
-    elsewhere = not is_run(source)
-    other, other_exp, other_classes = (
-        (published(exp, source), None, None) if elsewhere else load_run(source)
-    )
-    if exp.is_3d and (isinstance(other, FrameNet) if elsewhere else not other_exp.is_3d):
-        return inflate(
-            other,
-            model,
-            mode=exp.inflation,
-            source_classes=other_classes,
-            target_classes=classes,
-            clips=clips,
-        )
-    if elsewhere:
+    `clips` [B,C,T,H,W] calibrate R(2+1)D and show the response errors. ValueError where the two
+    do not fit."""
+    other_exp = other_classes = None
+    if is_run(source):
+        other, other_exp, other_classes = load_run(source)
+    else:
+        other = published(exp, source)
+    if exp.is_3d and isinstance(other, FrameNet):
+        return inflate(other, model, exp.inflation, other_classes, classes, clips=clips)
+    if other_exp is None:
         load_weights(model, getattr(other, "backbone", other).state_dict())
         return
     if other_exp.model != exp.model:
@@ -92,7 +86,8 @@ def start_from(model, exp, classes, source, clips=None):
 
 # %% ../nbs/03_train.ipynb #c013
 class EpochSampler(Sampler):
-    "The first `n` of `clips` indices of one epoch in an order that depends on (seed, epoch) alone, from position `skip` on."
+    """The first `n` of `clips` indices of one epoch in an order that depends on (seed, epoch)
+    alone, from position `skip` on."""
 
     def __init__(self, clips, seed, n=None):
         self.clips, self.seed, self.n, self.epoch, self.skip = clips, seed, n or clips, 0, 0
@@ -104,9 +99,6 @@ class EpochSampler(Sampler):
         g = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         yield from torch.randperm(self.clips, generator=g)[self.skip : self.n].tolist()
 
-
-list(EpochSampler(6, seed=0)), list(EpochSampler(6, seed=1))
-
 # %% ../nbs/03_train.ipynb #c018
 def _hash(*parts) -> str:
     raw = (p if isinstance(p, bytes) else str(p).encode() for p in parts)
@@ -114,7 +106,8 @@ def _hash(*parts) -> str:
 
 
 def _clips_hash(classes, sets) -> str:
-    "Of what the networks see: classes, clips and their targets, their frames as cached, their size."
+    """Of what the networks see: classes, clips and their targets, their frames as cached, their
+    size."""
     parts = list(classes)
     for s in sets:
         parts += [len(s.ids), *s.ids, getattr(s, "size", "")]
@@ -126,8 +119,8 @@ def _clips_hash(classes, sets) -> str:
 
 
 def fingerprint(exp, classes, sets, seed, start) -> dict:
-    """What must be the same for a run to be resumed: settings that matter, classes, clips, targets and
-    frames as cached, seed, starting weights and code."""
+    """What must be the same for a run to be resumed: settings that matter, classes, clips, targets
+    and frames as cached, seed, starting weights and code."""
     start = _hash(Path(start).read_bytes()) if start and Path(start).is_file() else start
     return dict(
         exp.model_dump(exclude={"title", "init", "gpus_per_run", "workers", "views"}),
@@ -137,7 +130,7 @@ def fingerprint(exp, classes, sets, seed, start) -> dict:
         code=_hash(*(p.read_bytes() for p in code_of("train"))),
     )
 
-
+# %% ../nbs/03_train.ipynb #c018b
 CHECKED = 64  # characters of the checksum at the end of a checkpoint
 
 
@@ -178,10 +171,10 @@ def load_checkpoint(path, wanted, replace=False) -> dict | None:
     if not Path(path).is_file():
         return None
     state = read_checkpoint(path)
-    found = state["fingerprint"]
-    if replace and found != wanted:
+    saved = state["fingerprint"]
+    if replace and saved != wanted:
         return None
-    if differ := sorted(k for k in {*wanted, *found} if found.get(k) != wanted.get(k)):
+    if differ := sorted(k for k in {*wanted, *saved} if saved.get(k) != wanted.get(k)):
         raise ValueError(
             f"{path} is of another run: {', '.join(differ)} differ; restore them, or delete the "
             "checkpoint to train anew."
@@ -259,11 +252,8 @@ class SharedNorm(torch.nn.modules.batchnorm._BatchNorm):
     def forward(self, x):
         if not self.training:
             return super().forward(x)
-        n, dims, wide = (
-            PartialState().num_processes,
-            [0, *range(2, x.dim())],
-            lambda v: v.view(1, -1, *[1] * (x.dim() - 2)),
-        )
+        n, dims = PartialState().num_processes, [0, *range(2, x.dim())]
+        wide = lambda v: v.view(1, -1, *[1] * (x.dim() - 2))
         mean = all_reduce(x.float().mean(dims)) / n
         centred = x - wide(mean)
         var, count = all_reduce(centred.square().mean(dims)) / n, n * x.numel() / x.shape[1]
@@ -271,13 +261,13 @@ class SharedNorm(torch.nn.modules.batchnorm._BatchNorm):
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / (count - 1), self.momentum)
-        return (centred * wide((var + self.eps).rsqrt() * self.weight) + wide(self.bias)).to(
-            x.dtype
-        )
+        scale = (var + self.eps).rsqrt() * self.weight
+        return (centred * wide(scale) + wide(self.bias)).to(x.dtype)
 
 
 def share_statistics(model, device) -> torch.nn.Module:
-    "The model with batch norms that see the batches of all processes: PyTorch's own on GPUs, `SharedNorm` elsewhere."
+    """The model with batch norms that see the batches of all processes: PyTorch's own on GPUs,
+    `SharedNorm` elsewhere."""
     if device.type == "cuda":
         return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for m in model.modules():
@@ -294,26 +284,30 @@ def clips_a_step(exp, classes, train_set, val_set, processes=1) -> int:
         )
     if not len(val_set):
         raise ValueError(
-            "There are no validation clips, and without them nothing is known of a network; check the classes and the audit of this dataset."
+            "There are no validation clips, and without them nothing is known of a network; check "
+            "the classes and the audit of this dataset."
         )
     if len(classes) < 2:
         raise ValueError("Training needs at least two classes; choose more of them.")
     if processes > len(train_set):
         raise ValueError(
-            f"There are {processes} processes and {len(train_set)} training clips; use fewer processes."
+            f"There are {processes} processes and {len(train_set)} training clips; use fewer "
+            "processes."
         )
     parts = processes * exp.accumulate
     if exp.batch_size % parts:
         raise ValueError(
-            f"A batch of {exp.batch_size} clips does not divide into {processes} processes x {exp.accumulate} parts (accumulate); change batch_size."
+            f"A batch of {exp.batch_size} clips does not divide into {processes} processes x "
+            f"{exp.accumulate} parts (accumulate); change batch_size."
         )
     if not (n := min(exp.batch_size, len(train_set) // parts * parts)):
         raise ValueError(
-            f"{len(train_set)} training clips do not make one batch of {parts} parts; lower accumulate."
+            f"{len(train_set)} training clips do not make one batch of {parts} parts; lower "
+            "accumulate."
         )
     return n
 
-
+# %% ../nbs/03_train.ipynb #c021eb
 ONE_VALUE = (
     "Batch norm needs more than one value to a channel, and a part of a batch is one clip whose "
     "last map is one cell; raise batch_size, lower accumulate, or keep fewer stages."
@@ -329,17 +323,15 @@ def limits_in_a_sentence(exp):
         if "Expected more than 1 value per channel" not in str(e):
             raise
         raise ValueError(ONE_VALUE) from None
-    except (
-        RuntimeError,
-        MemoryError,
-    ) as e:  # on CPUs the allocator and oneDNN have no exception of their own
-        if not isinstance(e, (torch.OutOfMemoryError, MemoryError)) and not re.search(
-            "can't allocate memory|could not create a (primitive|memory)", str(e)
-        ):
+    except (RuntimeError, MemoryError) as e:
+        # On CPUs the allocator and oneDNN have no exception of their own.
+        spent = re.search("can't allocate memory|could not create a (primitive|memory)", str(e))
+        if not spent and not isinstance(e, (torch.OutOfMemoryError, MemoryError)):
             raise
         raise ValueError(
-            f"A batch of {exp.batch_size} clips does not fit in memory; set accumulate: {2 * exp.accumulate} to compute it in parts, "
-            "checkpointing: true to keep less for the way back, or a smaller batch_size."
+            f"A batch of {exp.batch_size} clips does not fit in memory; set accumulate: "
+            f"{2 * exp.accumulate} to compute it in parts, checkpointing: true to keep less for the "
+            "way back, or a smaller batch_size."
         ) from None
 
 
@@ -380,19 +372,16 @@ def peak_memory() -> float:
     "GB at most held so far, by this process on its GPU, or else in all."
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        1e9 if sys.platform == "darwin" else 1e6
-    )
+    to_gb = 1e9 if sys.platform == "darwin" else 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / to_gb
 
 
 def finished(history, exp) -> bool:
     "Whether all epochs are done, or `exp.patience` epochs have brought no better validation top-1."
     tops = [row["val_top1"] for row in history]
-    return (
-        len(tops) >= exp.epochs
-        or bool(exp.patience and tops)
-        and len(tops) - 1 - tops.index(max(tops)) >= exp.patience
-    )
+    if len(tops) >= exp.epochs or not exp.patience or not tops:
+        return len(tops) >= exp.epochs
+    return len(tops) - 1 - tops.index(max(tops)) >= exp.patience
 
 # %% ../nbs/03_train.ipynb #c022
 def use_threads():
@@ -465,11 +454,11 @@ def prepare(exp, classes, train_set, val_set, out, seed, start, replace) -> Trai
         train_set, part, sampler=sampler, num_workers=workers, worker_init_fn=outlive
     )
     optimizer, scheduler = optimiser(exp, net, steps)
-    print_ = fingerprint(exp, classes, (train_set, val_set), seed, start)
+    own = fingerprint(exp, classes, (train_set, val_set), seed, start)
     run = Training(
-        exp, out, net, accelerator, optimizer, scheduler, sampler, loader, batch_size, print_
+        exp, out, net, accelerator, optimizer, scheduler, sampler, loader, batch_size, own
     )
-    state = load_checkpoint(run.checkpoint / "last.pt", print_, replace)
+    state = load_checkpoint(run.checkpoint / "last.pt", own, replace)
     if state:
         resume(run, state)
     run.ema = ModelEmaV3(net, exp.ema, device=accelerator.device) if exp.ema else None
@@ -520,7 +509,7 @@ def stop(run):
         "written, and the same call goes on from there."
     )
 
-
+# %% ../nbs/03_train.ipynb #c022bs
 def is_asked(run) -> bool:
     "Whether any of the processes was asked to stop."
     asked, accelerator = run.asked.is_set(), run.accelerator
@@ -597,7 +586,7 @@ def train_epoch(run):
             run.scheduler.step_update(run.step)
             after_step(run)
 
-
+# %% ../nbs/03_train.ipynb #c022dg
 def go_on(run):
     "Train what is left of the epoch at hand, if anything is, and save."
     epoch = len(run.history)
@@ -618,7 +607,7 @@ def validate(run, val_set, classes) -> dict:
     return metrics(rows, classes)
 
 
-def record(run, scores, seconds) -> bool:
+def add_epoch(run, scores, seconds) -> bool:
     "Add an epoch to the history, and begin to count anew; whether it was the best so far."
     loss, right, n = run.accelerator.reduce(run.totals).tolist()
     better = scores["top1"] > max((row["val_top1"] for row in run.history), default=-1)
@@ -677,13 +666,14 @@ def fit(
     save_steps: int = 500,  # Steps between checkpoints within an epoch
 ) -> torch.nn.Module:
     """Train one network; writes history.csv, weights.safetensors, checkpoint/ and, when inflated,
-    inflation.json to `out`. The weights are those of the last epoch; with `exp.patience`, of the best.
+    inflation.json to `out`. The weights are those of the last epoch; with `exp.patience`, of the
+    best.
 
-    Resumes by itself when `out` holds a checkpoint of the same run; a finished run is not trained
-    again, but its files are written again. Under `torchrun` or `accelerate launch` all processes share
-    each batch. Raises ValueError when the checkpoint is damaged or of another run, when there is
-    nothing sensible to train, when a batch does not fit in memory or the loss is not finite, OSError
-    when the disk is full, and RuntimeError when SIGTERM stopped it."""
+    Resumes by itself when `out` holds a checkpoint of the same run; a finished run is not
+    trained again, but its files are written again. Under `torchrun` or `accelerate launch` all
+    processes share each batch. Raises ValueError when the checkpoint is damaged or of another
+    run, when there is nothing sensible to train, when a batch does not fit in memory or the loss
+    is not finite, OSError when the disk is full, and RuntimeError when SIGTERM stopped it."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     use_threads()
@@ -694,7 +684,7 @@ def fit(
             go_on(run)
             began = time.time()
             scores = validate(run, val_set, classes)
-            better = record(run, scores, time.time() - began)
+            better = add_epoch(run, scores, time.time() - began)
             keep(run, classes, better)
             if run.main and on_epoch:
                 on_epoch(run.history[-1], run.judged)
@@ -702,7 +692,8 @@ def fit(
 
 # %% ../nbs/03_train.ipynb #c025b
 def board(folder, dataset):
-    "A callback for `fit` that writes each epoch's history, and the first clip of `dataset` with its map, for TensorBoard."
+    """A callback for `fit` that writes each epoch's history, and the first clip of `dataset` with
+    its map, for TensorBoard."""
     from tensorboardX import SummaryWriter
 
     from ssv2_report.gradcam.maps import gradcam, resize_maps
@@ -712,13 +703,11 @@ def board(folder, dataset):
     clip, frames = item["clip"][None], denormalise(item["clip"])
 
     def on_epoch(row, model):
-        maps, _ = gradcam(
-            model.eval(), clip.to(next(model.parameters()).device), int(item["target"])
-        )
+        on_device = clip.to(next(model.parameters()).device)
+        maps, _ = gradcam(model.eval(), on_device, int(item["target"]))
         picture = overlay(frames, resize_maps(maps.cpu(), frames.shape[:3])[0])
-        with SummaryWriter(
-            str(folder), filename_suffix=f".{row['epoch']}"
-        ) as writer:  # a file an epoch: only closing one waits for what is still queued
+        # A file an epoch: only closing one waits for what is still queued.
+        with SummaryWriter(str(folder), filename_suffix=f".{row['epoch']}") as writer:
             for name, value in row.items():
                 writer.add_scalar(name, value, row["epoch"])
             writer.add_image("map", np.concatenate(picture, 1), row["epoch"], dataformats="HWC")
@@ -744,52 +733,32 @@ def stop_after(pid):
 
 
 def main():
-    "`torchrun [...] -m ssv2_report.train STUDY EXPERIMENT SEED RESULTS [--replace]`: train in each of the processes that share the batches."
+    """`torchrun [...] -m ssv2_report.train STUDY EXPERIMENT SEED RESULTS [--replace]`: train in
+    each of the processes that share the batches."""
     study, name, seed, results, *flags = sys.argv[1:]
     if launcher := os.environ.get(LAUNCHER):
         stop_after(int(launcher))
     try:
-        s = load_study(study)
-        exp, seed, out, state = (
-            experiment(s, name),
-            int(seed),
-            run_folder(s, results, name, int(seed)),
-            processes(),
-        )
+        s, seed, state = load_study(study), int(seed), processes()
+        exp, out = experiment(s, name), run_folder(s, results, name, seed)
         with state.main_process_first():
             classes, train_set, views = datasets(s, exp, seed, results)
-        val_set = views["ordered"][0]
-        fit(
-            exp,
-            classes,
-            train_set,
-            val_set,
-            out,
-            seed,
-            weights_of(s, exp, seed, results),
-            "--replace" in flags,
-            board(out / "tensorboard", val_set) if state.is_main_process else None,
-        )
+        val_set, start = views["ordered"][0], weights_of(s, exp, seed, results)
+        on_epoch = board(out / "tensorboard", val_set) if state.is_main_process else None
+        fit(exp, classes, train_set, val_set, out, seed, start, "--replace" in flags, on_epoch)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     except (ValueError, OSError, RuntimeError) as e:
         sys.exit(f"ssv2: {e}")
 
-
+# %% ../nbs/03_train.ipynb #c025dl
 def launch(processes, *arguments, on_line=print):
-    "Run `main` with `arguments` in several processes of this machine, showing their progress; RuntimeError with their own sentence when they fail."
+    """Run `main` with `arguments` in several processes of this machine, showing their progress;
+    RuntimeError with their own sentence when they fail."""
     study, name, seed, results, *_ = arguments
     progress = run_folder(load_study(study), results, name, seed) / "progress.txt"
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-        "-m",
-        "ssv2_report.train",
-        *map(str, arguments),
-    ]
+    torchrun = f"-m torch.distributed.run --standalone --nproc-per-node {processes}".split()
+    command = [*torchrun, "-m", "ssv2_report.train", *map(str, arguments)]
     with (
         open(progress.parent / "processes.log", "w+") as log,
         subprocess.Popen(  # which holds the GPUs as well (study.devices)
@@ -809,11 +778,9 @@ def launch(processes, *arguments, on_line=print):
         log.seek(0)
         said = log.read()
     if running.returncode:
+        unknown = f"Training in {processes} processes failed; see {log.name}"
         raise RuntimeError(
-            next(
-                (l[6:] for l in said.splitlines() if l.startswith("ssv2: ")),
-                f"Training in {processes} processes failed; see {log.name}",
-            )
+            next((l[6:] for l in said.splitlines() if l.startswith("ssv2: ")), unknown)
         )
 
 # %% ../nbs/03_train.ipynb #c034

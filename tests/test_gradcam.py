@@ -357,42 +357,33 @@ def likeness(a, b):
     return float((a - b).abs().max())
 
 
+PEER_CLASSES = {
+    "gradcam": "GradCAM",
+    "gradcam++": "GradCAMPlusPlus",
+    "layercam": "LayerCAM",
+    "hirescam": "HiResCAM",
+    "xgradcam": "XGradCAM",
+}
+
+
 def peer_maps(peer, model, layer, clip, targets, method):
     "The peer's rectified map at the layer's own size."
     if peer == "captum":
         captum = pytest.importorskip("captum.attr")
-        return (
-            captum.LayerGradCam(model, model.get_submodule(layer))
-            .attribute(clip, target=targets, relu_attributions=True)[:, 0]
-            .detach()
-        )
+        cam = captum.LayerGradCam(model, model.get_submodule(layer))
+        return cam.attribute(clip, target=targets, relu_attributions=True)[:, 0].detach()
     if peer == "torchcam":
         methods = pytest.importorskip("torchcam.methods")
-        cls = {
-            "gradcam": "GradCAM",
-            "gradcam++": "GradCAMpp",
-            "layercam": "LayerCAM",
-            "xgradcam": "XGradCAM",
-        }[method]
-        with getattr(methods, cls)(model, layer) as cam:
+        with getattr(methods, PEER_CLASSES[method].replace("PlusPlus", "pp"))(model, layer) as cam:
             return cam(targets.tolist(), model(clip), normalized=False)[0].relu()
     cams = pytest.importorskip("pytorch_grad_cam")
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as Target
 
-    cls = {
-        "gradcam": "GradCAM",
-        "gradcam++": "GradCAMPlusPlus",
-        "layercam": "LayerCAM",
-        "hirescam": "HiResCAM",
-        "xgradcam": "XGradCAM",
-    }[method]
     module, wanted = model.get_submodule(layer), [Target(int(t)) for t in targets]
-    with getattr(cams, cls)(model, [module]) as cam:
+    with getattr(cams, PEER_CLASSES[method])(model, [module]) as cam:
         cam(clip, wanted)
-        A, G = (
-            x[0].numpy()
-            for x in (cam.activations_and_grads.activations, cam.activations_and_grads.gradients)
-        )
+        seen = cam.activations_and_grads
+        A, G = (x[0].numpy() for x in (seen.activations, seen.gradients))
         return np.maximum(cam.get_cam_image(clip, module, wanted, A, G, False), 0)
 
 

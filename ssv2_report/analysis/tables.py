@@ -140,7 +140,7 @@ def curves(history, titles, ax):
     ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylabel="validation top-1 (%)", ylim=(0, 102))
 
-
+# %% ../../nbs/05_analysis.ipynb #c024p
 def pair_matrices(scored, pairs, classes, titles):
     """A figure of 2 x 2 matrices, a row an experiment and a column a pair: how often clips of each
     class (rows) are taken for each of the two."""

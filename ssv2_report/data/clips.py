@@ -124,15 +124,15 @@ SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 def _read_json(path, kind):
     try:
-        found = json.loads(read_text(path))
+        content = json.loads(read_text(path))
     except (ValueError, RecursionError) as e:
         raise ValueError(
             f"{path} is not a JSON file in UTF-8 ({e}): copy it again from the labels package."
         ) from None
-    if isinstance(found, kind):
-        return found
+    if isinstance(content, kind):
+        return content
     raise ValueError(
-        f"{path} holds a {type(found).__name__} where a {kind.__name__} belongs: copy it again "
+        f"{path} holds a {type(content).__name__} where a {kind.__name__} belongs: copy it again "
         "from the labels package."
     )
 
@@ -142,16 +142,16 @@ def read_classes(
 ) -> list[str]:  # Class names (templates without brackets), the position is the target
     "The classes in `labels.json`'s own numbering, which must be 0, 1, 2, ... without gaps."
     path = label_file(root, "labels")
-    found = _read_json(path, dict)
+    numbers = _read_json(path, dict)
     try:
-        order = {int(v): k for k, v in found.items()}
+        order = {int(v): k for k, v in numbers.items()}
     except (TypeError, ValueError):
         raise ValueError(
             f"{path} gives a class a number that is none: copy it again from the labels package."
         ) from None
-    if sorted(order) != list(range(len(found))):
+    if sorted(order) != list(range(len(numbers))):
         raise ValueError(
-            f"{path} does not number its {len(found)} classes from 0 to {len(found) - 1}, each "
+            f"{path} does not number its {len(numbers)} classes from 0 to {len(numbers) - 1}, each "
             "once: copy it again from the labels package."
         )
     return [order[i] for i in range(len(order))]
@@ -163,10 +163,10 @@ def class_name(template: str) -> str:  # 'Pushing something' for 'Pushing [somet
 
 # %% ../../nbs/00_data.ipynb #00-017
 def read_records(
-    root, splits, classes
-) -> (
-    pd.DataFrame
-):  # One row a record: id, split, target, label, placeholders, problem, detail, twice
+    root,  # Folder of the dataset
+    splits,  # Of `SPLITS`
+    classes,  # Names in the order of the targets
+) -> pd.DataFrame:  # A row a record: id, split, target, label, placeholders, problem, detail, twice
     """The records of the label files as they are; `problem` is '' or says what is wrong with a
     record, in one or two words, and `twice` whether its id is there more than once."""
     known, rows = {name: i for i, name in enumerate(classes)}, []
@@ -183,30 +183,27 @@ def read_records(
         {"target": "int16"}
     )
 
-
+# %% ../../nbs/00_data.ipynb #00-017s
 def _storable(x):
-    return (
-        x.encode("utf-8", "backslashreplace").decode() if isinstance(x, str) else x
-    )  # half a surrogate pair has no UTF-8
+    "Text that has UTF-8, which half a surrogate pair has not."
+    return x.encode("utf-8", "backslashreplace").decode() if isinstance(x, str) else x
 
 
 def _record(r, split, place, known):
     if not isinstance(r, dict) or not isinstance(r.get("id"), (str, int)) or not str(r["id"]):
         return place, split, -1, "", "[]", "no id", f"{place} is not a record with an id"
     id, template, label = str(r["id"]), r.get("template"), r.get("label", "")
-    rest = (
-        label if isinstance(label, str) else "",
-        json.dumps(r.get("placeholders", []), ensure_ascii=False),
-    )
+    placeholders = json.dumps(r.get("placeholders", []), ensure_ascii=False)
+    rest = label if isinstance(label, str) else "", placeholders
     if not SAFE_ID.fullmatch(id):
         return id, split, -1, *rest, "unsafe id", f"{id!r} is not a plain file name"
     if split == "test" and template is None:
         return id, split, -1, *rest, "", ""
     target = known.get(class_name(template), -1) if isinstance(template, str) else -1
-    problem = (
-        ("unknown template", f"{template!r} is not in labels.json") if target < 0 else ("", "")
-    )
-    return id, split, target, *rest, *problem
+    if target < 0:
+        why = f"{template!r} is not in labels.json"
+        return id, split, -1, *rest, "unknown template", why
+    return id, split, target, *rest, "", ""
 
 # %% ../../nbs/00_data.ipynb #00-019
 @dataclass(repr=False)
@@ -222,17 +219,13 @@ class Index:
         return len(self.clips)
 
     def split(self, name) -> "Index":  # The clips of one split
-        return Index(
-            self.root, self.classes, self.clips[self.clips["split"] == name].reset_index(drop=True)
-        )
+        clips = self.clips[self.clips["split"] == name].reset_index(drop=True)
+        return Index(self.root, self.classes, clips)
 
     def _repr_markdown_(self):
         counts = self.clips.groupby("split").size()
-        return (
-            f"{len(self.classes)} classes; "
-            + ", ".join(f"{counts[s]:,} {s}" for s in SPLITS if s in counts)
-            + " clips"
-        )
+        clips = ", ".join(f"{counts[s]:,} {s}" for s in SPLITS if s in counts)
+        return f"{len(self.classes)} classes; {clips} clips"
 
     __repr__ = _repr_markdown_
 
@@ -279,10 +272,9 @@ def choose_classes(classes, known) -> list[str]:  # Names in the order of `known
     return [c for c in known if c in set(wanted)]
 
 
-def _rank(id, seed):
-    return int.from_bytes(
-        hashlib.blake2b(f"{seed}/{id}".encode(), digest_size=6).digest(), "little"
-    )
+def _drawn_number(text, size):
+    "A number of so many bytes that looks drawn, the same for the same text."
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=size).digest(), "little")
 
 # %% ../../nbs/00_data.ipynb #00-022
 def load_index(
@@ -312,7 +304,7 @@ def load_index(
         keep = (rows["target"] < 0) | (new[rows["target"]] >= 0)
         rows = rows[keep].assign(target=lambda d: new[d["target"]])
     if per_class:
-        rank = pd.Series([_rank(id, seed) for id in rows["id"]], rows.index)
+        rank = pd.Series([_drawn_number(f"{seed}/{id}", 6) for id in rows["id"]], rows.index)
         rows = rows[rank.groupby([rows["split"], rows["target"]]).rank("first") <= per_class]
     if rows.empty:
         raise ValueError(
@@ -321,18 +313,14 @@ def load_index(
         )
     media = list_media(root)
     path = pd.array([media.get(id, "") for id in rows["id"]], dtype="string[pyarrow]")
-    return Index(
-        Path(root),
-        chosen,
-        rows.drop(columns=["problem", "detail", "twice"]).assign(path=path).reset_index(drop=True),
-    )
+    rows = rows.drop(columns=["problem", "detail", "twice"]).assign(path=path)
+    return Index(Path(root), chosen, rows.reset_index(drop=True))
 
 # %% ../../nbs/00_data.ipynb #00-031
 def sample_frames(
     n: int,  # Frames in the clip
     n_out: int,  # Frames wanted
-    rng: np.random.Generator
-    | None = None,  # Takes one at random of each part, else that at `phase`
+    rng: np.random.Generator | None = None,  # For one at random of each part, else that at `phase`
     phase: float = 0.5,  # Where in its part of the clip a frame is taken, 0 to 1
 ) -> np.ndarray:  # int64 [n_out], never decreasing
     """Indices of the frames to take: one of each of `n_out` equal parts of the clip (TSN's
@@ -343,13 +331,7 @@ def sample_frames(
 # %% ../../nbs/00_data.ipynb #00-034
 def clip_rng(seed: int, epoch: int, id: str) -> np.random.Generator:
     "The generator of all random choices for a clip in an epoch: a pure function of its arguments."
-    return np.random.Generator(
-        np.random.PCG64(
-            int.from_bytes(
-                hashlib.blake2b(f"{seed}/{epoch}/{id}".encode(), digest_size=16).digest(), "little"
-            )
-        )
-    )
+    return np.random.Generator(np.random.PCG64(_drawn_number(f"{seed}/{epoch}/{id}", 16)))
 
 # %% ../../nbs/00_data.ipynb #00-037
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -364,9 +346,8 @@ def crop_window(
     if rng is None:
         return int((h - side) * place), int((w - side) * place), side, side
     area, aspect = side * side * rng.uniform(*scale), np.exp(rng.uniform(*np.log(ratio)))
-    ch, cw = (
-        min(max(round(np.sqrt(v)), 1), m) for v, m in ((area / aspect, h), (area * aspect, w))
-    )
+    within = lambda area, most: min(max(round(np.sqrt(area)), 1), most)
+    ch, cw = within(area / aspect, h), within(area * aspect, w)
     return int(rng.integers(h - ch + 1)), int(rng.integers(w - cw + 1)), ch, cw
 
 # %% ../../nbs/00_data.ipynb #00-038
@@ -384,9 +365,8 @@ def jitter_colour(
     its clamping), the same for all frames."""
     bright, contrast, colour = rng.uniform(1 - strength, 1 + strength, 3)
     grey = np.array([0.299, 0.587, 0.114])
-    return bright * contrast * (colour * np.eye(3) + (1 - colour) * grey), np.full(
-        (3, 1), bright * (1 - contrast) * (grey @ mean)
-    )
+    matrix = bright * contrast * (colour * np.eye(3) + (1 - colour) * grey)
+    return matrix, np.full((3, 1), bright * (1 - contrast) * (grey @ mean))
 
 
 def to_clip(
@@ -408,14 +388,8 @@ def to_clip(
 def denormalise(clip: torch.Tensor) -> np.ndarray:  # uint8 [T,H,W,C]
     "The frames of a normalised clip [C,T,H,W]."
     mean, std = (v.view(3, 1, 1, 1) for v in _scale())
-    return (
-        (clip.detach().cpu().float() * std + mean)
-        .round()
-        .clamp(0, 255)
-        .byte()
-        .permute(1, 2, 3, 0)
-        .numpy()
-    )
+    frames = (clip.detach().cpu().float() * std + mean).round().clamp(0, 255).byte()
+    return frames.permute(1, 2, 3, 0).numpy()
 
 # %% ../../nbs/00_data.ipynb #00-039
 def flip_targets(classes) -> np.ndarray:  # int64 [n]: the target of a mirrored clip of each class
@@ -471,9 +445,8 @@ class ClipDataset(torch.utils.data.Dataset):
         self.misfit = "" if boxes is None else misfit_of(boxes, dict(zip(self.ids, self.paths)))
         if self.misfit:
             warnings.warn(self.misfit)
-        self.epoch = torch.zeros(
-            (), dtype=torch.int64
-        ).share_memory_()  # shared, so that it reaches workers that live on
+        epoch = torch.zeros((), dtype=torch.int64)
+        self.epoch = epoch.share_memory_()  # so that it reaches workers that live on
 
     def __len__(self):
         return len(self.ids)

@@ -33,7 +33,8 @@ def action_frames(
     ids,  # Clips [B]
     frames: np.ndarray,  # Frame indices [B,T]
 ) -> np.ndarray | None:  # bool [B,T]
-    "Which frames lie in their clip's action, where the dataset knows it (the demo world does), else None."
+    """Which frames lie in their clip's action, where the dataset knows it (the demo world does),
+    else None."""
     world = known_world(root)
     if world is None:
         return None
@@ -45,7 +46,8 @@ def action_frames(
 def find_scenes(
     root,  # Folder of a dataset
 ) -> dict[str, str]:  # Scene by clip id
-    "Scene of each validation clip of a demo world, the same for a clip and its reversed copy; empty for other datasets."
+    """Scene of each validation clip of a demo world, the same for a clip and its reversed copy;
+    empty for other datasets."""
     world, scenes = known_world(root), {}
     for id, c in world["clips"].items() if world else ():
         if c["split"] != "validation":
@@ -61,7 +63,8 @@ def scene_seed(
     world: dict,  # As `known_world` gives it
     id: str,  # Clip
 ) -> tuple[int, ...]:
-    "The numbers that a clip's scene follows from, the same for a clip and its reversed twin in validation."
+    """The numbers that a clip's scene follows from, the same for a clip and its reversed twin in
+    validation."""
     c = world["clips"][id]
     return seed_numbers(world["parameters"]["seed"], c["split"], c["target"], c["draw"])
 
@@ -149,7 +152,8 @@ def rerendered(
     parts=None,  # Of `parts_of`; None: all
     file=None,  # .npz that keeps the pictures between calls
 ) -> dict:  # By part and clip id: uint8 [T,h,w,3], as the frame cache holds a clip
-    "Clips drawn again without each part. `ValueError` where another version of the demo world drew them."
+    """Clips drawn again without each part. `ValueError` where another version of the demo world
+    drew them."""
     parts, ids = parts or parts_of(world), [str(i) for i in ids]
     if ids:
         scene_of(world, ids[0])

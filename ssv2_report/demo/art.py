@@ -14,7 +14,8 @@ import numpy as np
 
 # %% ../../nbs/demo/art.ipynb #00b-006
 class Sprite(NamedTuple):
-    "A picture to be moved about: premultiplied colour and coverage, and where its corner lies from its anchor."
+    """A picture to be moved about: premultiplied colour and coverage, and where its corner lies
+    from its anchor."""
 
     rgba: np.ndarray  # float32 [h,w,4]
     left: int  # Pixels
@@ -45,7 +46,7 @@ def ink(
         rgba[..., :3] += cover * c
         rgba[..., 3:] += cover
 
-
+# %% ../../nbs/demo/art.ipynb #00b-006s
 def sprite(
     paint,  # Called with (rgba [h,w,4], x [1,w], y [h,1], side of a pixel)
     x0,
@@ -54,7 +55,8 @@ def sprite(
     y1,  # Window around the anchor
     size: int,  # Side of the frame in pixels
 ) -> Sprite:
-    "Paint a window at twice the resolution and average it down; one empty pixel is left all around."
+    """Paint a window at twice the resolution and average it down; one empty pixel is left all
+    around."""
     l, t = (int(np.floor(v * size)) for v in (x0, y0))
     r, b = (int(np.ceil(v * size)) for v in (x1, y1))
     x = (np.arange(2 * l, 2 * r, dtype=np.float32) + 0.5)[None] / (2 * size)
@@ -78,7 +80,7 @@ def shifted(
 
 def blit(
     frame,  # float32 [H,W,3], painted in place
-    seen: dict,  # How much shows of every named thing painted so far, float32 [H,W] in [0, 1]; brought up to date
+    seen: dict,  # How much shows of each named thing, float32 [H,W] in [0, 1]; brought up to date
     key,  # The name of what is painted, or None
     s: Sprite,
     x,
@@ -163,6 +165,8 @@ SHAPES = dict(  # half-width at heights from top (-1) to bottom (1), in units of
         (1, 0.84),
     ],
 )
+
+# %% ../../nbs/demo/art.ipynb #00b-010t
 TUBS = dict(
     bucket=[(-1, 1.05), (-0.8, 1.05), (-0.79, 1.0), (1, 0.75)],
     crate=[(-1, 1.1), (1, 1.1)],
@@ -216,7 +220,7 @@ def solid(
         steep = np.sqrt(1 + np.minimum(np.interp(v, slope_at, slope).astype(np.float32) ** 2, 9))
         u = np.clip(x / r, -1, 1)
         mix = PATTERNS[pattern](freq * u + phase, freq * v + phase)[..., None]
-        colour = _lit((1 - mix) * colours[0] + mix * colours[1], u, v, light)
+        colour = _shade((1 - mix) * colours[0] + mix * colours[1], u, v, light)
         ink(rgba, np.maximum((np.abs(x) - r) / steep, np.abs(y) - half), colour, px)
 
     m = wide + 0.02 + (0.6 * half if shape == "mug" else 0) + lean * half
@@ -224,8 +228,8 @@ def solid(
     return sprite(paint, -m, -top, m, half * (1 + lean) + 0.02, size)
 
 
-def _lit(colour, u, v, light):
-    "A colour [h,w,3] with the light of a round body, whose width and height are u and v of -1 to 1."
+def _shade(colour, u, v, light):
+    "A colour [h,w,3] lit as a round body is; u and v: across and down, -1 to 1."
     shade = (1.03 + 0.2 * light * u - 0.3 * u**2 - 0.08 * v)[..., None]
     shine = 0.5 * np.clip(1 - np.hypot((u - 0.45 * light) / 0.22, (v + 0.1) / 0.6), 0, 1)[..., None]
     colour = np.clip(colour * shade, 0, 1)
@@ -269,7 +273,7 @@ WINDOW = dict(
     skin=(-0.33, 0.0, 0.12), thumb=(-0.2, 0.0, 0.14), sleeve=(-1.25, -0.24, 0.1)
 )  # along the arm: from, to; and the margin
 
-
+# %% ../../nbs/demo/art.ipynb #00b-014h
 def capsule(x, y, ax, ay, bx, by, r):
     "Signed distance to a line from a to b with round ends, `r` thick on either side."
     dx, dy = bx - ax, by - ay
@@ -306,8 +310,8 @@ def hand(
     scale: float,  # Of the whole hand; 1 is about a third of the frame long, wrist to tip
     size: int,  # Side of the frame in pixels
 ) -> Sprite:
-    """One part of a hand whose fingertips are about its anchor; drawn in the order thumb, sleeve, skin
-    they make a whole."""
+    """One part of a hand whose fingertips are about its anchor; drawn in the order thumb, sleeve,
+    skin they make a whole."""
     c, s = float(np.cos(reach)), float(np.sin(reach))
 
     def paint(rgba, X, Y, px):
@@ -348,7 +352,7 @@ def cloth(
 
     return sprite(paint, -wide - 0.02, -0.02, wide + 0.02, tall + 0.03, size)
 
-
+# %% ../../nbs/demo/art.ipynb #00b-017w
 def waves(x, y, rng, n=5):
     "Smooth noise of unit scale: plane waves of random direction and phase."
     ranges = (0, 6.2832), (0, 6.2832), (3.8, 10)
@@ -398,7 +402,7 @@ PALETTES = dict(
     ),
 )
 
-
+# %% ../../nbs/demo/art.ipynb #00b-017g
 def ground(
     split: str,  # 'train' or 'validation'
     rng,

@@ -91,8 +91,8 @@ ZOOM = (0.68, 0.84)
 
 
 class Scene:
-    """Everything one clip shows: `layers` are (name, sprite, x [n], y [n], shown [n]) in painting order,
-    in units of `unit` pixels from `corner`."""
+    """Everything one clip shows: `layers` are (name, sprite, x [n], y [n], shown [n]) in painting
+    order, in units of `unit` pixels from `corner`."""
 
     def __init__(
         self,
@@ -128,7 +128,8 @@ class Scene:
         self.layers.append((key or "shadow", sprite, *course))
 
     def thing(self, key, half, shapes=SHAPES, fit=1.0, tilt=0.0):
-        "An object of about this half-height and at most `fit` half-width: sprite, half-height, half-width."
+        """An object of about this half-height and at most `fit` half-width: sprite, half-height,
+        half-width."""
         pattern, shape, self.objects[key] = pick(self.rng, self.split, shapes)
         wide = PROFILES[shape][1].max()
         half, colours = min(half, fit / wide), self.colours[int(key[-1])]
@@ -187,7 +188,7 @@ def _lower(s, rng, reach, x, y, depth, held):
     s.arm("skin", "grip", reach, hx, hy, ~free)
     s.arm("skin", "open", reach, hx, hy, free)
 
-
+# %% ../../nbs/demo/world.ipynb #00a-013i
 def _into(s, rng):
     "An object goes down into a container, whose front hides it."
     slim = [k for k in SHAPES if k != "mug"]  # a handle would stick out
@@ -216,7 +217,7 @@ def _cover(s, rng):
     held = lambda x, y: s.add("object 1", cover, x, y - 0.01)
     _lower(s, rng, reach, x, s.stand + 0.03 - tall, depth, held)
 
-
+# %% ../../nbs/demo/world.ipynb #00a-013s
 def _show(s, rng):
     "Two objects stand side by side and a finger points at one."
     pair = [s.thing(f"object {i}", rng.uniform(0.15, 0.18), fit=0.15) for i in (0, 1)]
@@ -250,7 +251,8 @@ FAMILIES = dict(push=_push, into=_into, cover=_cover, show=_show, hold=_hold)
 
 # %% ../../nbs/demo/world.ipynb #00a-016
 def _box(shows):
-    "x1, y1, x2, y2 in pixels around what is true in `shows` [H,W], or None where that is next to nothing."
+    """x1, y1, x2, y2 in pixels around what is true in `shows` [H,W], or None where that is next to
+    nothing."""
     if shows.sum() < max(4, 1e-3 * shows.size):
         return None
     rows, cols = np.flatnonzero(shows.any(1)), np.flatnonzero(shows.any(0))
@@ -341,15 +343,15 @@ def mark_colour(target: int) -> tuple:  # rgb in [0, 1]
 
 
 def draws(target: int, split: str) -> int:
-    """The class whose draws a class's clips are: its own in training; in validation both classes of a
-    pair show the same scenes, one of them backwards, so that a network blind to order is right on
-    exactly half of the pair's clips."""
+    """The class whose draws a class's clips are: its own in training; in validation both classes of
+    a pair show the same scenes, one of them backwards, so that a network blind to order is right
+    on exactly half of the pair's clips."""
     if split == "train":
         return target
     family, _, _, mirrored = KINDS[target]
     return min(i for i, k in enumerate(KINDS) if (k[0], k[3]) == (family, mirrored))
 
-
+# %% ../../nbs/demo/world.ipynb #00a-023s
 def seed_numbers(seed: int, split: str, target: int, draw: int) -> tuple[int, ...]:
     """The numbers that a clip's scene follows from, the same for a clip and its reversed twin in
     validation."""
@@ -407,7 +409,7 @@ def _annotations(id, clip, boxes):
         for t, frame in enumerate(boxes)
     ]
 
-
+# %% ../../nbs/demo/world.ipynb #00a-024c
 def _dump(value, path):
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
@@ -500,7 +502,7 @@ def _write_clips(write, tasks, workers):
     else:
         yield from map(write, tasks)
 
-
+# %% ../../nbs/demo/world.ipynb #00a-025m
 def make_world(
     root,  # Folder to write; made if it is not there
     train_per_class: int = 60,  # Training clips of every class
@@ -512,8 +514,9 @@ def make_world(
     shortcut: bool = False,  # Hang flags on the wall whose colour gives the class away
     progress=None,  # Called with (clips done, clips in all)
 ) -> Path:
-    """Write clips, labels and boxes in SSv2's and Something-Else's formats, the same bytes for the same parameters, and return `root`; at once if they
-    are there. Raises ValueError for a folder that holds another world or other files. A script that calls it with `workers` > 1 needs the
+    """Write clips, labels and boxes in SSv2's and Something-Else's formats, the same bytes for the
+    same parameters, and return `root`; at once if they are there. Raises ValueError for a folder
+    that holds another world or other files. A script that calls it with `workers` > 1 needs the
     guard `if __name__ == '__main__'`, as for any process pool."""
     root, per_class = Path(root), (train_per_class, val_per_class, test_per_class)
     if size < 32 or size % 2:

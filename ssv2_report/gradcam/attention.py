@@ -23,7 +23,8 @@ def right_maps(
     object: np.ndarray,  # bool [B,T,H,W]
     action: np.ndarray | None = None,  # bool [B,T]: frames to stay within; None: all
 ) -> torch.Tensor:  # [B,T,H,W], sum 1
-    "The map a perfect attention would give: even over hand and object (while the action lasts), zero elsewhere. The upper bound of the measures."
+    """The map a perfect attention would give: even over hand and object (while the action lasts),
+    zero elsewhere. The upper bound of the measures."""
     here = hand | object
     return normalise(
         torch.as_tensor(here if action is None else here & action[..., None, None]).float()
@@ -45,8 +46,8 @@ PARTS = ("hand", "object", "background")
 
 
 def _parts(hand, object, known):
-    """Hand, object without hand, and background as float [3,B,T,H,W]; NaN where the frame's boxes are
-    not known."""
+    """Hand, object without hand, and background as float [3,B,T,H,W]; NaN where the frame's boxes
+    are not known."""
     hand, object = np.asarray(hand, bool), np.asarray(object, bool)
     parts = np.stack([hand, object & ~hand, ~(hand | object)]).astype(float)
     parts[:, ~np.asarray(known, bool)] = np.nan
@@ -62,18 +63,18 @@ def _ratio(a, b):
     "a / b, NaN where b is 0."
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=np.asarray(b) > 0)
 
-
+# %% ../../nbs/gradcam/attention.ipynb #0000000cp
 def _pointing(maps, both):
-    """Share of the places that hold the largest value (one, save for ties) on hand or object; NaN with
-    neither in the picture. maps, both [...,H,W] -> [...]."""
+    """Share of the places that hold the largest value (one, save for ties) on hand or object; NaN
+    with neither in the picture. maps, both [...,H,W] -> [...]."""
     top = (maps >= maps.max((-2, -1), keepdims=True) * (1 - 1e-6)) & (maps > 0)
     share = _ratio((top * both).sum((-2, -1)), top.sum((-2, -1)))
     return np.where(both.sum((-2, -1)) > 0, share, np.nan)
 
 
 def _peaks(maps, own):
-    """Where to look for the largest value: the maps, or their own cells spread evenly over the places
-    they cover."""
+    """Where to look for the largest value: the maps, or their own cells spread evenly over the
+    places they cover."""
     if own is None:
         return maps
     own = torch.as_tensor(own).float()
@@ -118,7 +119,7 @@ def _add_parts(table, share, area):
         table[f"area_{name}"] = a.ravel()
         table[f"ratio_{name}"] = _ratio(s, a).ravel()
 
-
+# %% ../../nbs/gradcam/attention.ipynb #0000000dr
 def attention_rows(
     maps: torch.Tensor,  # [B,T,H,W], as `normalise` gives them
     hand: np.ndarray,  # bool [B,T,H,W]
@@ -128,8 +129,8 @@ def attention_rows(
     frames: np.ndarray | None = None,  # int [B,T]: the frames' numbers in the video; None: 0 to T-1
     own: torch.Tensor | None = None,  # [B,t,h,w]: maps at their own size, to point with
 ) -> pd.DataFrame:  # A row a clip and frame: id, t, frame, measures, areas, centroids
-    """Where attention is. Measures are NaN where boxes are unknown, the frame has no attention or, for
-    ratios and centroids, the part is not in the picture."""
+    """Where attention is. Measures are NaN where boxes are unknown, the frame has no attention or,
+    for ratios and centroids, the part is not in the picture."""
     maps = _shares(maps, hand=hand, object=object, known=known, ids=ids, frames=frames)
     parts, (B, T) = _parts(hand, object, known), maps.shape[:2]
     mass, area = maps.sum((2, 3)), parts.mean((3, 4))
@@ -151,8 +152,8 @@ def path_correlation(
     b: np.ndarray,  # [T,2] path to follow, pixels
     still: float = 0.5,  # A path stays that strays less from its mean (root mean square, pixels)
 ) -> float:  # -1 to 1
-    """Correlation of two paths in the plane. NaN with fewer than 3 frames or if `b` stays; 0 if `a` does
-    (less than a thousandth of a pixel)."""
+    """Correlation of two paths in the plane. NaN with fewer than 3 frames or if `b` stays; 0 if `a`
+    does (less than a thousandth of a pixel)."""
     ok = np.isfinite(a).all(1) & np.isfinite(b).all(1)
     if ok.sum() < 3:
         return np.nan
@@ -172,8 +173,8 @@ def clip_rows(
     action: np.ndarray | None = None,  # bool [B,T]: whether the action lasts; None: not known
     own: torch.Tensor | None = None,  # [B,t,h,w]: maps at their own size, to point with
 ) -> pd.DataFrame:  # A row a clip: id, known_frames, measures, areas
-    """Where over the whole clip, when, and whether attention follows. Shares are those of the attention
-    in frames with known boxes."""
+    """Where over the whole clip, when, and whether attention follows. Shares are those of the
+    attention in frames with known boxes."""
     maps = _shares(maps, hand=hand, object=object, known=known, ids=ids, action=action)
     parts, known = _parts(hand, object, known), np.asarray(known, bool)
     frames, mass = known.sum(1), maps.sum((2, 3))
@@ -201,7 +202,8 @@ def clip_rows(
 
 # %% ../../nbs/gradcam/attention.ipynb #00000016
 def _order(maps, seed):
-    "Rank of every place of a clip, most attended first, ties in random order: [B,T,H,W] -> int [B,T*H*W]."
+    """Rank of every place of a clip, most attended first, ties in random order: [B,T,H,W] -> int
+    [B,T*H*W]."""
     flat = maps.flatten(1)
     mix = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(seed))
     order = mix[flat[:, mix].argsort(dim=1, descending=True, stable=True)]
@@ -242,7 +244,7 @@ def faithfulness_curves(
     deletion = torch.stack([intact, *blur, nothing], 1)
     return deletion, torch.stack([nothing, *restore, intact], 1)
 
-
+# %% ../../nbs/gradcam/attention.ipynb #00000016f
 def faithfulness(
     model: torch.nn.Module,
     clip: torch.Tensor,  # [B,C,T,H,W]
@@ -251,8 +253,9 @@ def faithfulness(
     steps: int = 8,
     seed: int = 0,
 ) -> pd.DataFrame:  # A row a clip: deletion, insertion, deletion_random, insertion_random
-    """Mean probability along the curves of `faithfulness_curves`, for the map and, as `_random`, for
-    noise as coarse. With a dict of maps a row for each of them, named in the column `method`."""
+    """Mean probability along the curves of `faithfulness_curves`, for the map and, as `_random`,
+    for noise as coarse. With a dict of maps a row for each of them, named in the column
+    `method`."""
 
     def means(m, kind=""):
         curves = faithfulness_curves(model, clip, m, targets, steps, seed)
@@ -279,7 +282,8 @@ def rank_correlation(
 
 
 def weighted_blocks(model) -> list[str]:
-    "Names of the model's blocks with weights, the last first; a lone wrapper around them is looked through."
+    """Names of the model's blocks with weights, the last first; a lone wrapper around them is
+    looked through."""
     prefix, block = "", model
     while True:
         kids = [(n, m) for n, m in block.named_children() if next(m.parameters(), None) is not None]
@@ -296,8 +300,8 @@ def sanity(
     method: str | list[str] = "gradcam",
     seed: int = 0,
 ) -> pd.DataFrame:  # stage (made random with all before it), clip, sanity; with lists layer, method
-    """Likeness to the original map (rank correlation) as the weights are made random from the top down.
-    Works on a copy of the model."""
+    """Likeness to the original map (rank correlation) as the weights are made random from the top
+    down. Works on a copy of the model."""
     as_list = lambda x: x if isinstance(x, list) else [x]
     layers, methods = as_list(layer), as_list(method)
     first, logits = gradcam(model, clip, targets, layers, methods)

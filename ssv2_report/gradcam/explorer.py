@@ -69,7 +69,7 @@ def _controls(clips, models, classes):
     return c
 
 
-def _arranged(c):
+def _layout(c):
     "The widgets in their places; `.controls` has them by name."
     pane = lambda side: w.VBox([c[f"{side}_{k}"] for k in ("model", "layer", "image", "text")])
     rows = ("clip", "target", "versus"), ("method", "opacity", "boxes"), ("play", "frame")
@@ -93,7 +93,7 @@ def _mapper(clips, models):
 
     return explain
 
-
+# %% ../../nbs/gradcam/explorer.ipynb #00000008e
 def explorer(
     clips: dict,  # Name -> clip=[C,T,H,W], frames=uint8 [T,H,W,3], hand=, object=bool [T,H,W] or no
     models: dict,  # Name -> network
@@ -101,8 +101,8 @@ def explorer(
     classes: list[str],  # In the order of the logits
     height: int = 256,  # Of a picture, in pixels
 ) -> w.VBox:  # Its widgets are in `.controls`, a dict
-    """Widgets to look at any clip through two models side by side. Maps are kept, so that a slider only
-    draws."""
+    """Widgets to look at any clip through two models side by side. Maps are kept, so that a slider
+    only draws."""
     c, explain = _controls(clips, models, classes), _mapper(clips, models)
     of = lambda *names: [c[name].value for name in names]
 
@@ -139,4 +139,4 @@ def explorer(
     for name, widget in c.items():
         if name != "play" and not name.endswith(("_image", "_text")):
             widget.observe(redraw, "value")
-    return _arranged(c)
+    return _layout(c)

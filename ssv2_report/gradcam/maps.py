@@ -153,11 +153,12 @@ def gradcam(
     method: str | list[str] = "gradcam",  # Of `METHODS`
     per_step: bool = False,  # One channel weight per time step instead of one per clip
 ) -> tuple:  # Maps [B,t,h,w] at the layer's own size, rectified, and logits [B,K]
-    """Class activation maps in one forward pass and a backward pass down to the lowest layer asked for.
+    """Class activation maps in one forward pass and a backward pass down to the lowest layer asked
+    for.
 
-    Maps are a dict by (layer, method) if either is a list. None in a tuple of targets is the predicted
-    class. The model is left as found. `ValueError` for an unknown or unsuitable layer, method or
-    target, and for logits or gradients that are not finite."""
+    Maps are a dict by (layer, method) if either is a list. None in a tuple of targets is the
+    predicted class. The model is left as found. `ValueError` for an unknown or unsuitable layer,
+    method or target, and for logits or gradients that are not finite."""
     layers, methods = ([x] if isinstance(x, str) or x is None else list(x) for x in (layer, method))
     if unknown := [m for m in methods if m not in METHODS]:
         raise ValueError(f"There is no method '{unknown[0]}'; choose of {', '.join(METHODS)}.")
@@ -181,7 +182,7 @@ def gradcam(
     single = isinstance(layer, str | None) and isinstance(method, str)
     return (next(iter(maps.values())) if single else maps), logits.detach()
 
-
+# %% ../../nbs/04_gradcam.ipynb #00000012a
 def _activations(model, clip, targets, layers):
     "Logits, and what the layers give and its gradient, None where the logits do not depend on it."
     taken = {}

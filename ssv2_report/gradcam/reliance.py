@@ -80,7 +80,8 @@ def part_shares(
     batch: dict,  # hand, object bool [B,T,H,W], known bool [B,T], id [B]
     soft: bool,  # As for `coverage`
 ) -> dict:  # By part: float32 [B,T,H,W]
-    "What is painted over to take each part away; frames whose boxes are not known stay as they are."
+    """What is painted over to take each part away; frames whose boxes are not known stay as they
+    are."""
     known = batch["known"][:, :, None, None]
     hand, thing = batch["hand"] & known, batch["object"] & known
     shares = {
@@ -115,7 +116,7 @@ def outcomes(
         pair_right=np.where(other >= 0, beats, np.nan),
     )
 
-
+# %% ../../nbs/gradcam/reliance.ipynb #04e-016s
 def _as_served(frames, size):
     "The clip of frames uint8 [T,h,w,3] that a `ClipDataset` without random choices serves."
     x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
@@ -166,11 +167,11 @@ def reliance(
     pictures: dict | None = None,  # By part and id: clips drawn again, as by `answers.rerendered`
     ways=("blurred", "filled"),  # Of painting boxes over
 ) -> pd.DataFrame:  # `COLUMNS`: a row a clip, part and way; area is the share of pixels taken away
-    """What becomes of a network's answer when a part of the clip is taken away; the model is left as it
-    was.
+    """What becomes of a network's answer when a part of the clip is taken away; the model is left
+    as it was.
 
-    Clips without any known box have no rows in `ways`; `attrs["without_boxes"]` counts them. A frame
-    without known boxes is not painted over."""
+    Clips without any known box have no rows in `ways`; `attrs["without_boxes"]` counts them. A
+    frame without known boxes is not painted over."""
     rows, left_out, device = [], 0, next(iter(model.parameters()), torch.empty(0)).device
     with frozen(model):
         for batch in batches:
@@ -203,7 +204,7 @@ def differences(
 
 
 def summarise(
-    rows: pd.DataFrame,  # As `reliance` gives them; more columns, such as experiment and seed, can be grouped by
+    rows: pd.DataFrame,  # As `reliance` gives them, maybe with columns such as experiment and seed
     by=(),  # Columns beside way and part
 ) -> pd.DataFrame:  # Indexed by `by`, way and part: clips, area, each measure and its change
     "Means over clips."

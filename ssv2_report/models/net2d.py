@@ -66,7 +66,7 @@ def _open_weights(path):
         "dict."
     )
 
-
+# %% ../../nbs/01_models2d.ipynb #0754bc74
 def read_weights(
     path: str | Path,  # A safetensors file, or a torch file with a state dict, bare or wrapped
 ) -> dict:  # Parameter name -> tensor, without the wrapping's prefixes
@@ -130,7 +130,8 @@ def load_weights(
     model: nn.Module,  # A model of this library
     weights: str | Path | dict,  # A file, or a state dict
 ) -> bool:  # True when the head was loaded too, False when its size differs and it stayed as it was
-    "Load a whole checkpoint into `model`; `ValueError` names what does not fit, and then nothing is loaded."
+    """Load a whole checkpoint into `model`; `ValueError` names what does not fit, and then nothing
+    is loaded."""
     body = getattr(model, "backbone", model)
     bare = isinstance(weights, dict)
     state, own = unwrap(weights) if bare else read_weights(weights), body.state_dict()
@@ -181,7 +182,7 @@ def timm_resnet(backbone, num_classes, output_stride=None, maxpool=True, pretrai
         model.set_submodule(name, nn.Identity())
     return model
 
-
+# %% ../../nbs/01_models2d.ipynb #bbbcc7dd
 def cut_stages(
     model: nn.Module,  # A ResNet with layer1 to layer4 and the head fc, changed in place
     kept: int,  # Stages to keep, 1 to 4
@@ -203,7 +204,7 @@ def cut_stages(
     model.fc = nn.Linear(norm.num_features, model.fc.out_features)
     return model
 
-
+# %% ../../nbs/01_models2d.ipynb #bbbcc7de
 def create_2d(
     backbone: str = "resnet18",  # Any timm ResNet
     num_classes: int = 174,
@@ -213,8 +214,8 @@ def create_2d(
     pretrained: str | Path | None = None,  # A file of all four stages' weights, or 'timm'
     stages: int = 4,  # Of the four, how many to keep
 ) -> FrameNet:  # Takes [B, C, T, H, W] with any T, gives [B, num_classes]
-    """A timm ResNet over frames, 'timm' being its ImageNet weights by network. `ValueError` when the
-    name, a setting or the file is wrong."""
+    """A timm ResNet over frames, 'timm' being its ImageNet weights by network. `ValueError` when
+    the name, a setting or the file is wrong."""
     model = FrameNet(
         timm_resnet(backbone, num_classes, output_stride, maxpool, pretrained == "timm"), pool
     )
@@ -227,7 +228,8 @@ def create_2d(
 def stages(
     model: nn.Module,  # 2D or 3D
 ) -> dict:  # 'stem' and those of 'layer1' to 'layer4' that were kept -> dotted module name
-    "Where the stem and the four stages of a ResNet of this library are; `ValueError` when it is none."
+    """Where the stem and the four stages of a ResNet of this library are; `ValueError` when it is
+    none."""
     modules, prefix = dict(model.named_modules()), "backbone." if hasattr(model, "backbone") else ""
     names = {k: prefix + k for k in ("stem", "layer1", "layer2", "layer3", "layer4")}
     if names["stem"] not in modules:
@@ -320,7 +322,7 @@ def _forgetful(module):
     made = type(f"Checkpointed{type(module).__name__}", (type(module),), dict(forward=forward))
     module.__class__ = made
 
-
+# %% ../../nbs/01_models2d.ipynb #1e33aed2
 def checkpoint_stages(
     model: nn.Module,  # 2D or 3D, changed in place
 ) -> nn.Module:  # The same model, its parameters under the same names

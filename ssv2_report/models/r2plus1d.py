@@ -17,7 +17,8 @@ from torchvision.models.video.resnet import Conv2Plus1D
 # %% ../../nbs/models/r2plus1d.ipynb #fcb04137
 @dataclass
 class Unit:
-    "Names of a factorised convolution's four layers, and of the 2D convolution and batch norm they stand for."
+    """Names of a factorised convolution's four layers, and of the 2D convolution and batch norm
+    they stand for."""
 
     spatial: str
     middle: str
@@ -44,7 +45,7 @@ def factorised_units(
     return units
 
 # %% ../../nbs/models/r2plus1d.ipynb #abf35fcb
-def _seen(z, y):
+def _sums(z, y):
     "Of a batch of responses [N, C, h, w] before (`z`) and after (`y`): what `_statistics` adds up."
     y = y.double()
     return z.amin((0, 2, 3)), y.sum((0, 2, 3)), y.square().sum((0, 2, 3)), y[:, 0].numel()
@@ -69,7 +70,7 @@ def calibrate(
     batches, hooks = {u.conv: [] for u in units}, []
 
     def note(name, norm):
-        return lambda conv, inputs, z: batches[name].append(_seen(z, norm(z).relu()))
+        return lambda conv, inputs, z: batches[name].append(_sums(z, norm(z).relu()))
 
     try:
         for u in units:
@@ -117,7 +118,8 @@ def idempotent(conv, norm, seen) -> Parts:
 
 # %% ../../nbs/models/r2plus1d.ipynb #6f84e7e8
 def paired(conv, norm, seen, width) -> Parts:
-    "A positive and a negative middle channel for as many outputs as fit, a lifted one for the others."
+    """A positive and a negative middle channel for as many outputs as fit, a lifted one for the
+    others."""
     mean, var, n = norm.running_mean, norm.running_var, len(conv.weight)
     twice = (seen["low"] / (var + norm.eps).sqrt()).argsort()[: width - n]
     lift = -MARGIN * seen["low"].clamp(max=0)
@@ -134,7 +136,7 @@ def paired(conv, norm, seen, width) -> Parts:
     )
 
 # %% ../../nbs/models/r2plus1d.ipynb #57703eed
-def _unfold(conv, frames):
+def _patches(conv, frames):
     return F.unfold(frames, conv.kernel_size, padding=conv.padding, stride=conv.stride)
 
 
@@ -143,11 +145,11 @@ def patch_moments(conv, frames) -> tuple:  # [p], [p, p] with p = in * h * w
     "Mean and covariance of the patches a convolution sees, in float64."
     first, second, n = 0, 0, 0
     for frame in frames.double().split(1):
-        p = _unfold(conv, frame)[0]
+        p = _patches(conv, frame)[0]
         first, second, n = first + p.sum(1), second + p @ p.T, n + p.shape[1]
     return first / n, second / n - torch.outer(first / n, first / n)
 
-
+# %% ../../nbs/models/r2plus1d.ipynb #57703eee
 DRAWS = 4  # Random projections of the last stage a frame
 
 
@@ -164,7 +166,7 @@ def _moves(source, conv, norm, frames, mean):
     try:
         for batch in frames.split(16):
             y = source.forward_features(batch)
-            patches = _unfold(conv, batch) - mean[:, None].float()
+            patches = _patches(conv, batch) - mean[:, None].float()
             for draw in torch.randn(DRAWS, *y.shape, generator=g).to(y):
                 grad = torch.autograd.grad(y, at, draw, retain_graph=True)[0]
                 moves.append((grad.flatten(2) @ patches.mT).double())
@@ -216,8 +218,8 @@ def factorise(
     taps,  # Function (length, stride) -> weights in time [length]
     frames: torch.Tensor,  # [N, C, H, W] normalised, at the size of the clips; a hundred are plenty
 ) -> dict:  # Target tensor name -> (source names, tensor, number of fresh values, why all are)
-    """Fill every factorised convolution of `target` from `source`; layers whose shapes cannot hold it
-    stay fresh."""
+    """Fill every factorised convolution of `target` from `source`; layers whose shapes cannot hold
+    it stay fresh."""
     filling, fits, training = {}, [], source.training
     for u in factorised_units(target):
         if why := _misfit(u, source, target):
@@ -236,7 +238,7 @@ def factorise(
         source.train(training)
     return filling
 
-
+# %% ../../nbs/models/r2plus1d.ipynb #eb27b9d6
 def _misfit(u, source, target):
     "Why a unit cannot hold its 2D convolution, or an empty string."
     kernel = dict(source.named_parameters()).get(f"{u.conv}.weight")
@@ -248,7 +250,7 @@ def _misfit(u, source, target):
     return f"{tuple(kernel.shape)} does not fit {tuple(spatial.shape)} and {tuple(temporal.shape)}"
 
 
-def _parts(u, conv, norm, width, source, frames, seen):
+def _scheme(u, conv, norm, width, source, frames, seen):
     "The parts of a unit, by the scheme that its width and its ReLU allow."
     if width < len(conv.weight):
         return low_rank(conv, norm, frames, width, *importance(source, conv, norm, frames))
@@ -262,7 +264,7 @@ def _fill(u, source, target, taps, frames, seen):
     conv, norm = source.get_submodule(u.conv), source.get_submodule(u.norm)
     spatial, middle, temporal = (target.get_submodule(n) for n in (u.spatial, u.middle, u.temporal))
     width = len(spatial.weight)
-    parts = _parts(u, conv, norm, width, source, frames, seen)
+    parts = _scheme(u, conv, norm, width, source, frames, seen)
     spare = width - len(parts.spatial)
     time = taps(temporal.kernel_size[0], temporal.stride[0])
     kernel = F.pad(parts.temporal, (0, spare))[:, :, None, None, None] * time[:, None, None]
