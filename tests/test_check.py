@@ -159,7 +159,7 @@ def ssv2(*args, **env):
     )
 
 
-@pytest.mark.parametrize("gpus", ["0", "1"])
+@pytest.mark.parametrize("gpus", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_nothing_is_begun_where_something_is_wrong(gpus, tmp_path):
     content = yaml.safe_load(write_study(tmp_path / "s.yaml", make(tmp_path / "data")).read_text())
     content["experiments"]["2d-multi"] |= dict(model="resnet18", init="imagenet")
