@@ -38,7 +38,7 @@ def test_a_study_that_can_run_is_told_what_it_has(study, tmp_path):
     rows = found(study, tmp_path)
     assert not wrong(study, tmp_path)
     assert rows["data"] == "ok: 6 of 6 train clips have a file; 7 of 7 validation clips have a file"
-    assert rows["audit"] == "ok: will be made" and rows["boxes"] == "ok: 1 files"
+    assert rows["audit"] == "ok: will be made" and rows["boxes"] == "ok: 1 file"
     assert "2 can be built" in rows["networks"] and "GB free" in rows["disk"]
     demo = found(load_study("smoke"), tmp_path)
     assert not [says for says in demo.values() if says[:3] != "ok:"]
