@@ -541,7 +541,12 @@ def test_a_part_of_a_study_says_that_it_is_one_and_what_it_leaves_out(study, tmp
         study_asked_for(results / "made_up.yaml", ["2d-*", "3d-scratch"]), tmp_path
     )
     simulate(load_study(path), tmp_path)
+    about = json.loads((tmp_path / "runs" / "2d-multi-s0" / "metrics.json").read_text())
+    about["gpus"] = "2 x a GPU"
+    (tmp_path / "runs" / "2d-multi-s0" / "metrics.json").write_text(json.dumps(about))
     v = analyse(tmp_path, path)
+    run = (tmp_path / "tables" / "run.csv").read_text()
+    assert "a run on 2 x a GPU" in run and "made_up --only '2d-*,3d-scratch'" in run
     text = page(tmp_path, v)
     said = "This is a part of the study. It leaves out the experiment 3d-inflated; the hypotheses"
     assert text.count(said) == 2 and said in abstract(text) and "inflation" in v["part"]["said"]

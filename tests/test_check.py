@@ -38,7 +38,7 @@ def test_a_study_that_can_run_is_told_what_it_has(study, tmp_path):
     rows = found(study, tmp_path)
     assert not wrong(study, tmp_path)
     assert rows["data"] == "ok: 6 of 6 train clips have a file; 7 of 7 validation clips have a file"
-    assert rows["audit"] == "ok: will be made" and rows["boxes"] == "ok: 1 files"
+    assert rows["audit"] == "ok: will be made" and rows["boxes"] == "ok: 1 file"
     assert "2 can be built" in rows["networks"] and "GB free" in rows["disk"]
     demo = found(load_study("smoke"), tmp_path)
     assert not [says for says in demo.values() if says[:3] != "ok:"]
@@ -159,7 +159,7 @@ def ssv2(*args, **env):
     )
 
 
-@pytest.mark.parametrize("gpus", ["0", "1"])
+@pytest.mark.parametrize("gpus", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_nothing_is_begun_where_something_is_wrong(gpus, tmp_path):
     content = yaml.safe_load(write_study(tmp_path / "s.yaml", make(tmp_path / "data")).read_text())
     content["experiments"]["2d-multi"] |= dict(model="resnet18", init="imagenet")

@@ -37,6 +37,7 @@ from ssv2_report.train import (
     fit,
     launch,
     load_run,
+    loaders,
     metrics,
     precision_of,
     predict,
@@ -513,6 +514,22 @@ def test_launch_trains_in_processes_and_hands_on_their_sentence(world, tmp_path)
             tmp_path / "results",
             on_line=lambda line: None,
         )
+
+
+@pytest.mark.parametrize(
+    "cores, processes, workers", [(1, 1, 0), (4, 1, 3), (16, 1, 8), (8, 2, 3), (2, 4, 0)]
+)
+def test_processes_that_load_clips_follow_from_a_jobs_cores(cores, processes, workers, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(cores))
+    assert loaders(experiment(), processes) == 0, "on the CPU, which computes"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert loaders(experiment(), processes) == workers
+    assert loaders(experiment(workers=5), processes) == 5
+
+
+def test_a_training_may_go_on_with_other_means():
+    a, b = experiment(), experiment(gpus_per_run=2, workers=3)
+    assert fingerprint(a, CLASSES, (), 0, None) == fingerprint(b, CLASSES, (), 0, None)
 
 
 LAUNCH = """

@@ -108,17 +108,15 @@ def _audit(study, results):
 
 def _networks(study):
     check_study(study)
-    n = (
-        "as many as the dataset"
-        if study.data.classes is None
-        else len(wanted_classes(study.data.classes))
-    )
+    classes = study.data.classes
+    n = "all" if classes is None else len(wanted_classes(classes))
     return f"{len(study.experiments)} can be built; classes: {n}"
 
 
 def _boxes(study):
     try:
-        return f"{len(box_files(study.data.boxes or Path(study.data.root) / 'boxes'))} files"
+        files = len(box_files(study.data.boxes or Path(study.data.root) / "boxes"))
+        return f"{files} file{'s' * (files > 1)}"
     except FileNotFoundError:
         if study.data.boxes:
             raise
