@@ -8,7 +8,7 @@ __all__ = ['app', 'console', 'StudyName', 'Results', 'show_version', 'options', 
            'show_progress', 'gradcam', 'reliance', 'validate', 'analyse', 'chapter', 'render', 'expected_seconds',
            'Tracker', 'check_writable', 'check_home', 'planned', 'none_left', 'check_paths', 'check_data',
            'workflow_command', 'worlds_to_make', 'left_to_do', 'reproduce', 'follow', 'plan', 'figures', 'explore',
-           'main']
+           'for_terminal', 'main']
 
 # %% ../nbs/report/cli.ipynb #c002
 import json
@@ -994,6 +994,13 @@ def explore(
         raise ValueError(f"JupyterLab ended with exit code {code}; it says why above.")
 
 # %% ../nbs/report/cli.ipynb #c021
+def for_terminal(text) -> str:
+    "Text without signs that a terminal would obey, such as in the name of a file."
+    return "".join(
+        x if x.isprintable() or x == "\n" else "\N{REPLACEMENT CHARACTER}" for x in str(text)
+    )
+
+
 def main():
     "Entry point of `ssv2`."
     if os.environ.get("SSV2_COMMAND"):
@@ -1003,7 +1010,7 @@ def main():
     try:
         app()
     except (ValueError, OSError) as e:
-        print(f"ssv2: {e}", file=sys.stderr)
+        print(f"ssv2: {for_terminal(e)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("ssv2: interrupted; the same command goes on where it stopped.", file=sys.stderr)
