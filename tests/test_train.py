@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import ssv2_report.study.runs as runs
 import ssv2_report.train as train
+from ssv2_report.data.audit import audit
 from ssv2_report.study.experiments import Experiment, load_study, project_root
 from ssv2_report.study.scores import confusion
 from ssv2_report.train import (
@@ -235,11 +236,8 @@ def test_the_command_passes_sigterm_on_and_resumes(world, tmp_path):
     study["data"] = dict(study["data"], root=str(world))
     study["settings"] = dict(study["settings"], epochs=8)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    from ssv2_report.data.audit import audit
-
-    audit(world).save(tmp_path / "results" / "audit.json") if (
-        tmp_path / "results"
-    ).mkdir() is None else None
+    (tmp_path / "results").mkdir()
+    audit(world).save(tmp_path / "results" / "audit.json")
     command = [
         sys.executable,
         "-m",
