@@ -599,7 +599,7 @@ class Tracker:
         total = study.experiments[wild["experiment"]].epochs
         history = run_folder(study, results, wild["experiment"], wild["seed"]) / "history.csv"
         try:
-            return min(total, history.read_text().count("\n") - 1), total
+            return min(total, max(0, history.read_text().count("\n") - 1)), total
         except OSError:
             return 0, total
 

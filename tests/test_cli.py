@@ -285,6 +285,15 @@ def test_progress_follows_the_log(tmp_path):
     assert 0 < share < 1 and "min left" in text
 
 
+@pytest.mark.parametrize("text, epochs", [("", 0), ("epoch\n", 0), ("epoch\n1\n", 1)])
+def test_epochs_are_counted_from_none(tmp_path, text, epochs):
+    history = tmp_path / "runs" / "2d-multi-s0" / "history.csv"
+    history.parent.mkdir(parents=True)
+    history.write_text(text)
+    tracker = Tracker(load_study("demo"), tmp_path)
+    assert tracker.epochs("train", dict(experiment="2d-multi", seed="0"))[0] == epochs
+
+
 HOLD = "import sys, time; from pathlib import Path; from ssv2_report.cli import alone\nwith alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
