@@ -9,7 +9,7 @@ __all__ = ['app', 'console', 'StudyName', 'Results', 'Only', 'Seeds', 'Changes',
            'validate', 'analyse', 'chapter', 'render', 'expected_seconds', 'Tracker', 'check_writable', 'check_home',
            'planned', 'none_left', 'check_paths', 'check_data', 'gpus_to_use', 'show_rows', 'check', 'check_first',
            'workflow_command', 'worlds_to_make', 'left_to_do', 'reproduce', 'follow', 'plan', 'figures', 'explore',
-           'status', 'main']
+           'status', 'for_terminal', 'main']
 
 # %% ../nbs/report/cli.ipynb #c002
 import json
@@ -664,7 +664,7 @@ class Tracker:
         total = study.experiments[wild["experiment"]].epochs
         history = run_folder(study, results, wild["experiment"], wild["seed"]) / "history.csv"
         try:
-            return min(total, history.read_text().count("\n") - 1), total
+            return min(total, max(0, history.read_text().count("\n") - 1)), total
         except OSError:
             return 0, total
 
@@ -1191,6 +1191,13 @@ def status(study: StudyName = "demo", results: Results = None):
         print(f"{run}: {error}")
 
 # %% ../nbs/report/cli.ipynb #c021
+def for_terminal(text) -> str:
+    "Text without signs that a terminal would obey, such as in the name of a file."
+    return "".join(
+        x if x.isprintable() or x == "\n" else "\N{REPLACEMENT CHARACTER}" for x in str(text)
+    )
+
+
 def main():
     "Entry point of `ssv2`."
     if os.environ.get("SSV2_COMMAND"):
@@ -1200,7 +1207,7 @@ def main():
     try:
         app()
     except (ValueError, OSError) as e:
-        print(f"ssv2: {e}", file=sys.stderr)
+        print(f"ssv2: {for_terminal(e)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("ssv2: interrupted; the same command goes on where it stopped.", file=sys.stderr)

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, writes
-from worlds import make
+from worlds import dump, make
 
 import ssv2_report.cli as cli
 from ssv2_report.cli import (
@@ -86,6 +86,24 @@ def test_a_path_that_snakemake_would_misread_is_refused(tmp_path):
         and "paths with braces" in done.stderr
         and not (tmp_path / "{seed}").exists()
     )
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred \x1b]0;title\x07", "\u202etxt.exe"])
+def test_nothing_that_is_said_is_obeyed_by_a_terminal(tmp_path, name):
+    done = ssv2("audit", str(tmp_path / name))
+    assert done.returncode == 1 and not set("\x1b\x07\u202e") & {*done.stderr, *done.stdout}
+
+
+def test_names_of_classes_are_not_obeyed_either(tmp_path):
+    root = make(tmp_path / "data", 2, 1, 0)
+    for path in (root / "labels").glob("*.json"):
+        path.write_text(path.read_text().replace("Holding", "\\u001b[31mHolding\\u0007\\u202e"))
+    labels = json.loads((root / "labels" / "train.json").read_text())
+    labels[1]["template"] = "\x1b[2JNo such"
+    dump(root / "labels" / "train.json", labels)
+    done = ssv2("audit", root, "--out", tmp_path / "a.json")
+    assert "unknown template" in done.stdout
+    assert not set("\x1b\x07\u202e") & {*done.stderr, *done.stdout}
 
 
 def test_a_misspelt_key_is_named(tmp_path):
@@ -359,6 +377,15 @@ def test_progress_follows_the_log(tmp_path):
     assert t.todo == dict(train=1, render=1, all=1) and t.jobs == {} and t.errors == ["a sentence"]
     share, text = t.state(cores=2)
     assert 0 < share < 1 and "min left" in text
+
+
+@pytest.mark.parametrize("text, epochs", [("", 0), ("epoch\n", 0), ("epoch\n1\n", 1)])
+def test_epochs_are_counted_from_none(tmp_path, text, epochs):
+    history = tmp_path / "runs" / "2d-multi-s0" / "history.csv"
+    history.parent.mkdir(parents=True)
+    history.write_text(text)
+    tracker = Tracker(load_study("demo"), tmp_path)
+    assert tracker.epochs("train", dict(experiment="2d-multi", seed="0"))[0] == epochs
 
 
 HOLD = "import sys, time; from pathlib import Path; from ssv2_report.cli import alone\nwith alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"

@@ -261,7 +261,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(toy, undisturbed, kills):
     assert not [p for p in toy.results.rglob(".*") if re.match(r"\.\d+\.", p.name)]
 
 
-def test_called_again_it_only_says_so(toy, undisturbed):
+def test_called_again_it_only_says_so(toy):
     toy.finish()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = toy.start()

@@ -35,8 +35,10 @@ from nbformat.v4 import (
 )
 
 from ssv2_report.analysis.tables import (
+    caption_latex,
     literal,
     plain_table,
+    save_table,
     texts_of,
 )
 from ssv2_report.gradcam.pictures import player
@@ -890,6 +892,30 @@ def test_free_text_is_shown_as_written_and_runs_nowhere(browser, project, tmp_pa
         if text.isascii():  # the fonts at hand may have no other
             assert printed.count(shown) >= 3, text
     assert "root:" not in path.read_text(encoding="utf-8") + paper
+
+
+def test_free_text_is_set_as_written_by_latex(tmp_path):
+    if not shutil.which("pdflatex"):
+        pytest.skip("pdflatex is not there (Debian: texlive-latex-recommended)")
+    tables = []
+    for k, text in enumerate(TEXTS):
+        save_table(pd.DataFrame({text: [text], "x": "y"}), tmp_path, f"t{k}")
+        caption_latex(tmp_path / f"t{k}.tex", literal(text))
+        tables.append(rf"\input{{t{k}.tex}}\clearpage")
+    packages = r"\usepackage{booktabs,array,graphicx}\usepackage[T1]{fontenc}"
+    page = rf"\documentclass{{article}}{packages}\begin{{document}}" + "\n".join(tables)
+    (tmp_path / "main.tex").write_text(page + r"\end{document}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert run.returncode == 0, run.stdout[-1500:]
+    said = subprocess.run(["pdftotext", "-raw", "main.pdf", "-"], cwd=tmp_path, capture_output=True)
+    own = "['`-]|f[fil]+|[\ufb00-\ufb04]"  # what it joins to signs of its own
+    bare = lambda text: re.sub(own, "", as_read(text))
+    paper = bare(said.stdout.decode())
+    assert "root:" not in paper and not (tmp_path / "canary").exists()
+    for text in TEXTS:
+        if text.isascii() and not text.startswith("long"):  # which leaves the page
+            assert paper.count(bare(text)) >= 3, (text, paper)
 
 
 def test_axe_finds_nothing(browser, index):

@@ -240,9 +240,8 @@ def test_the_command_passes_sigterm_on_and_resumes(world, tmp_path):
     study["data"] = dict(study["data"], root=str(world))
     study["settings"] = dict(study["settings"], epochs=8)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    audit(world).save(tmp_path / "results" / "audit.json") if (
-        tmp_path / "results"
-    ).mkdir() is None else None
+    (tmp_path / "results").mkdir()
+    audit(world).save(tmp_path / "results" / "audit.json")
     command = [
         sys.executable,
         "-m",

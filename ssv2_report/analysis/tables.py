@@ -326,10 +326,12 @@ def latex(text) -> str:
         base, *marks = unicodedata.normalize("NFD", c)
         if c in LATEX:
             out.append(LATEX[c])
+        elif unicodedata.category(c)[0] == "C":  # control, direction of writing: seen by nobody
+            continue
         elif base.isascii() and all(m in ACCENTS for m in marks):
             base = {"i": r"\i", "j": r"\j"}.get(base, base) if marks else base
             out.append("".join(rf"\{ACCENTS[m]}{{" for m in marks) + base + "}" * len(marks))
-        elif c.isprintable() or not c.isascii():
+        else:
             out.append("?")
     return "".join(out)
 
@@ -386,9 +388,11 @@ def latex_table(table, name) -> str:
 
 def caption_text(caption) -> str:
     "A caption, a line of Markdown, in LaTeX: links keep their words, references to cells their names."
-    text = re.sub(r"\[([^\]]+)\]\([^)]*\)(\{[^}]*\})?", r"\1", caption)
+    meant = re.sub(r"\\([!-/:-@\[-`{-~])", lambda m: chr(0xE000 + ord(m[1])), caption)  # as it is
+    text = re.sub(r"\[([^\]]+)\]\([^)]*\)(\{[^}]*\})?", r"\1", meant)
     text = re.sub(r"@(fig|tbl)-([\w-]+)", lambda m: f"\x00{m[1]}:{m[2]}\x01", text)
-    text = re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", re.sub(r"\*\*?([^*]+)\*\*?", r"\1", text))
+    text = re.sub(r"\*\*?([^*]+)\*\*?", r"\1", text)
+    text = re.sub("[\ue021-\ue07e]", lambda m: chr(ord(m[0]) - 0xE000), text)
     said = "".join(
         rf"\ref{{{part}}}" if k % 2 else latex(part)
         for k, part in enumerate(re.split("\x00([^\x01]*)\x01", text))
