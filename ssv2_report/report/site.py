@@ -35,12 +35,12 @@ from ssv2_report.report.pages import (
 )
 
 # %% ../../nbs/report/site.ipynb #choose
-def _look_up(variables, name, page):
-    "The value of a variable, which may be a group; `ReportError` where the run wrote none."
+def _look_up(variables, name, page, group=True):
+    "The value of a variable, which may be a `group`; `ReportError` where the run wrote none."
     found = variables
     for key in name.split("."):
         found = found.get(key) if isinstance(found, dict) else None
-    if found is None:
+    if found is None or isinstance(found, dict) and not group:
         raise ReportError(
             f"Page '{page}' uses the variable '{name}', which the run did not write; "
             "add it to the variables or correct its name."
@@ -76,11 +76,7 @@ def substitute(
     text = choose(text, variables, page)
 
     def value(match):
-        found = _look_up(variables, match[1], page)
-        if isinstance(found, dict):
-            raise ReportError(
-                f"Page '{page}' uses '{match[1]}', which is a group of variables; name one of them."
-            )
+        found = _look_up(variables, match[1], page, group=False)
         line = text[text.rfind("\n", 0, match.start()) + 1 :]
         return form(str(found)).replace(
             "\n", "\n" + re.match(r"[ \t]*", line)[0]
