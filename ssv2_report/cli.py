@@ -8,8 +8,8 @@ __all__ = ['app', 'console', 'StudyName', 'Results', 'Only', 'Seeds', 'Changes',
            'study_file', 'demo_data', 'audit', 'prepare', 'cache', 'train', 'show_progress', 'gradcam', 'reliance',
            'validate', 'analyse', 'chapter', 'render', 'expected_seconds', 'Tracker', 'check_writable', 'check_home',
            'planned', 'none_left', 'check_paths', 'check_data', 'gpus_to_use', 'show_rows', 'check', 'check_first',
-           'workflow_command', 'worlds_to_make', 'left_to_do', 'reproduce', 'follow', 'plan', 'figures', 'explore',
-           'status', 'for_terminal', 'main']
+           'workflow_command', 'worlds_to_make', 'left_to_do', 'run_workflow', 'reproduce', 'follow', 'plan', 'figures',
+           'explore', 'status', 'for_terminal', 'main']
 
 # %% ../nbs/report/cli.ipynb #c002
 import json
@@ -874,6 +874,36 @@ def left_to_do(study, results) -> list[Job]:
     return todo
 
 
+def run_workflow(command, study, results, log, cores, gpus, locks=()) -> list[str]:
+    """Have Snakemake do the jobs of a study, shown as they go, and end with it all that it started; its
+    lines, which are kept in the file `log` too. ValueError with the first job's own sentence where one fails."""
+    from ssv2_report.report.processes import identity
+
+    told = dict(PYTHONUNBUFFERED="1", SSV2_PYTHON=sys.executable, SSV2_COMMAND=identity(os.getpid()))
+    tracker, lines = Tracker(study, results), []
+    with (
+        open(log, "w", buffering=1) as kept,
+        subprocess.Popen(
+            [*command, *["--nolock"] * bool(locks)],
+            cwd=project_root(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=1,
+            pass_fds=[f.fileno() for f in locks],  # it holds them as well, should it outlive this process
+            env={**os.environ, **told, COUNT: str(gpus)},
+        ) as process,
+    ):
+        sign(locks, process.pid)
+        with none_left(process):
+            follow(process, tracker, cores, lines, kept)
+            process.wait()  # its output ends a little before it does
+    if process.returncode:
+        said = f"The workflow failed; its log is {log}:\n{''.join(lines[-15:])}"
+        raise ValueError(tracker.errors[0] if tracker.errors else said)
+    return lines
+
+
 @app.command()
 def reproduce(
     study: StudyName = "demo",
@@ -914,54 +944,22 @@ def reproduce(
     if not left_to_do(s, out):
         print(f"Nothing to do: {report} is up to date.")
         return
-    from ssv2_report.report.processes import identity, sweep
+    from ssv2_report.report.processes import sweep
     from ssv2_report.study.runs import check_study
 
     check_study(s)
     cores, gpus = cores or usable_cores(), gpus_to_use(s, gpus)
-    if not dry_run:
-        check_first(study, out, gpus)
-    command = workflow_command(study, out, cores, gpus, jobs) + ["--dry-run"] * dry_run
-    tracker, log = Tracker(s, out), []
-    console.quiet = dry_run
-    with alone(*([] if dry_run else [out, report.parent, *worlds_to_make(s)])) as locks:
-        if not dry_run:
-            sweep(out)
-        with (
-            open(os.devnull if dry_run else out / "reproduce.log", "w", buffering=1) as kept,
-            subprocess.Popen(
-                command + ["--nolock"] * bool(locks),
-                cwd=root,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                bufsize=1,
-                pass_fds=[
-                    f.fileno() for f in locks
-                ],  # the workflow holds them as well, should it outlive this process
-                env={
-                    **os.environ,
-                    "PYTHONUNBUFFERED": "1",
-                    "SSV2_PYTHON": sys.executable,
-                    "SSV2_COMMAND": identity(os.getpid()),
-                    COUNT: str(gpus),
-                },
-            ) as process,
-        ):
-            sign(locks, process.pid)
-            with none_left(process):
-                follow(process, tracker, cores, log, kept)
-                process.wait()  # its output ends a little before it does
-    if process.returncode:
-        raise ValueError(
-            tracker.errors[0]
-            if tracker.errors
-            else f"The workflow failed; its log is {out / 'reproduce.log'}:\n{''.join(log[-15:])}"
-        )
+    command = workflow_command(study, out, cores, gpus, jobs)
     if dry_run:
-        print("\n".join(planned(log)))
-    else:
-        print(f"The report, after {(time.time() - tracker.began) / 60:.1f} min: {report}")
+        console.quiet = True
+        print("\n".join(planned(run_workflow([*command, "--dry-run"], s, out, os.devnull, cores, gpus))))
+        return
+    check_first(study, out, gpus)
+    began = time.time()
+    with alone(out, report.parent, *worlds_to_make(s)) as locks:
+        sweep(out)
+        run_workflow(command, s, out, out / "reproduce.log", cores, gpus, locks)
+    print(f"The report, after {(time.time() - began) / 60:.1f} min: {report}")
 
 # %% ../nbs/report/cli.ipynb #c017
 def follow(process, tracker, cores, log, file, every=15.0):
