@@ -879,7 +879,9 @@ def run_workflow(command, study, results, log, cores, gpus, locks=()) -> list[st
     lines, which are kept in the file `log` too. ValueError with the first job's own sentence where one fails."""
     from ssv2_report.report.processes import identity
 
-    told = dict(PYTHONUNBUFFERED="1", SSV2_PYTHON=sys.executable, SSV2_COMMAND=identity(os.getpid()))
+    told = dict(
+        PYTHONUNBUFFERED="1", SSV2_PYTHON=sys.executable, SSV2_COMMAND=identity(os.getpid())
+    )
     tracker, lines = Tracker(study, results), []
     with (
         open(log, "w", buffering=1) as kept,
@@ -890,7 +892,9 @@ def run_workflow(command, study, results, log, cores, gpus, locks=()) -> list[st
             stderr=subprocess.STDOUT,
             text=True,
             bufsize=1,
-            pass_fds=[f.fileno() for f in locks],  # it holds them as well, should it outlive this process
+            pass_fds=[
+                f.fileno() for f in locks
+            ],  # it holds them as well, should it outlive this process
             env={**os.environ, **told, COUNT: str(gpus)},
         ) as process,
     ):
@@ -952,7 +956,11 @@ def reproduce(
     command = workflow_command(study, out, cores, gpus, jobs)
     if dry_run:
         console.quiet = True
-        print("\n".join(planned(run_workflow([*command, "--dry-run"], s, out, os.devnull, cores, gpus))))
+        print(
+            "\n".join(
+                planned(run_workflow([*command, "--dry-run"], s, out, os.devnull, cores, gpus))
+            )
+        )
         return
     check_first(study, out, gpus)
     began = time.time()

@@ -131,8 +131,16 @@ def _listed(folder):
 
 
 def _contents(folder):
+    home = os.path.realpath(folder) + os.sep
     paths = sorted(p for p in Path(folder).rglob("*") if p.is_file())
-    return digest([(p.relative_to(folder).as_posix(), _content(p)) for p in paths])
+    read = lambda p: _content(p) if os.path.realpath(p).startswith(home) else _outside(p)
+    return digest([(p.relative_to(folder).as_posix(), read(p)) for p in paths])
+
+
+def _outside(link):
+    "Where a link leads, and size and time of what is there, which is not opened."
+    found = link.stat()
+    return [os.path.realpath(link), found.st_size, found.st_mtime_ns]
 
 
 def _content(path):

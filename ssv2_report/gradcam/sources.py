@@ -381,7 +381,9 @@ def _batched(model, clips, targets, sources, n=16):
         make_maps(model, x.to(device), y, sources) for x, y in zip(clips.split(n), targets.split(n))
     ]
     predicted = torch.cat([logits.argmax(1).cpu() for _, logits in parts])
-    return {s: torch.cat([m[s].cpu() for m, _ in parts]) for s in sources}, predicted == targets
+    return {s: torch.cat([m[s].cpu() for m, _ in parts]) for s in sources}, (
+        predicted == targets
+    ).numpy()
 
 
 def grid_scores(
@@ -435,8 +437,11 @@ def grid_scores(
         some = np.unique(np.linspace(0, len(clips) - 1, references).astype(int))
         own, correct = _batched(model, clips[some], targets[some], REFERENCES)
         for s, m in own.items():
-            versions = {"own": m, "right": resize_maps(right[some], own.shape[1:])}
-            rows += [table(m, some).assign(source=s, map=k) for k, m in versions.items()]
+            bound = resize_maps(right[some], m.shape[1:])
+            rows += [
+                table(m, some).assign(source=s, map="own", accuracy=correct),
+                table(bound, some).assign(source=s, map="right"),
+            ]
     return pd.concat(rows, ignore_index=True).fillna({"draw": 0})
 
 
