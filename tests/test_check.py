@@ -111,21 +111,24 @@ def test_weights_that_cannot_be_had_are_wrong_once_and_only_for_runs_to_train(
     assert not wrong(study, tmp_path)
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["no", "bf16", "auto"])
 @pytest.mark.parametrize("name", ["2d-multi", "3d-scratch"])
 def test_a_step_is_tried_as_it_is_trained(name, precision, monkeypatch):
     exp = load_study("smoke").experiments[name]
     exp.mixed_precision, exp.accumulate, exp.gpus_per_run = precision, 2, 2
-    seen, build = [], check.build_model
+    seen, types, build = [], [], check.build_model
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
 
     def watched(exp, classes):
         model = build(exp, classes)
         model.register_forward_pre_hook(lambda m, args: seen.append((m.training, args[0].shape)))
+        model.register_forward_hook(lambda m, args, out: types.append(out.dtype))
         return model
 
     monkeypatch.setattr(check, "build_model", watched)
     assert step_memory(exp, 32, 10, "cpu") > 0
     assert seen == [(True, (2, 3, exp.n_frames, 32, 32))] * 2
+    assert types == [torch.float32 if precision == "no" else torch.bfloat16] * 2
 
 
 def test_a_step_that_does_not_fit_says_what_to_change(study, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from ..models.net2d import channels_last
 from .experiments import PUBLISHED
 from .runs import build_model, check_study, published
 from .steps import SUMS, run_folder
-from ..train import limits_in_a_sentence, optimiser, peak_memory
+from ..train import limits_in_a_sentence, optimiser, peak_memory, precision_of
 
 # %% ../../nbs/study/check.ipynb #check-04
 OFFICIAL = dict(train=168_913, validation=24_777)  # clips of Something-Something V2, of 174 classes
@@ -36,6 +36,11 @@ def _records(study):
     return rows.groupby(["split", "target"]).head(data.per_class) if data.per_class else rows
 
 
+def _class_count(study):
+    "Classes of a study of the official dataset."
+    return 174 if study.data.classes is None else len(wanted_classes(study.data.classes))
+
+
 def expected_clips(study) -> dict[str, int]:
     "Clips of each split: counted where the dataset is there, else as many as its share of the classes suggests."
     data = study.data
@@ -44,7 +49,7 @@ def expected_clips(study) -> dict[str, int]:
     if Path(data.root).is_dir():
         counts = _records(study)["split"].value_counts()
         return {split: int(counts.get(split, 0)) for split in OFFICIAL}
-    n = 174 if data.classes is None else len(wanted_classes(data.classes))
+    n = _class_count(study)
     most = n * data.per_class if data.per_class else sum(OFFICIAL.values())
     return {split: min(most, count * n // 174) for split, count in OFFICIAL.items()}
 
@@ -63,7 +68,7 @@ def bytes_of_run(exp, parameters) -> float:
 def step_memory(exp, size, classes, device) -> float:
     """GB that training takes at most in two steps on as many clips as one GPU has to hold at a time.
     ValueError that says what to change where they do not fit."""
-    types = dict(bf16=torch.bfloat16, fp16=torch.float16)
+    types, precision = dict(bf16=torch.bfloat16, fp16=torch.float16), precision_of(exp)
     part = max(exp.batch_size // exp.accumulate // exp.gpus_per_run, 1)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -72,8 +77,7 @@ def step_memory(exp, size, classes, device) -> float:
         optimizer, _ = optimiser(exp, model, steps=1)
         clips = torch.randn(part, 3, exp.n_frames, size, size, device=device)
         for _ in range(2):  # the optimiser's state is there after the first
-            wanted = exp.mixed_precision in types
-            with torch.autocast(device, types.get(exp.mixed_precision), enabled=wanted):
+            with torch.autocast(device, types.get(precision), enabled=precision in types):
                 logits = model(clips)
             F.cross_entropy(logits.float(), torch.arange(part, device=device) % classes).backward()
             optimizer.step()
@@ -148,8 +152,7 @@ def _disk(study, results, todo):
 
 
 def _memory(study, exp):
-    classes = 174 if study.data.classes is None else len(wanted_classes(study.data.classes))
-    used = step_memory(exp, study.data.size, classes, "cuda")
+    used = step_memory(exp, study.data.size, _class_count(study), "cuda")
     return f"{used:.1f} of {torch.cuda.get_device_properties(0).total_memory / 1e9:.1f} GB"
 
 
@@ -162,14 +165,14 @@ def look_before(study, results) -> list[dict]:
     """What a study needs for the runs that are not trained yet: rows of `what` was looked at, what was
     `found`, and the sentence of what is `wrong`, empty where nothing is."""
     results = Path(results)
-    once = {name: study.experiments[name] for name, _ in untrained(study, results)}
-    runs = [study.experiments[name] for name, _ in untrained(study, results)]
+    names = [name for name, _ in untrained(study, results)]
+    once = {name: study.experiments[name] for name in names}
     looks = {
         "data": lambda: _data(study),
         "audit": lambda: _audit(study, results),
         "boxes": lambda: _boxes(study),
         "networks": lambda: _networks(study),
-        "disk": lambda: _disk(study, results, runs),
+        "disk": lambda: _disk(study, results, [once[name] for name in names]),
     }
     for exp in once.values():
         if exp.init in PUBLISHED:  # fetched where timm's and torchvision's caches do not have them
