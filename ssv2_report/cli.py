@@ -868,10 +868,8 @@ def worlds_to_make(study) -> list[Path]:
 
 def left_to_do(study, results) -> list[Job]:
     "The jobs of a study and of its second world that are not up to date."
-    todo = to_do(study, results)
-    if study.second_world:
-        todo += to_do(load_study(study.second_world), results / "shortcut", inner=True)
-    return todo
+    worlds = zip(worlds_of(study), (results, results / "shortcut"), (False, True))
+    return [job for world, folder, inner in worlds for job in to_do(world, folder, inner)]
 
 
 def run_workflow(command, study, results, log, cores, gpus, locks=()) -> list[str]:

@@ -45,11 +45,13 @@ def read_text(path) -> str:
     return data.decode(json.detect_encoding(data))
 
 # %% ../../nbs/data/basics.ipynb #basics-07
-def nearest(name, known) -> str:
-    "A hint that offers the nearest known name, or lists all of them."
+def nearest(name, known, otherwise="", cutoff=0.5) -> str:
+    "A hint that offers the nearest known name; else `otherwise`, or a list of all of them."
     known = [str(k) for k in known]
-    close = difflib.get_close_matches(str(name), known, 1, 0.5)
-    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}."
+    close = difflib.get_close_matches(str(name), known, 1, cutoff)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return otherwise or f"choose from {', '.join(known)}."
 
 # %% ../../nbs/data/basics.ipynb #basics-cores
 def usable_cores() -> int:

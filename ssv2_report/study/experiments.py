@@ -10,7 +10,6 @@ __all__ = ['CLASS_GROUPS', 'PUBLISHED', 'VIDEO_MODELS', 'WEIGHTS', 'METHODS', 'S
 
 # %% ../../nbs/study/experiments.ipynb #c002
 import ast
-import difflib
 import hashlib
 import importlib.util
 import os
@@ -304,7 +303,7 @@ def _override(raw, overrides):
     known += [f"{name}.{k}" for name in raw["experiments"] for k in Experiment.model_fields]
     for key, value in (overrides or {}).items():
         if key not in known:
-            hint = _hint(str(key), known, f"choose from {', '.join(settings)}.")
+            hint = nearest(key, known, f"choose from {', '.join(settings)}.", 0.6)
             raise ValueError(f"There is no setting {key!r}; {hint}")
         part, _, name = key.rpartition(".")
         for of in [parts[part]] if part else raw["experiments"].values():
@@ -559,21 +558,17 @@ def optimisers() -> list[str]:
     return [n for n in named if not n.startswith(("bnb", "fused", "adahessian"))]
 
 
-def _hint(name, known, otherwise) -> str:
-    close = difflib.get_close_matches(name, known, 1, 0.6)
-    return f"did you mean {close[0]!r}?" if close else otherwise
-
-
 def _check_model(exp, where, known):
     if exp.model in VIDEO_MODELS:
         if exp.output_stride:
             raise ValueError(f"{where}: {exp.model} has no output_stride; leave it out.")
         return
     if exp.flat not in known:
-        hint = _hint(
+        hint = nearest(
             exp.model,
             [*known, *VIDEO_MODELS, *(f"i3d:{n}" for n in known)],
             "give a ResNet, such as resnet18, or r3d_18, r2plus1d_18 or i3d:resnet18.",
+            0.6,
         )
         raise ValueError(
             f"{where}: {exp.model!r} is no ResNet that timm knows, whose layers are maps; {hint}"
@@ -588,7 +583,9 @@ def _check_networks(study, path):
         where = f"{path}: experiment {name!r}"
         _check_model(exp, where, known)
         if exp.opt not in opts:
-            hint = _hint(exp.opt, opts, "give one of timm's, such as adamw, sgd or momentum.")
+            hint = nearest(
+                exp.opt, opts, "give one of timm's, such as adamw, sgd or momentum.", 0.6
+            )
             raise ValueError(f"{where}: there is no optimiser {exp.opt!r}; {hint}")
         if exp.batch_size % (exp.gpus_per_run * exp.accumulate):
             raise ValueError(
@@ -632,7 +629,7 @@ def _check_sources(study, path):
         ("source", [source] if source else [], sources or searched),
     ):
         if wrong := [n for n in names if n not in known]:
-            hint = _hint(wrong[0], known, f"choose from {', '.join(known)}.")
+            hint = nearest(wrong[0], known, cutoff=0.6)
             raise ValueError(f"{path}: cam.{key}: there is no source of maps {wrong[0]!r}; {hint}")
 
 
