@@ -15,8 +15,6 @@ from worlds import dump, make
 
 import ssv2_report.cli as cli
 from ssv2_report.cli import (
-    Tracker,
-    alone,
     check_data,
     check_writable,
     gpus_to_use,
@@ -24,27 +22,7 @@ from ssv2_report.cli import (
 )
 from ssv2_report.study.check import expected_clips
 from ssv2_report.study.experiments import load_study
-
-LOG = """Job stats:
-job          count
----------  -------
-train            2
-render           1
-all              1
-total            4
-
-localrule train:
-    input: a
-    jobid: 3
-    wildcards: experiment=2d-multi, seed=0
-some output
-Finished jobid: 3 (Rule: train)
-localrule render:
-    jobid: 1
-Error in rule render:
-    jobid: 1
-ssv2: a sentence
-"""
+from ssv2_report.study.processes import alone, identity
 
 
 def ssv2(*args):
@@ -207,7 +185,7 @@ time.sleep(600)
 """
 OUTER = f"""
 import subprocess, sys
-from ssv2_report.cli import none_left
+from ssv2_report.study.processes import none_left
 with subprocess.Popen([sys.executable, "-c", {TREE!r}], stdout=subprocess.PIPE, text=True) as p:
     with none_left(p, grace=1.0):
         print(p.pid, p.stdout.readline(), flush=True)
@@ -366,29 +344,7 @@ def test_every_command_has_help():
     assert "--results" in ssv2("reproduce", "--help").stdout
 
 
-def test_progress_follows_the_log(tmp_path):
-    t = Tracker(load_study("demo"), tmp_path)
-    events = [e for line in LOG.splitlines() if (e := t.feed(line))]
-    assert [e.split(" in ")[0] for e in events] == [
-        "started  train 2d-multi-s0",
-        "finished train 2d-multi-s0",
-        "started  render",
-    ]
-    assert t.todo == dict(train=1, render=1, all=1) and t.jobs == {} and t.errors == ["a sentence"]
-    share, text = t.state(cores=2)
-    assert 0 < share < 1 and "min left" in text
-
-
-@pytest.mark.parametrize("text, epochs", [("", 0), ("epoch\n", 0), ("epoch\n1\n", 1)])
-def test_epochs_are_counted_from_none(tmp_path, text, epochs):
-    history = tmp_path / "runs" / "2d-multi-s0" / "history.csv"
-    history.parent.mkdir(parents=True)
-    history.write_text(text)
-    tracker = Tracker(load_study("demo"), tmp_path)
-    assert tracker.epochs("train", dict(experiment="2d-multi", seed="0"))[0] == epochs
-
-
-HOLD = "import sys, time; from pathlib import Path; from ssv2_report.cli import alone\nwith alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from pathlib import Path; from ssv2_report.study.processes import alone\nwith alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
 def test_a_folder_is_one_living_processs_own(tmp_path):
@@ -406,6 +362,6 @@ def test_a_folder_is_one_living_processs_own(tmp_path):
     process.kill()
     process.communicate()
     with alone(tmp_path / "results") as files:
-        assert (tmp_path / "results" / ".lock").read_text() == f"{os.getpid()}\n" and len(
+        assert (tmp_path / "results" / ".lock").read_text() == f"{identity(os.getpid())}\n" and len(
             files
         ) == 1

@@ -94,7 +94,7 @@ def test_a_run_at_work_is_starting_then_running_then_stopped_where_it_is_killed(
 
 
 def test_on_another_machine_its_line_is_the_sign_of_life(run):
-    write(run, ".lock", age=100, text="4194999\n")  # no process of this machine
+    write(run, ".lock", age=100, text="4194999:1.0\n")  # no process of this machine
     write(run, "progress.txt", age=2, text=line())
     assert state_of(run) == "running"
     write(run, "progress.txt", age=60, text=line())
@@ -103,7 +103,7 @@ def test_on_another_machine_its_line_is_the_sign_of_life(run):
 
 
 def test_a_process_that_came_later_is_not_the_one_that_was_named(run):
-    write(run, ".lock", age=10**6, text=f"{os.getpid()}\n")
+    write(run, ".lock", age=1, text=f"{os.getpid()}:1.0\n")
     assert state_of(run) == "waiting"
 
 

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pandas as pd
-import psutil
 
 from .experiments import worlds_of
+from .processes import holders
 from .steps import SUMS, run_folder
 
 # %% ../../nbs/study/status.ipynb #status-04
@@ -27,17 +27,6 @@ LINE = re.compile(
 def _since(path) -> float:
     "Seconds since a file was written; infinite where there is none."
     return time.time() - path.stat().st_mtime if path.is_file() else float("inf")
-
-
-def _holds(path) -> bool:
-    "Whether a process that a lock's file names is alive, and was before it was named."
-    for pid in map(int, path.read_text().split() if path.is_file() else ()):
-        try:
-            if psutil.Process(pid).create_time() <= path.stat().st_mtime:
-                return True
-        except psutil.Error:
-            continue
-    return False
 
 
 def _error(notebook) -> str | None:
@@ -55,7 +44,7 @@ def _error(notebook) -> str | None:
 def state_of(run: Path) -> str:
     "Whether a run is done, running, starting, failed, stopped or waiting."
     line = _since(run / "progress.txt")
-    if _holds(run / ".lock"):
+    if holders(run / ".lock"):
         return "running" if line < _since(run / ".lock") else "starting"
     if _since(run / SUMS) <= line and (run / SUMS).is_file():
         return "done"

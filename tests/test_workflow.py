@@ -1,0 +1,167 @@
+"""Progress follows the events of Snakemake's log, its estimate the order of the jobs, and a failed job is heard."""
+
+import io
+import json
+import logging
+import os
+
+import pytest
+
+from ssv2_report.report.workflow import (
+    EVENTS,
+    Tracker,
+    expected_seconds,
+    follow,
+    left_to_do,
+    run_workflow,
+    seconds_of_steps,
+    tell_events,
+    time_left,
+)
+from ssv2_report.study.digests import Job
+from ssv2_report.study.experiments import load_study
+
+
+def event(kind, jobid=None, rule=None, **wildcards):
+    ended = kind == "job_finished"
+    return dict(
+        event=kind,
+        jobid=None if ended else jobid,
+        job_id=jobid if ended else None,
+        rule_name=rule,
+        wildcards=wildcards,
+        log=None,
+    )
+
+
+@pytest.fixture
+def tracker(tmp_path):
+    return Tracker(load_study("demo"), tmp_path, cores=2)
+
+
+def test_events_are_told_and_counted(tracker):
+    told = [
+        tracker.feed(e)
+        for e in (
+            event("job_info", 3, "train", experiment="2d-multi", seed="0"),
+            event("job_info", 4, "shortcut_train", experiment="2d-multi", seed="0"),
+            event("job_info", 0, "all"),
+            event("progress"),
+            event("job_finished", 3),
+            event("job_finished", 0),
+        )
+    ]
+    assert (
+        told[:4]
+        == ["started  train 2d-multi-s0", "started  shortcut_train 2d-multi-s0"] + [None] * 2
+    )
+    assert told[4].startswith("finished train 2d-multi-s0 in ") and told[5] is None
+    assert list(tracker.running) == ["shortcut_train 2d-multi-s0"]
+    share, text = tracker.state()
+    assert 0 < share < 1 and text.startswith("shortcut_train 2d-multi-s0 epoch 0/12; about ")
+
+
+def test_every_job_of_the_plan_is_one_that_the_workflow_can_start(tracker):
+    assert set(tracker.jobs) == set(tracker.needs) == set(tracker.seconds)
+    assert "shortcut_gradcam 3d-scratch-s0" in tracker.needs["validation"]
+    assert len(left_to_do(load_study("smoke"), "/nowhere")) < len(tracker.jobs)
+
+
+@pytest.mark.parametrize("text, epochs", [("", 0), ("epoch\n", 0), ("epoch\n1\n", 1)])
+def test_epochs_are_counted_from_none(tracker, tmp_path, text, epochs):
+    history = tmp_path / "runs" / "2d-multi-s0" / "history.csv"
+    history.parent.mkdir(parents=True)
+    history.write_text(text)
+    assert tracker.epochs("train 2d-multi-s0") == (epochs, 12)
+
+
+def test_a_failed_job_says_why_or_where(tracker, tmp_path):
+    log = tmp_path / "it.log"
+    log.write_text("much\nssv2: a sentence\n")
+    tracker.feed(event("job_info", 1, "audit"))
+    tracker.feed(event("job_error", 1, "audit") | dict(log=[str(log)]))
+    log.write_text("much\n")
+    tracker.feed(event("job_info", 2, "cache"))
+    tracker.feed(event("job_error", 2, "cache") | dict(log=[str(log)]))
+    assert tracker.errors == ["a sentence", f"cache failed; its log is {log}."]
+    assert not tracker.running
+
+
+def test_what_is_left_is_as_long_as_its_order_allows():
+    needs = dict(a=[], b=[], c=["a", "b"], cache=["c"], d=["cache"])
+    seconds = dict(a=10, b=4, c=5, cache=8, d=3)
+    assert time_left(seconds, needs, 1) == 30
+    assert time_left(seconds, needs, 2) == 10 + 5 + 4 + 3
+    assert time_left(dict(d=3, b=4), needs, 2) == 4
+    assert time_left({}, needs, 2) == 0
+
+
+def test_the_estimate_follows_the_machine(tracker):
+    names = [name for name in tracker.needs if "demo_data" in name or "audit" in name]
+    before = tracker.state()[1]
+    tracker.took = {name: 3 * tracker.seconds[name] / 2 for name in names}  # on both cores
+    minutes = [
+        float(text.split("about ")[1].split(" ")[0]) for text in (before, tracker.state()[1])
+    ]
+    assert 2 < minutes[1] / minutes[0] < 3
+
+
+def test_longer_work_is_expected_to_take_longer():
+    study = load_study("demo")
+    costs = [expected_seconds(study, Job("train", e, 0)) for e in ("2d-single", "3d-scratch")]
+    assert costs[0] < costs[1] and expected_seconds(study, Job("render")) < costs[0]
+
+
+def test_snakemakes_records_arrive_as_lines_of_json(monkeypatch):
+    read, write = os.pipe()
+    monkeypatch.setenv(EVENTS, str(write))
+    logger = logging.Logger("snakemake")
+    tell_events(logger)
+    assert EVENTS not in os.environ, "no job is to write there"
+    logger.info("for people")
+    logger.info("", extra=dict(event="job_info", jobid=7, rule_name="audit", wildcards={}, log=[]))
+    logger.handlers[0].stream.close()
+    with os.fdopen(read) as lines:
+        (line,) = lines
+    found = json.loads(line)
+    assert found["event"] == "job_info" and found["jobid"] == 7 and found["log"] == []
+
+
+def test_without_a_pipe_nothing_is_told(monkeypatch):
+    monkeypatch.delenv(EVENTS, raising=False)
+    logger = logging.Logger("snakemake")
+    tell_events(logger)
+    assert not logger.handlers
+
+
+def test_following_ends_with_the_events(tracker, capsys):
+    lines = [json.dumps(event("job_info", 1, "audit")), json.dumps(event("job_finished", 1))]
+    follow(io.StringIO("\n".join(lines) + "\n"), tracker)
+    assert list(tracker.took) == ["audit"]
+
+
+def test_a_workflow_that_never_begins_shows_its_log(tracker, tmp_path):
+    import sys
+
+    command = [sys.executable, "-c", "import sys; print('no such rule'); sys.exit(1)"]
+    with pytest.raises(ValueError, match="The workflow failed; its log is .*\nno such rule"):
+        run_workflow(command, tracker, tmp_path / "reproduce.log", gpus=0)
+
+
+def test_seconds_are_summed_by_step_the_longest_first(tmp_path):
+    files = {
+        "benchmarks/train-gradcam-s0": (5, 4),
+        "benchmarks/train-b-s0": (7, 6),
+        "shortcut/benchmarks/gradcam-b-s0": (2, 2),
+        "benchmarks/chapter-00_data": (30, 9),
+    }
+    for name, (seconds, processor) in files.items():
+        path = tmp_path / f"{name}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"s\th:m:s\tmax_rss\tcpu_time\n{seconds}\t0:0\t1\t{processor}\n")
+    rows = seconds_of_steps(load_study("demo"), tmp_path)
+    assert [tuple(row.values()) for row in rows] == [
+        ("chapter", 1, 30, 9),
+        ("train", 2, 12, 10),
+        ("shortcut_gradcam", 1, 2, 2),
+    ]
