@@ -386,6 +386,23 @@ def _batched(model, clips, targets, sources, n=16):
     ).numpy()
 
 
+def _measured(maps, truth, n=16):
+    "`score_maps`, `n` clips at a time."
+    parts = [maps, *truth]
+    return pd.concat(
+        [score_maps(*(p[k : k + n] for p in parts)) for k in range(0, len(maps), n)],
+        ignore_index=True,
+    )
+
+
+def _reference_rows(model, clips, targets, truth, right):
+    "The methods that look at the network from outside, which take many passes a clip."
+    own, correct = _batched(model, clips, targets, REFERENCES)
+    for s, m in own.items():
+        yield _measured(m, truth).assign(source=s, map="own", accuracy=correct)
+        yield _measured(resize_maps(right, m.shape[1:]), truth).assign(source=s, map="right")
+
+
 def grid_scores(
     model: nn.Module,  # A trained network
     clips: torch.Tensor,  # [B,C,T,H,W]
@@ -401,47 +418,31 @@ def grid_scores(
 ) -> pd.DataFrame:  # A row a clip, source and map, as `interpretable` takes them (without seed and scene), with the measures of `clip_rows`
     "Every source of maps and every baseline, measured on the same clips."
     maps, correct = _batched(model, clips, targets, sources)
-    fresh = [
-        _batched(random_network(model, clips[:64], seed + k), clips, targets, sources)
-        for k in range(untrained)
-    ]
+    truth, right = [np.asarray(x) for x in (hand, object, known, ids)], right_maps(hand, object)
     other, grid = other_clips(targets), (len(clips), *next(reversed(maps.values())).shape[1:])
-    given = {
-        "noise": random_maps(grid, grid[1:], seed),
-        "even": even_maps(grid),
-        "middle": middle_maps(grid),
-    }
-    right = right_maps(hand, object)
-
-    def table(maps, at=slice(None), n=16):
-        parts = [maps, *(np.asarray(x)[at] for x in (hand, object, known, ids))]
-        return pd.concat(
-            [score_maps(*(p[k : k + n] for p in parts)) for k in range(0, len(maps), n)],
-            ignore_index=True,
-        )
-
-    rows = [table(m).assign(source="", map=k) for k, m in given.items()]
-    bounds = {g: table(resize_maps(right, g)) for g in {tuple(m.shape[1:]) for m in maps.values()}}
+    given = dict(
+        noise=random_maps(grid, grid[1:], seed), even=even_maps(grid), middle=middle_maps(grid)
+    )
+    rows = [_measured(m, truth).assign(source="", map=k) for k, m in given.items()]
+    grids = {tuple(m.shape[1:]) for m in maps.values()}
+    bounds = {g: _measured(resize_maps(right, g), truth) for g in grids}
     for s in sources:
+        own = _measured(maps[s], truth).assign(accuracy=correct)
         versions = {
-            "own": table(maps[s]).assign(accuracy=correct),
-            "another clip": table(maps[s][other]),
+            "own": own,
+            "another clip": _measured(maps[s][other], truth),
             "right": bounds[tuple(maps[s].shape[1:])],
         }
         rows += [t.assign(source=s, map=k) for k, t in versions.items()]
-        rows += [
-            table(m[s]).assign(source=s, map="random weights", draw=k, accuracy=hits)
-            for k, (m, hits) in enumerate(fresh)
-        ]
+    for k in range(untrained):
+        fresh = random_network(model, clips[:64], seed + k)
+        drawn, hits = _batched(fresh, clips, targets, sources)
+        named = dict(map="random weights", draw=k, accuracy=hits)
+        rows += [_measured(m, truth).assign(source=s, **named) for s, m in drawn.items()]
     if references:
         some = np.unique(np.linspace(0, len(clips) - 1, references).astype(int))
-        own, correct = _batched(model, clips[some], targets[some], REFERENCES)
-        for s, m in own.items():
-            bound = resize_maps(right[some], m.shape[1:])
-            rows += [
-                table(m, some).assign(source=s, map="own", accuracy=correct),
-                table(bound, some).assign(source=s, map="right"),
-            ]
+        at_some = [x[some] for x in (clips, targets)], [x[some] for x in truth]
+        rows += _reference_rows(model, *at_some[0], at_some[1], right[some])
     return pd.concat(rows, ignore_index=True).fillna({"draw": 0})
 
 
