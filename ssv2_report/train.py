@@ -7,7 +7,7 @@ __all__ = ['CHECKED', 'ONE_VALUE', 'LAUNCHER', 'start_from', 'EpochSampler', 'fi
            'load_checkpoint', 'Training', 'optimiser', 'SharedNorm', 'share_statistics', 'clips_a_step',
            'limits_in_a_sentence', 'until_sigterm', 'timed_batches', 'spend', 'peak_memory', 'finished', 'use_threads',
            'loaders', 'start_network', 'resume', 'precision_of', 'prepare', 'check_loss', 'save', 'stop', 'is_asked',
-           'after_step', 'progress_of', 'teller', 'train_epoch', 'go_on', 'validate', 'add_epoch', 'keep', 'finish',
+           'after_step', 'progress_of', 'teller', 'train_epoch', 'go_on', 'evaluate', 'add_epoch', 'keep', 'finish',
            'fit', 'board', 'stop_after', 'main', 'launch']
 
 # %% ../nbs/03_train.ipynb #c002
@@ -599,7 +599,7 @@ def go_on(run):
         save(run)
 
 
-def validate(run, val_set, classes) -> dict:
+def evaluate(run, val_set, classes) -> dict:
     "The metrics of the network as it is; RuntimeError where it is asked to stop."
     on_batch = lambda: run.asked.is_set() and stop(run)
     workers = loaders(run.exp, run.accelerator.num_processes)
@@ -683,7 +683,7 @@ def fit(
         while not finished(run.history, exp):
             go_on(run)
             began = time.time()
-            scores = validate(run, val_set, classes)
+            scores = evaluate(run, val_set, classes)
             better = add_epoch(run, scores, time.time() - began)
             keep(run, classes, better)
             if run.main and on_epoch:

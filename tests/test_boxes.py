@@ -109,12 +109,12 @@ def test_boxes_fit_resized_frames_through_the_cache(root, tmp_path):
 
 @pytest.mark.parametrize("size", [112, 256])
 def test_a_demo_world_s_boxes_are_of_its_own_pictures(tmp_path, size):
-    from ssv2_report.demo.world import Scene, render
+    from ssv2_report.demo.world import Scene
 
     boxes = {}
     for k in range(12):
         scene = Scene(k % 10, seed=100 + k, size=size)
-        frames = [list(b.values()) for b in render(scene)[1]]
+        frames = [list(b.values()) for b in draw_scene(scene)[1]]
         boxes[str(k)] = [
             dict(
                 name=f"{k}/{t + 1:04}.jpg",

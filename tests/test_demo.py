@@ -14,9 +14,9 @@ from ssv2_report.demo.world import (
     PAIRS,
     SPLITS,
     Scene,
+    draw_scene,
     make_world,
     mark_colour,
-    render,
     write_clip,
 )
 
@@ -55,7 +55,7 @@ def contents(world):
 def test_a_class_is_its_partner_played_backwards(pair, split):
     for seed in range(2):
         a, b = (Scene(TEMPLATES.index(t), split, seed, 64) for t in pair[1:3])
-        (frames, boxes), (back_frames, back_boxes) = render(a), render(b)
+        (frames, boxes), (back_frames, back_boxes) = draw_scene(a), draw_scene(b)
         assert np.array_equal(frames, back_frames[::-1]) and boxes == back_boxes[::-1]
         assert (a.first, a.last) == (a.n - 1 - b.last, a.n - 1 - b.first)
         assert a.background == b.background and a.objects == b.objects
@@ -63,7 +63,7 @@ def test_a_class_is_its_partner_played_backwards(pair, split):
 
 
 def test_the_file_keeps_the_symmetry_of_time(tmp_path):
-    frames, _ = render(Scene(3, seed=1))
+    frames, _ = draw_scene(Scene(3, seed=1))
     write_clip(frames, tmp_path / "a.webm")
     write_clip(frames[::-1], tmp_path / "b.webm")
     (a, keys, rate), (b, _, _) = decode(tmp_path / "a.webm"), decode(tmp_path / "b.webm")
@@ -74,7 +74,7 @@ def test_the_file_keeps_the_symmetry_of_time(tmp_path):
 def test_clips_are_odd_in_length_and_square():
     lengths = {Scene(t, seed=[s, t], size=32).n for t in range(len(CLASSES)) for s in range(4)}
     assert lengths <= set(range(25, 40, 2)) and len(lengths) > 3
-    frames, boxes = render(Scene(0, seed=0, size=80))
+    frames, boxes = draw_scene(Scene(0, seed=0, size=80))
     assert (
         frames.shape[1:] == (80, 80, 3) and frames.dtype == np.uint8 and len(boxes) == len(frames)
     )
@@ -95,9 +95,9 @@ def recoloured(scene, key, value):
 def test_boxes_are_tight_around_the_pixels_that_show(target):
     scene = Scene(target, "validation", seed=[7, target])
     scene.light, scene.tint = np.ones(scene.n), np.ones(3)
-    _, boxes = render(scene)
+    _, boxes = draw_scene(scene)
     for key in (*scene.objects, "hand"):
-        dark, bright = (render(recoloured(scene, key, v))[0].astype(int) for v in (0.0, 1.0))
+        dark, bright = (draw_scene(recoloured(scene, key, v))[0].astype(int) for v in (0.0, 1.0))
         for shows, box in zip((bright - dark).mean(-1) > 127, boxes):
             if key not in box:
                 assert shows.sum() < 30
@@ -118,7 +118,7 @@ def test_boxes_are_tight_around_the_pixels_that_show(target):
 )
 def test_what_is_hidden_has_no_box(name):
     for seed in range(5):
-        _, boxes = render(Scene(CLASSES.index(name), seed=seed))
+        _, boxes = draw_scene(Scene(CLASSES.index(name), seed=seed))
         assert {"hand", "object 0", "object 1"} == set(boxes[0])
         assert "object 0" not in boxes[-1] and "object 1" in boxes[-1]
 
@@ -126,7 +126,7 @@ def test_what_is_hidden_has_no_box(name):
 @pytest.mark.parametrize("target", [t for t, k in enumerate(KINDS) if k[0] == "push"])
 def test_pushed_and_pulled_objects_go_where_the_class_says(target):
     scene = Scene(target, seed=11)
-    _, boxes = render(scene)
+    _, boxes = draw_scene(scene)
     centre = lambda b: (b[0] + b[2]) / 2
     x, hand = (np.array([centre(b[k]) for b in boxes]) for k in ("object 0", "hand"))
     moved = x[-1] - x[0]
@@ -138,7 +138,7 @@ def test_pushed_and_pulled_objects_go_where_the_class_says(target):
 
 
 def test_everything_scales_with_the_frame():
-    big, small = (render(Scene(4, seed=2, size=s))[1] for s in (128, 64))
+    big, small = (draw_scene(Scene(4, seed=2, size=s))[1] for s in (128, 64))
     for a, b in zip(big, small):
         for k in a.keys() & b.keys():
             assert np.abs(np.array(a[k]) / 2 - b[k]).max() <= 1.5
@@ -278,7 +278,7 @@ def test_the_shortcut_changes_nothing_but_its_strip(tmp_path):
     strips = []
     for target in range(len(CLASSES)):
         (plain, boxes), (marked, marked_boxes) = (
-            render(Scene(target, seed=1, size=64), c) for c in (None, mark_colour(target))
+            draw_scene(Scene(target, seed=1, size=64), c) for c in (None, mark_colour(target))
         )
         assert np.array_equal(plain[:, 8:], marked[:, 8:]) and boxes == marked_boxes
         assert (plain[:, :8] != marked[:, :8]).any((1, 2, 3)).all()

@@ -21,7 +21,7 @@ from ssv2_report.demo.answers import (
     scene_seed,
     without_part,
 )
-from ssv2_report.demo.world import CLASSES, FOLDER, make_world, mark_colour, render, write_clip
+from ssv2_report.demo.world import CLASSES, FOLDER, draw_scene, make_world, mark_colour, write_clip
 from ssv2_report.gradcam.reliance import (
     BOX_PARTS,
     COLUMNS,
@@ -285,7 +285,7 @@ def test_a_clip_drawn_again_is_the_clip(marked, tmp_path):
         boxes |= json.loads(part.read_text())
     for id, c in world["clips"].items():
         scene = scene_of(world, id)
-        frames, found = render(scene, mark_colour(c["target"]))
+        frames, found = draw_scene(scene, mark_colour(c["target"]))
         write_clip(frames, tmp_path / "again.webm")
         assert (tmp_path / "again.webm").read_bytes() == (
             marked / FOLDER / f"{id}.webm"
@@ -323,7 +323,7 @@ def test_what_is_not_taken_away_stays(marked):
     world = known_world(marked)
     for id in [i for i, c in world["clips"].items() if c["split"] == "validation"][:6]:
         scene, mark = scene_of(world, id), mark_colour(world["clips"][id]["target"])
-        whole, boxes = render(scene, mark)
+        whole, boxes = draw_scene(scene, mark)
         gone = {p: without_part(scene, p, mark) for p in parts_of(world)}
         assert (
             (gone["nothing"] == whole).all()
@@ -334,13 +334,13 @@ def test_what_is_not_taken_away_stays(marked):
             np.abs(gone["all but mark"][:, 8:].astype(int) - gone["hand and object"][:, 8:]).mean()
             > 5
         )
-        _, stay = render(scene, mark, ("hand", "sleeve"))
+        _, stay = draw_scene(scene, mark, ("hand", "sleeve"))
         for before, after in zip(boxes, stay):
             assert "hand" not in after
             for k in before.keys() & after.keys():
                 (x1, y1, x2, y2), (u1, v1, u2, v2) = before[k], after[k]
                 assert u1 <= x1 and v1 <= y1 and u2 >= x2 and v2 >= y2, "less hides it now"
-        some = render(scene, mark, frames=[3, 1])[0]
+        some = draw_scene(scene, mark, frames=[3, 1])[0]
         assert (some == whole[[3, 1]]).all()
 
 

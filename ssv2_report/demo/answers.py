@@ -17,7 +17,7 @@ import numpy as np
 import ssv2_report
 from ..data.basics import whole
 from ..data.cache import shrink
-from .world import VERSION, Scene, mark_colour, render, seed_numbers
+from .world import WORLD_VERSION, Scene, draw_scene, mark_colour, seed_numbers
 
 # %% ../../nbs/demo/answers.ipynb #00f-005
 def known_world(
@@ -74,10 +74,10 @@ def scene_of(
     id: str,  # Clip
 ) -> Scene:
     "The scene of a clip. `ValueError` where another version of the demo world drew it."
-    if world["version"] != VERSION:
+    if world["version"] != WORLD_VERSION:
         raise ValueError(
             f"This demo world was drawn by version {world['version']} and cannot be drawn again by "
-            f"version {VERSION}: delete it and make it anew with `ssv2 demo-data`."
+            f"version {WORLD_VERSION}: delete it and make it anew with `ssv2 demo-data`."
         )
     c = world["clips"][id]
     split = "train" if c["split"] == "train" else "validation"
@@ -110,7 +110,7 @@ def without_part(
     "Frames of a scene without a part of it."
     if part in ELSEWHERE:
         scene = scene.elsewhere([scene.grain, 1])
-    return render(scene, None if part == "mark" else mark, LAYERS.get(part, ()), frames)[0]
+    return draw_scene(scene, None if part == "mark" else mark, LAYERS.get(part, ()), frames)[0]
 
 # %% ../../nbs/demo/answers.ipynb #00f-022
 @lru_cache(4)
