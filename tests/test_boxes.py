@@ -109,7 +109,7 @@ def test_boxes_fit_resized_frames_through_the_cache(root, tmp_path):
 
 @pytest.mark.parametrize("size", [112, 256])
 def test_a_demo_world_s_boxes_are_of_its_own_pictures(tmp_path, size):
-    from ssv2_report.demo.world import Scene
+    from ssv2_report.demo.world import Scene, draw_scene
 
     boxes = {}
     for k in range(12):
