@@ -46,12 +46,11 @@ PARTS = ("hand", "object", "background")
 
 
 def _parts(hand, object, known):
-    """Hand, object without hand, and background as float [3,B,T,H,W]; NaN where the frame's boxes
-    are not known."""
+    """Hand, object without hand, and background as bool [3,B,T,H,W]; none of them in frames whose
+    boxes are not known."""
     hand, object = np.asarray(hand, bool), np.asarray(object, bool)
-    parts = np.stack([hand, object & ~hand, ~(hand | object)]).astype(float)
-    parts[:, ~np.asarray(known, bool)] = np.nan
-    return parts
+    known = np.asarray(known, bool)[..., None, None]
+    return np.stack([hand & known, object & ~hand & known, ~(hand | object) & known])
 
 
 def _where_known(x, known):
@@ -112,12 +111,13 @@ def _shares(maps, **beside):
     return maps / np.where(total > 0, total, np.nan)
 
 
-def _add_parts(table, share, area):
-    "Add for each of `PARTS` its share of the attention, its area and their ratio, each [3,...]."
-    for name, s, a in zip(PARTS, share, area):
-        table[f"share_{name}"] = s.ravel()
-        table[f"area_{name}"] = a.ravel()
-        table[f"ratio_{name}"] = _ratio(s, a).ravel()
+def _of_parts(share, area):
+    "Of each of `PARTS` its share of the attention, its area and their ratio, each [3,...]."
+    return {
+        f"{kind}_{name}": x.ravel()
+        for name, s, a in zip(PARTS, share, area)
+        for kind, x in dict(share=s, area=a, ratio=_ratio(s, a)).items()
+    }
 
 # %% ../../nbs/gradcam/attention.ipynb #0000000dr
 def attention_rows(
@@ -133,18 +133,23 @@ def attention_rows(
     for ratios and centroids, the part is not in the picture."""
     maps = _shares(maps, hand=hand, object=object, known=known, ids=ids, frames=frames)
     parts, (B, T) = _parts(hand, object, known), maps.shape[:2]
-    mass, area = maps.sum((2, 3)), parts.mean((3, 4))
+    mass = maps.sum((2, 3))
+    share, area = (
+        [np.where(known, x, np.nan) for x in xs]
+        for xs in ([_ratio((maps * p).sum((2, 3)), mass) for p in parts], parts.mean((3, 4)))
+    )
+    pointing = _pointing(_peaks(maps, own), parts[0] | parts[1])
     t = np.tile(np.arange(T), B)
-    table = pd.DataFrame(dict(id=np.repeat(np.asarray(ids, dtype=str), T), t=t))
+    table = dict(id=np.repeat(np.asarray(ids, dtype=str), T), t=t)
     table["frame"] = t if frames is None else np.ravel(frames)
     table["mass"] = mass.ravel()
-    _add_parts(table, [_ratio((maps * p).sum((2, 3)), mass) for p in parts], area)
-    table["pointing"] = _pointing(_peaks(maps, own), parts[0] + parts[1]).ravel()
+    table |= _of_parts(share, area)
+    table["pointing"] = pointing.ravel()
     table["area_both"] = (area[0] + area[1]).ravel()
     seen = dict(hand=_where_known(hand, known), object=_where_known(object, known))
     for name, x in dict(centroid=maps, **seen).items():
-        table[[f"{name}_y", f"{name}_x"]] = centroid(x).reshape(-1, 2)
-    return table
+        table[f"{name}_y"], table[f"{name}_x"] = centroid(x).reshape(-1, 2).T
+    return pd.DataFrame(table)
 
 # %% ../../nbs/gradcam/attention.ipynb #00000012
 def path_correlation(
@@ -179,12 +184,12 @@ def clip_rows(
     parts, known = _parts(hand, object, known), np.asarray(known, bool)
     frames, mass = known.sum(1), maps.sum((2, 3))
     seen, places = (mass * known).sum(1), frames * float(maps[0, 0].size)
-    share = [_ratio(np.nansum(maps * p, (1, 2, 3)), seen) for p in parts]
-    area = [_ratio(np.nansum(p, (1, 2, 3)), places) for p in parts]
-    table = pd.DataFrame(dict(id=np.asarray(ids, dtype=str), known_frames=frames))
-    _add_parts(table, share, area)
+    share = [_ratio((maps * p).sum((1, 2, 3)), seen) for p in parts]
+    area = [_ratio(p.sum((1, 2, 3)), places) for p in parts]
+    table = dict(id=np.asarray(ids, dtype=str), known_frames=frames)
+    table |= _of_parts(share, area)
     table["ratio_both"] = _ratio(share[0] + share[1], area[0] + area[1])
-    peaks, both = _where_known(_peaks(maps, own), known), _where_known(parts[0] + parts[1], known)
+    peaks, both = _where_known(_peaks(maps, own), known), parts[0] | parts[1]
     flat = (len(maps), 1, -1)  # a clip's largest value is one of all its frames
     pointing = _pointing(peaks.reshape(flat), both.reshape(flat))
     table["pointing"] = np.where(seen > 0, pointing, np.nan)
@@ -198,7 +203,7 @@ def clip_rows(
     for name, box in dict(hand=hand, object=object).items():
         path = centroid(_where_known(box, known))
         table[f"path_{name}"] = [path_correlation(a, b) for a, b in zip(at, path)]
-    return table
+    return pd.DataFrame(table)
 
 # %% ../../nbs/gradcam/attention.ipynb #00000016
 def _order(maps, seed):
