@@ -414,3 +414,28 @@ def test_papermill_gives_only_what_a_notebook_has(given, says):
         return refuse_unknown(cells)
     with pytest.raises(ValueError, match=says):
         refuse_unknown(cells)
+
+
+def test_a_study_says_only_what_differs_from_its_base(tmp_path):
+    text = (project_root() / "experiments" / "smoke.yaml").read_text()
+    (tmp_path / "first.yaml").write_text(text)
+    (tmp_path / "second.yaml").write_text("base: first\ntitle: another\nseeds: [3, 4]\n")
+    first, second = (load_study(tmp_path / f"{n}.yaml") for n in ("first", "second"))
+    assert (second.name, second.title, second.seeds) == ("second", "another", [3, 4])
+    same = ("data", "experiments", "cam", "hypotheses")
+    assert all(getattr(first, k) == getattr(second, k) for k in same)
+
+
+@pytest.mark.parametrize(
+    "base, why", [("nowhere", "is not there"), ("own", "builds on itself"), ("a/b", "is not there")]
+)
+def test_a_base_that_cannot_be_is_named(tmp_path, base, why):
+    (path := tmp_path / "own.yaml").write_text(f"base: {base}\n")
+    with pytest.raises(ValueError, match=f"base: .*{base}.yaml {why}; name another study"):
+        load_study(path)
+
+
+def test_the_demo_in_full_is_the_demo_with_more_of_everything():
+    demo, full = load_study("demo"), load_study("demo-full")
+    assert full.experiments == demo.experiments and full.hypotheses == demo.hypotheses
+    assert len(full.seeds) >= 3 and full.cam.references > demo.cam.references

@@ -112,7 +112,8 @@ def _settings(study, job):
         exp.pop("title")
         return exp, job.seed, data.size
     if job.step == "gradcam":
-        return cam.sources, cam.choice_per_class, cam.per_class, study.frames, data.size
+        decided = cam.sources, cam.choice_per_class, cam.references, cam.per_class
+        return *decided, study.frames, data.size
     if job.step == "reliance":
         return cam.paint, cam.reliance_per_class or cam.per_class
     if job.step == "cache":

@@ -133,6 +133,9 @@ class Cam(_Strict):
         None  # the one that the report rests on; None: chosen by the rule of analysis/validation, on training clips
     )
     choice_per_class: int = Field(4, ge=1)  # training clips a class on which that is decided
+    references: int = Field(
+        6, ge=0
+    )  # of these, spread evenly, clips for occlusion and integrated gradients, which take hundreds of passes
     per_class: int | None = None  # validation clips a class; None takes all
     paint: list[Literal["blurred", "filled"]] = Field(
         ["blurred"], min_length=1
@@ -310,8 +313,8 @@ def _override(raw, overrides):
             of[name] = value
 
 # %% ../../nbs/study/experiments.ipynb #c012
-def _read_study(path, overrides=None) -> Study:
-    "The study in a file, with some settings changed, checked but for its second world."
+def _content(path, above=()) -> dict:
+    "What a file says, and where it is silent, what the file says that it names as its `base`."
     try:
         raw = yaml.load(path.read_text(encoding="utf-8-sig"), _Text)
     except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -320,6 +323,18 @@ def _read_study(path, overrides=None) -> Study:
         raise ValueError(
             f"{path}: a study is a mapping with the keys title, data, seeds and experiments."
         )
+    if (name := raw.pop("base", None)) is None:
+        return raw
+    base = path.parent / f"{name}.yaml"
+    if base in (*above, path) or not base.is_file():
+        why = "builds on itself" if base.is_file() else "is not there"
+        raise ValueError(f"{path}: base: {base} {why}; name another study of the same folder.")
+    return _content(base, (*above, path)) | raw
+
+
+def _read_study(path, overrides=None) -> Study:
+    "The study in a file, with some settings changed, checked but for its second world."
+    raw = _content(path)
     settings, experiments = raw.pop("settings", {}) or {}, raw.get("experiments") or {}
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: settings must be a mapping of training settings.")
@@ -347,6 +362,7 @@ def load_study(
     overrides=(),  # Settings to change, by key: a training setting of all experiments, or as 'data.size', 'cam.per_class', '2d-multi.lr'
 ) -> Study:
     """Read and check a study. `settings` of the file are the defaults of each of its experiments.
+    With `base: NAME`, a study beside it, every top-level key that the file does not have is as there.
     Paths in it (`data.root`, `data.boxes`, a file of `data.classes`, weights as `init`, a file as
     `second_world`) are relative to the study's own file, `~` is the user's home; they become
     absolute here, so that they mean the same in every step.
