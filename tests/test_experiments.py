@@ -337,12 +337,12 @@ def test_a_part_of_a_study_is_a_study_that_says_what_it_leaves_out(tmp_path):
 
 
 def test_a_part_has_what_its_networks_start_from_and_maps_of_as_many_frames():
-    whole = load_study("demo")
+    whole = load_study("demo-full")
     assert list(part_of(whole, ["3d-inflated"]).experiments) == ["2d-multi", "3d-inflated"]
     single = part_of(whole, ["2d-single"], [1])
     assert single.runs == [("2d-single", 1)] and single.frames == whole.frames == 8
     assert not single.hypotheses
-    assert part_of(whole) == part_of(whole, ["*"], [0, 1]) == whole
+    assert part_of(whole) == part_of(whole, ["*"], [0, 1, 2]) == whole
 
 
 @pytest.mark.parametrize(
@@ -350,8 +350,8 @@ def test_a_part_has_what_its_networks_start_from_and_maps_of_as_many_frames():
     [
         (dict(only=["3d-scrach"]), "no experiment of demo '3d-scrach'; did you mean '3d-scratch'"),
         (dict(only=["2d-multi", "4d-*"]), "no experiment of demo '4d-"),
-        (dict(seeds=[7]), "no seed of demo '7'; choose from 0, 1."),
-        (dict(seeds=["x"]), "no seed of demo 'x'; choose from 0, 1."),
+        (dict(seeds=[7]), "no seed of demo '7'; choose from 0."),
+        (dict(seeds=["x"]), "no seed of demo 'x'; choose from 0."),
         (dict(overrides=["lrr=1"]), "no setting 'lrr'; did you mean 'lr'"),
         (dict(overrides={"epoch": 1}), "no setting 'epoch'; did you mean 'epochs'"),
         (dict(overrides="{data.sizes: 1}"), "did you mean 'data.size'"),
@@ -389,7 +389,7 @@ def test_settings_are_changed_for_all_for_one_and_in_the_second_world(tmp_path):
 
 def test_a_part_without_a_network_of_the_second_world_has_none(tmp_path):
     assert len(study_asked_for("demo", only=["2d-single"])) == 1
-    assert len(study_asked_for("demo", seeds=[1])) == 1
+    assert len(study_asked_for("demo-full", seeds=[1])) == 1
     part, second = study_asked_for("demo", only=["2d-multi"], seeds=[0])
     assert list(second.experiments) == ["2d-multi"] and second.frames == 8
     assert load_study(write_asked_for(study_asked_for("demo", ["2d-single"]), tmp_path)).runs
