@@ -53,12 +53,12 @@ def test_events_are_told_and_counted(tracker):
     ]
     assert (
         told[:4]
-        == ["started  train 2d-multi-s0", "started  shortcut_train 2d-multi-s0"] + [None] * 2
+        == ["started  train 2d-multi-s0", "started  shortcut train 2d-multi-s0"] + [None] * 2
     )
     assert told[4].startswith("finished train 2d-multi-s0 in ") and told[5] is None
     assert list(tracker.running) == ["shortcut_train 2d-multi-s0"]
     share, text = tracker.state()
-    assert 0 < share < 1 and text.startswith("shortcut_train 2d-multi-s0 epoch 0/12; about ")
+    assert 0 < share < 1 and text.startswith("shortcut train 2d-multi-s0 epoch 0/12; about ")
 
 
 def test_every_job_of_the_plan_is_one_that_the_workflow_can_start(tracker):
