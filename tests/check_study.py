@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from worlds import clone, cut, official, write_study
+from worlds import TEXTS, as_read, clone, cut, official, write_study
 
 ROOT = Path(__file__).parents[1]
+PRINTABLE = [text for text in TEXTS if text.isprintable()]
 FILES = ("config.yaml", "history.csv", "metrics.json", "predictions.parquet", "weights.safetensors")
 
 
@@ -30,8 +31,9 @@ class Few:
         clone(ROOT, self.clone)
         for folder in (self.study.parent, self.results.parent):
             folder.mkdir()
+        boxes = base / "some boxes"
         write_study(
-            self.study, official(base / "some data", boxes=base / "some boxes"), base / "some boxes"
+            self.study, official(base / "some data", boxes=boxes), boxes, text=" ; ".join(PRINTABLE)
         )
         self.report, self.run = (
             self.clone / "_report" / "few clips",
@@ -140,6 +142,18 @@ def test_names_of_classes_are_shown_as_they_are(few):
         .strip()
         .endswith(': Holding something next to something <img src=x> "$a$" *b*')
     ), heading
+
+
+def test_free_text_of_a_study_is_shown_as_written_and_runs_nowhere(few):
+    page = (few.report / "index.html").read_text(encoding="utf-8")
+    main = re.sub(r"(?s)<(script|style).*?</\1>|<[^>]+>", "", page[page.index("<body") :])
+    said = as_read(html.unescape(main))
+    pdf = few.report / "index.pdf"
+    paper = subprocess.run(["pdftotext", "-raw", pdf, "-"], capture_output=True, text=True).stdout
+    for text in PRINTABLE:
+        assert said.count(as_read(text)) >= 2, text  # the title, and what a hypothesis says
+        assert not text.isascii() or as_read(text) in as_read(paper), text
+    assert not [p for p in few.clone.parent.rglob("canary*")]
 
 
 def test_called_again_it_does_nothing(few):

@@ -33,6 +33,7 @@ from nbformat.v4 import (
 from nbformat.v4 import (
     new_raw_cell as raw,
 )
+from worlds import TEXTS, as_read
 
 from ssv2_report.analysis.tables import (
     caption_latex,
@@ -786,40 +787,6 @@ def test_no_link_runs_code(browser, project, tmp_path, renderer):
     assert set(links) <= {"file:", "http:", "https:", "mailto:"}
     assert said.count("press") == len(HOSTILE) + 2
     assert b"canary" not in path.with_suffix(".pdf").read_bytes()
-
-
-CANARY = "window.canary=1"
-TEXTS = [
-    f"<script>{CANARY}</script>",
-    f"<img src=x onerror={CANARY}>",
-    f'"><svg onload="{CANARY}">',
-    f"[press](javascript:{CANARY})",
-    f"`<script>{CANARY}</script>`{{=html}}",
-    "```{=html}",
-    "unfolding a $20 bill, or $x^2$",
-    "`x` and ``y`` and \\`z",
-    r"\input{/etc/passwd} \write18{touch canary} \end{document}",
-    '#eval("1 + 1") #read("/etc/passwd") #import "x.typ": *',
-    "]]> --> */ ]}) :::",
-    "{{< include /etc/passwd >}} {{< var x >}} {{< embed run#fig-a >}}",
-    "@fig-x and [@goyal2017something] and [^1] and {#id .class}",
-    "title: [1, 2] # no: yaml\n---\n- key: !!python/object:os.system x",
-    "\x1b[31mred\x1b[0m \x07 \x00 bell",
-    "right \u202eto left\u202c and \u05d0\u05d1 \u200f marks",
-    "long " + "verylongword" * 30,
-    "one &amp; two &lt; three & four < five > six",
-    "| a | b |\n|---|---|\n| *x* | __y__ |",
-    "see [the analysis](05_analysis.ipynb) or <https://example.invalid>",
-    "- item ~~struck~~ H~2~O 100% 'quoted' \"text\" -- dashes ... dots",
-    "\U0001f44b\U0001f3fd waving \u4f60\u597d caf\u00e9",
-]
-
-
-def as_read(text):
-    "A text as its reader sees it: no spaces, quotes and dashes of any kind."
-    plain = re.sub(r"[\u2018\u2019\u201c\u201d'\"]", "'", text)
-    plain = plain.replace("\u2013", "--").replace("\u2014", "---").replace("\u2026", "...")
-    return "".join(c for c in plain if c.isprintable() and not c.isspace())
 
 
 def hostile_page(folder):

@@ -1,6 +1,7 @@
 """Tiny datasets in the official layout, for tests and benchmarks."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -145,10 +146,10 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def write_study(path, root, boxes=None, allowed=1):
+def write_study(path, root, boxes=None, allowed=1, text=""):
     "A study of two small networks and two seeds on the dataset at `root`; its path."
     path.write_text(
-        f"""title: A few clips
+        f"""title: {json.dumps(f"A few clips {text}".strip())}
 data:
   root: {json.dumps(str(root))}
   boxes: {json.dumps(boxes and str(boxes))}
@@ -161,7 +162,7 @@ experiments:
   2d-multi: {{title: "2D, eight frames", model: test_resnet}}
   r(2+1)d: {{title: 3D from scratch, model: "i3d:test_resnet"}}
 hypotheses:
-  order: {{says: 3D beats 2D on order, measure: pair_right, of: r(2+1)d, over: 2d-multi, clips: reversal}}
+  order: {{says: {json.dumps(f"3D beats 2D on order {text}".strip())}, measure: pair_right, of: r(2+1)d, over: 2d-multi, clips: reversal}}
   place: {{says: 3D maps lie more on the object, measure: ratio_object, of: r(2+1)d, over: 2d-multi}}
 """,
         encoding="utf-8",
@@ -181,3 +182,37 @@ def clone(root, to):
         } & set(names)
 
     return shutil.copytree(root, to, ignore=left_out)
+
+
+CANARY = "window.canary=1"
+TEXTS = [
+    f"<script>{CANARY}</script>",
+    f"<img src=x onerror={CANARY}>",
+    f'"><svg onload="{CANARY}">',
+    f"[press](javascript:{CANARY})",
+    f"`<script>{CANARY}</script>`{{=html}}",
+    "```{=html}",
+    "unfolding a $20 bill, or $x^2$",
+    "`x` and ``y`` and \\`z",
+    r"\input{/etc/passwd} \write18{touch canary} \end{document}",
+    '#eval("1 + 1") #read("/etc/passwd") #import "x.typ": *',
+    "]]> --> */ ]}) :::",
+    "{{< include /etc/passwd >}} {{< var x >}} {{< embed run#fig-a >}}",
+    "@fig-x and [@goyal2017something] and [^1] and {#id .class}",
+    "title: [1, 2] # no: yaml\n---\n- key: !!python/object:os.system x",
+    "\x1b[31mred\x1b[0m \x07 \x00 bell",
+    "right \u202eto left\u202c and \u05d0\u05d1 \u200f marks",
+    "long " + "verylongword" * 30,
+    "one &amp; two &lt; three & four < five > six",
+    "| a | b |\n|---|---|\n| *x* | __y__ |",
+    "see [the analysis](05_analysis.ipynb) or <https://example.invalid>",
+    "- item ~~struck~~ H~2~O 100% 'quoted' \"text\" -- dashes ... dots",
+    "\U0001f44b\U0001f3fd waving \u4f60\u597d caf\u00e9",
+]
+
+
+def as_read(text):
+    "A text as its reader sees it: no spaces, quotes and dashes of any kind."
+    plain = re.sub(r"[\u2018\u2019\u201c\u201d'\"]", "'", text)
+    plain = plain.replace("\u2013", "--").replace("\u2014", "---").replace("\u2026", "...")
+    return "".join(c for c in plain if c.isprintable() and not c.isspace())
