@@ -695,7 +695,7 @@ def reproduce(
     show_seconds(seconds_of_steps(s, out))
     print(f"The report, after {(time.time() - began) / 60:.1f} min: {report}")
 
-# %% ../nbs/report/cli.ipynb #c019
+# %% ../nbs/report/cli.ipynb #c019p
 @app.command()
 def plan(
     study: StudyName = "demo",
@@ -756,7 +756,7 @@ def plan(
         f"All {len(s.runs)} runs: {total:.1f} h of one device. Frame cache: {raw / 1e9:.1f} GB raw, about {jpeg / 1e9:.1f} GB as JPEG. Weights and checkpoints: {disk / 1e9:.1f} GB."
     )
 
-
+# %% ../nbs/report/cli.ipynb #c019
 def _exported(folder, variables, out):
     "Copy every figure and table that a study's notebooks show, each with its caption in LaTeX; rows of captions.csv."
     import yaml
