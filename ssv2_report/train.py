@@ -40,7 +40,13 @@ from torch.utils.data import DataLoader, Sampler
 
 from .data.basics import usable_cores, whole
 from .data.clips import ClipDataset, denormalise
-from .models.net2d import FrameNet, channels_last, load_weights
+from ssv2_report.models.net2d import (
+    FrameNet,
+    channels_last,
+    load_weights,
+    normalisation,
+    renormalise,
+)
 from .models.net3d import inflate
 from .study.experiments import Experiment, experiment, load_study
 from ssv2_report.study.runs import (
@@ -72,17 +78,18 @@ def start_from(model, exp, classes, source, clips=None):
         return inflate(other, model, exp.inflation, other_classes, classes, clips=clips)
     if other_exp is None:
         load_weights(model, getattr(other, "backbone", other).state_dict())
-        return
-    if other_exp.model != exp.model:
+    elif other_exp.model != exp.model:
         raise ValueError(
             f"{exp.model} cannot start from {other_exp.model}; start a 3D network from a 2D one, or "
             "from its own kind."
         )
-    if other_classes != classes:
+    elif other_classes != classes:
         raise ValueError(
             f"{source} was trained on other classes; start from a run of the same study."
         )
-    model.load_state_dict(other.state_dict())
+    else:
+        model.load_state_dict(other.state_dict())
+    renormalise(model, *normalisation(other))
 
 # %% ../nbs/03_train.ipynb #c013
 class EpochSampler(Sampler):
