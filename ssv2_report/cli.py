@@ -7,8 +7,8 @@ __all__ = ['app', 'StudyName', 'Results', 'Only', 'Seeds', 'Changes', 'show_vers
            'run_notebook', 'results_folder', 'job', 'do', 'Steps', 'words', 'asked_for', 'study_file', 'demo_data',
            'audit', 'prepare', 'cache', 'train', 'show_progress', 'gradcam', 'reliance', 'validate', 'analyse',
            'chapter', 'render', 'check_writable', 'check_home', 'check_paths', 'check_data', 'gpus_to_use', 'show_rows',
-           'check', 'check_first', 'worlds_to_make', 'check_places', 'reproduce', 'plan', 'figures', 'explore',
-           'status', 'for_terminal', 'main']
+           'check', 'weights', 'check_first', 'worlds_to_make', 'check_places', 'reproduce', 'plan', 'figures',
+           'explore', 'status', 'for_terminal', 'main']
 
 # %% ../nbs/report/cli.ipynb #c002
 import os
@@ -610,6 +610,18 @@ def check(
     with held(1, on_wait=console.print) as given:
         os.environ.update(given["env"])
         show_rows(look_before(s, results_folder(s, results)))
+
+
+@app.command()
+def weights(study: StudyName = "demo", only: Only = None, changes: Changes = None):
+    "Fetch all published weights that a study starts from, for machines that cannot, and try its files of weights."
+    from ssv2_report.study.check import look_at_weights
+
+    s = asked_for(study, only, changes=changes)[0]
+    if rows := look_at_weights(s):
+        show_rows(rows)
+    else:
+        print(f"Nothing to fetch: {s.name} starts from no weights but its own.")
 
 
 def check_first(study, results, gpus):
