@@ -544,8 +544,10 @@ def test_the_normalisation_that_imagenets_weights_know_may_be_written_down(tmp_p
     assert known(s) == dict(flat=(None, None), deep=(None, None), fetched=IMAGENET)
 
 
-@pytest.mark.parametrize("key, value", [("mean", KINETICS[0])], ids=str)
-def test_what_weights_know_decides_a_training(tmp_path, key, value):
+@pytest.mark.parametrize(
+    "key, value", [("mean", KINETICS[0]), ("dropout", 0.5), ("head_lr", 5.0)], ids=str
+)
+def test_what_weights_know_and_the_head_decide_a_training(tmp_path, key, value):
     s = load_study(write(tmp_path, experiments(a=dict(model="test_resnet"))))
     job = Job("train", "a", 0)
     before = json.dumps(_settings(s, job))

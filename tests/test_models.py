@@ -19,6 +19,7 @@ from ssv2_report.models.net2d import (
     checkpoint_stages,
     cost,
     create_2d,
+    drop_before_head,
     imagenet_normalisation,
     load_weights,
     normalisation,
@@ -563,3 +564,33 @@ def test_damaged_weights_in_a_cache_are_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="damaged in torchvision's cache.*local file") as e:
         create_3d("r3d_18", 5, pretrained="kinetics")
     assert "\n" not in str(e.value)
+
+
+# -- dropout before the head
+
+
+@pytest.mark.parametrize("kind", ["test_resnet", "i3d:test_resnet", "r3d_18"])
+def test_dropout_leaves_out_inputs_of_the_head_in_training_alone(kind):
+    torch.manual_seed(0)
+    create = create_3d if kind in ("r3d_18", "i3d:test_resnet") else create_2d
+    model, seen = create(kind, 5), []
+    keys, clip = list(model.state_dict()), torch.rand(2, 3, 4, 32, 32)
+    before = model.eval()(clip)
+    head = getattr(model, "backbone", model).fc
+    note = lambda m, args: seen.append(args[0])
+    head.register_forward_pre_hook(note)
+    drop_before_head(model, 0.5)
+    head.register_forward_pre_hook(note)
+    assert torch.equal(model(clip), before) and list(model.state_dict()) == keys
+    assert torch.equal(*seen)
+    seen.clear()
+    model.train()(clip)
+    whole, left = seen
+    kept = left != 0
+    torch.testing.assert_close(left[kept], 2 * whole[kept])
+    assert 0.3 < kept[whole != 0].float().mean() < 0.7
+
+
+def test_no_dropout_changes_nothing():
+    model = drop_before_head(create_2d("test_resnet", 5), 0.0)
+    assert not model.backbone.fc._forward_pre_hooks

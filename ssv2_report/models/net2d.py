@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POOLS', 'WRAPPINGS', 'PREFIXES', 'FrameNet', 'read_weights', 'unwrap', 'load_weights', 'normalisation', 'as_known',
-           'renormalise', 'timm_resnet', 'imagenet_normalisation', 'cut_stages', 'create_2d', 'stages', 'stage_outputs',
-           'cost', 'channels_last', 'checkpoint_stages']
+           'renormalise', 'timm_resnet', 'imagenet_normalisation', 'cut_stages', 'drop_before_head', 'create_2d',
+           'stages', 'stage_outputs', 'cost', 'channels_last', 'checkpoint_stages']
 
 # %% ../../nbs/01_models2d.ipynb #0d2f452c
 import pickle
@@ -255,6 +255,18 @@ def cut_stages(
     for i in range(kept + 1, 5):
         setattr(model, f"layer{i}", nn.Identity())
     model.fc = nn.Linear(norm.num_features, model.fc.out_features)
+    return model
+
+
+def drop_before_head(
+    model: nn.Module,  # 2D or 3D, changed in place
+    share: float,  # Of the head's inputs, left out at random in training
+) -> nn.Module:  # The same model, its parameters under the same names
+    "Dropout before the head; in a 2D network, of each frame by itself, as in TSN and TSM."
+    if share:
+        head = getattr(model, "backbone", model).fc
+        drop = lambda fc, args: (nn.functional.dropout(args[0], share, fc.training),)
+        head.register_forward_pre_hook(drop)
     return model
 
 # %% ../../nbs/01_models2d.ipynb #bbbcc7de

@@ -84,6 +84,7 @@ class Experiment(_Strict):
     )  # of the ResNet's four, how many to keep: fewer give a finer map whose cells see less
     maxpool: bool = True  # of a timm backbone's stem; R3D-18 and R(2+1)D-18 have none
     pool: Literal["mean", "max"] = "mean"  # how a 2D network pools its frames' logits
+    dropout: float = Field(0.0, ge=0, lt=1)  # share of the head's inputs left out in training
     n_frames: int = Field(8, ge=1)
     min_area: float = Field(
         0.6, gt=0, le=1
@@ -97,6 +98,7 @@ class Experiment(_Strict):
     accumulate: int = Field(1, ge=1)  # parts in which a batch is computed, one after the other
     opt: str = "adamw"  # a timm optimiser
     lr: float = Field(1e-3, gt=0)
+    head_lr: float = Field(1.0, gt=0)  # learning rate of the head, in learning rates of the rest
     sched: Literal["cosine", "step"] = "cosine"
     milestones: list[int] = []  # epochs after which 'step' divides lr by ten
     weight_decay: float = Field(0.05, ge=0)

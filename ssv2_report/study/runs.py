@@ -35,6 +35,7 @@ from ssv2_report.models.net2d import (
     STD,
     checkpoint_stages,
     create_2d,
+    drop_before_head,
     imagenet_normalisation,
     normalisation,
     read_weights,
@@ -115,6 +116,7 @@ def build_model(exp: Experiment, num_classes: int) -> torch.nn.Module:
     )
     if exp.mean:
         renormalise(model, exp.mean, exp.std)
+    drop_before_head(model, exp.dropout)
     return checkpoint_stages(model) if exp.checkpointing else model
 
 # %% ../../nbs/study/runs.ipynb #runs-10
