@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHECKED', 'ONE_VALUE', 'LAUNCHER', 'start_from', 'EpochSampler', 'fingerprint', 'save_checkpoint', 'read_checkpoint',
-           'load_checkpoint', 'Training', 'optimiser', 'SharedNorm', 'share_statistics', 'clips_a_step',
+           'load_checkpoint', 'Training', 'head_apart', 'optimiser', 'SharedNorm', 'share_statistics', 'clips_a_step',
            'limits_in_a_sentence', 'until_sigterm', 'timed_batches', 'spend', 'peak_memory', 'finished', 'use_threads',
            'loaders', 'start_network', 'resume', 'precision_of', 'prepare', 'check_loss', 'save', 'stop', 'is_asked',
-           'after_step', 'progress_of', 'teller', 'train_epoch', 'go_on', 'evaluate', 'add_epoch', 'keep', 'finish',
-           'fit', 'board', 'stop_after', 'main', 'launch']
+           'after_step', 'progress_of', 'teller', 'draw_anew', 'train_epoch', 'go_on', 'evaluate', 'add_epoch', 'keep',
+           'finish', 'fit', 'board', 'stop_after', 'main', 'launch']
 
 # %% ../nbs/03_train.ipynb #c002
 import hashlib
@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import set_seed
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch.distributed.nn.functional import all_reduce
@@ -40,7 +40,13 @@ from torch.utils.data import DataLoader, Sampler
 
 from .data.basics import usable_cores, whole
 from .data.clips import ClipDataset, denormalise
-from .models.net2d import FrameNet, channels_last, load_weights
+from ssv2_report.models.net2d import (
+    FrameNet,
+    channels_last,
+    load_weights,
+    normalisation,
+    renormalise,
+)
 from .models.net3d import inflate
 from .study.experiments import Experiment, experiment, load_study
 from ssv2_report.study.runs import (
@@ -72,17 +78,18 @@ def start_from(model, exp, classes, source, clips=None):
         return inflate(other, model, exp.inflation, other_classes, classes, clips=clips)
     if other_exp is None:
         load_weights(model, getattr(other, "backbone", other).state_dict())
-        return
-    if other_exp.model != exp.model:
+    elif other_exp.model != exp.model:
         raise ValueError(
             f"{exp.model} cannot start from {other_exp.model}; start a 3D network from a 2D one, or "
             "from its own kind."
         )
-    if other_classes != classes:
+    elif other_classes != classes:
         raise ValueError(
             f"{source} was trained on other classes; start from a run of the same study."
         )
-    model.load_state_dict(other.state_dict())
+    else:
+        model.load_state_dict(other.state_dict())
+    renormalise(model, *normalisation(other))
 
 # %% ../nbs/03_train.ipynb #c013
 class EpochSampler(Sampler):
@@ -226,9 +233,23 @@ class Training:
         return self.out / "checkpoint"
 
 # %% ../nbs/03_train.ipynb #c021a
+def head_apart(exp, model) -> list:
+    "Parameters in groups by weight decay, those of the head last and with their own learning rate."
+    head = {id(p) for p in getattr(model, "backbone", model).fc.parameters()}
+    groups = []
+    for own, scale in ((False, 1.0), (True, exp.head_lr)):
+        for group in param_groups_weight_decay(model, exp.weight_decay):
+            params = [p for p in group["params"] if (id(p) in head) == own]
+            groups.append({**group, "params": params, "lr_scale": scale})
+    return [group for group in groups if group["params"]]
+
+
 def optimiser(exp, model, steps):
     "The optimiser of an experiment and its schedule over `exp.epochs` of so many steps."
-    optimizer = create_optimizer_v2(model, opt=exp.opt, lr=exp.lr, weight_decay=exp.weight_decay)
+    apart = dict(param_group_fn=lambda m: head_apart(exp, m)) if exp.head_lr != 1 else {}
+    optimizer = create_optimizer_v2(
+        model, opt=exp.opt, lr=exp.lr, weight_decay=exp.weight_decay, **apart
+    )
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=dict(step="multistep").get(exp.sched, exp.sched),
@@ -561,12 +582,20 @@ def teller(run, show=None, every=1.0):
     return tell
 
 # %% ../nbs/03_train.ipynb #c022d
+def draw_anew(run, part):
+    "Have what dropout leaves out depend on seed, step, part and process alone: resumed, it is the same."
+    if run.exp.dropout:
+        at = run.fingerprint["seed"], run.step, part, run.accelerator.process_index
+        torch.manual_seed(int(_hash(*at), 16))
+
+
 def train_epoch(run):
     "Train on what is left of an epoch, adding to `run.totals` its losses, right answers and clips."
     exp, accelerator = run.exp, run.accelerator
     run.model.train()
-    for batch in timed_batches(run.loader, run.spent):
+    for k, batch in enumerate(timed_batches(run.loader, run.spent)):
         target = batch["target"]
+        draw_anew(run, k % exp.accumulate)
         with accelerator.accumulate(run.model):
             with accelerator.autocast():
                 logits = run.model(batch["clip"])

@@ -3,20 +3,35 @@
 import collections
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
+from copy import deepcopy
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
+import torchvision
 import yaml
+from huggingface_hub import constants
+from safetensors.torch import save_file
 from worlds import make, official, write_study
 
+from ssv2_report import cli, train
 from ssv2_report.data.audit import audit
-from ssv2_report.study import check
-from ssv2_report.study.check import expected_clips, look_before, step_memory
-from ssv2_report.study.experiments import load_study
+from ssv2_report.data.clips import MEAN, STD
+from ssv2_report.models.net2d import normalisation
+from ssv2_report.study import check, plan
+from ssv2_report.study.check import expected_clips, look_at_weights, look_before, step_memory
+from ssv2_report.study.digests import jobs_of
+from ssv2_report.study.experiments import load_study, worlds_of
+from ssv2_report.study.runs import build_model, load_run
 from ssv2_report.study.steps import SUMS, run_folder
+from ssv2_report.train import fit, start_from
 
 
 @pytest.fixture
@@ -174,3 +189,280 @@ def test_nothing_is_begun_where_something_is_wrong(gpus, tmp_path):
     assert done.returncode == 1 and "imagenet weights of resnet18" in done.stdout
     assert done.stderr.count("ssv2: ") == 1 and "give a local file instead" in done.stderr
     assert not (results / "audit.json").exists() and not (results / "runs").exists()
+
+
+# -- weights from elsewhere
+
+KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+VIDEO = "r3d_18-b3b3357e.pth"  # as torchvision calls it
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "Made-up weights in caches as timm's hub and torchvision leave them."
+    cache = tmp_path / "hf" / "models--timm--test_resnet.r160_in1k"
+    for folder in (cache / "refs", cache / "snapshots" / "abc"):
+        folder.mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc")
+    weights = cache / "snapshots" / "abc" / "model.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), weights)
+    video = tmp_path / "torch" / "hub" / "checkpoints" / VIDEO
+    video.parent.mkdir(parents=True)
+    torch.save(torchvision.models.video.r3d_18().state_dict(), video)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return weights, video
+
+
+def study_of(tmp_path, **experiments):
+    "A study with official data and these experiments."
+    path = write_study(tmp_path / "s.yaml", official(tmp_path / "data"))
+    content = yaml.safe_load(path.read_text())
+    content["settings"].pop("output_stride", None)
+    content["experiments"] = {k: dict(title=k, **e) for k, e in experiments.items()}
+    path.write_text(yaml.safe_dump({**content, "hypotheses": {}}))
+    return path
+
+
+STARTS = dict(
+    flat=dict(model="test_resnet", init="imagenet"),
+    deep=dict(model="i3d:test_resnet", init="imagenet"),
+    later=dict(model="i3d:test_resnet", init="flat"),
+    video=dict(model="r3d_18", init="kinetics"),
+    scratch=dict(model="test_resnet"),
+)
+
+
+class Two(torch.utils.data.Dataset):
+    "Two clips [C, T, H, W], one a class."
+
+    ids = ["0", "1"]
+
+    def __init__(self, clips):
+        self.clips = clips
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        return dict(clip=self.clips[i], target=i)
+
+    def set_epoch(self, epoch):
+        pass
+
+
+@pytest.mark.parametrize(
+    "name, known", [("flat", HALF), ("deep", HALF), ("video", KINETICS), ("scratch", None)]
+)
+def test_a_run_is_trained_judged_and_read_in_the_colours_that_its_weights_know(
+    hub, tmp_path, name, known
+):
+    "Also what starts from it. With another normalisation, its answers on the same clips are others."
+    s = load_study(study_of(tmp_path, **STARTS))
+    exp = s.experiments[name].model_copy(update=dict(epochs=1, lr=1e-9, n_frames=8, batch_size=2))
+    data = Two(clip := torch.rand(2, 3, 8, 32, 32))
+    net = fit(exp, ["a", "b"], data, data, tmp_path / "run", start=exp.init)
+    again, read, _ = load_run(tmp_path / "run")
+    known = known or (MEAN, STD)
+    assert normalisation(net) == normalisation(again) == known
+    assert (read.mean or MEAN, read.std or STD) == known
+    wide = lambda v: torch.tensor(v).view(3, 1, 1, 1)
+    own = (clip * wide(STD) + wide(MEAN) - wide(known[0])) / wide(known[1])
+    with torch.no_grad():
+        answers, bare = again(clip), deepcopy(again)
+        bare._forward_pre_hooks.clear()
+        torch.testing.assert_close(bare(own), answers, rtol=1e-3, atol=1e-4)
+    if name == "flat":
+        later = s.experiments["later"].model_copy(update=dict(n_frames=8))
+        deep = build_model(later, 2)
+        start_from(deep, later, ["a", "b"], tmp_path / "run", clip)
+        assert normalisation(deep) == known and (later.mean, later.std) == known
+
+
+def test_weights_that_are_there_are_told_from_those_that_are_fetched(hub, tmp_path, monkeypatch):
+    s = load_study(study_of(tmp_path, **STARTS))
+    rows = {row["what"]: row["found"] for row in look_at_weights(s)}
+    assert rows == {
+        "imagenet weights of test_resnet": "there",
+        "kinetics weights of r3d_18": "there",
+    }
+    kept = hub[1].rename(tmp_path / "elsewhere.pth")
+
+    def download(url, to, *a, **k):
+        assert url.endswith(VIDEO)
+        shutil.copy(kept, to)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    rows = {row["what"]: row["found"] for row in look_at_weights(s)}
+    assert rows["kinetics weights of r3d_18"].startswith("fetched, 1") and hub[1].is_file()
+    assert [row["found"] for row in look_at_weights(s)] == ["there"] * 2
+
+
+def here(capsys, monkeypatch, *words):
+    "The command in this process: exit code, and what it says."
+    monkeypatch.setattr(sys, "argv", ["ssv2", *map(str, words)])
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code or 0, *capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "lost", [(), ("timm",), ("torchvision",), ("timm", "torchvision")], ids=str
+)
+def test_the_command_says_of_all_weights_whether_they_can_be_had(
+    lost, hub, tmp_path, monkeypatch, capsys
+):
+    def no_way_out(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_way_out)
+    for name, path in zip(("timm", "torchvision"), hub):
+        if name in lost:
+            path.rename(tmp_path / name)
+    code, said, error = here(capsys, monkeypatch, "weights", study_of(tmp_path, **STARTS))
+    lines = [line for line in said.splitlines() if " weights of " in line]
+    assert code == bool(lost) and len(lines) == 2
+    for name, line in zip(("timm", "torchvision"), lines):
+        assert ("local file" in line and "wrong" in line) if name in lost else "there" in line
+    assert error.count("ssv2: ") == bool(lost) and error.count("\n") == bool(lost)
+
+
+def test_the_command_fetches_from_the_hub_what_is_missing(tmp_path):
+    "From a hub of this test's own, through timm's and the hub's own code."
+    path = study_of(tmp_path, flat=STARTS["flat"])
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self, send=False):
+            wanted = self.path == "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
+            self.send_response(200 if wanted else 404)
+            self.send_header("ETag", '"tag"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("Content-Length", str(len(content) if wanted else 0))
+            self.end_headers()
+            if wanted and send:
+                self.wfile.write(content)
+
+        def do_GET(self):
+            self.do_HEAD(send=True)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        env = dict(
+            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
+            HF_HOME=str(tmp_path / "hf"),
+            TORCH_HOME=str(tmp_path / "torch"),
+            COLUMNS="200",
+        )
+        done = ssv2("weights", path, **env)
+        server.shutdown()
+    assert done.returncode == 0 and "fetched, 1" in done.stdout, done.stdout + done.stderr
+    offline = ssv2("weights", path, **env, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0 and "there" in offline.stdout
+
+
+def test_files_of_weights_need_no_hub_and_are_tried(tmp_path, monkeypatch, capsys):
+    torch.save(torchvision.models.video.r3d_18().state_dict(), tmp_path / "video.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "video.pth").read_bytes()[:9999])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    tried = lambda **e: here(capsys, monkeypatch, "weights", study_of(tmp_path, **e))
+    of = dict(model="r3d_18", init="kinetics")
+    code, said, _ = tried(video=dict(of, weights="video.pth"))
+    assert code == 0 and "video.pth of r3d_18" in said and "there" in said
+    code, _, error = tried(video=dict(of, weights="cut.pth"))
+    assert code == 1 and "cut.pth is cut short or damaged" in error
+    code, said, _ = tried(a=STARTS["scratch"])
+    assert code == 0 and "starts from no weights but its own" in said
+
+
+# -- what a study costs
+
+
+def drawn(study, name, clips):
+    "A training set of noise, as `measured` trains on it."
+    exp = study.experiments[name].model_copy(update=dict(epochs=2))
+    return exp, plan._Noise(clips, 174, exp, study.data.size, True)
+
+
+@pytest.mark.parametrize("name", ["2d-single", "3d-scratch"])
+def test_a_few_steps_say_what_an_epoch_takes(name, tmp_path, monkeypatch):
+    "By processor time, which others that use this machine do not change; the first epoch sets up."
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    study, at, limit = load_study("smoke"), [], torch.get_num_threads()
+    exp, clips = drawn(study, name, 160)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    note = lambda row, model: at.append(time.process_time())
+    small = plan._Noise(8, 174, exp, study.data.size, False)
+    fit(exp, [str(k) for k in range(174)], clips, small, tmp_path, on_epoch=note)
+    torch.set_num_threads(limit)
+    train, evaluate = plan.measured(exp, study.data.size, 174)
+    expected = plan.run_seconds(exp, dict(train=80, validation=4), train, evaluate)
+    assert 1 / 1.5 < (at[1] - at[0]) / expected < 1.5
+    assert torch.get_num_threads() == limit
+
+
+def test_steps_are_measured_as_they_are_trained(monkeypatch):
+    "In the share of a batch that one GPU has, in the precision that is asked for, one after the other."
+    exp, seen, build = load_study("smoke").experiments["2d-multi"], [], train.build_model
+
+    def watched(exp, classes):
+        model = build(exp, classes)
+        model.register_forward_hook(lambda m, args, out: seen.append((len(out), out.dtype)))
+        return model
+
+    monkeypatch.setattr(train, "build_model", watched)
+    for precision, dtype in (("bf16", torch.bfloat16), ("no", torch.float32)):
+        given = dict(mixed_precision=precision, accumulate=2, gpus_per_run=2)
+        plan.measured(exp.model_copy(update=given), 32, 5, steps=2)
+        trained = seen[: 2 * (plan.WARM + 2)]
+        assert trained == [(2, dtype)] * len(trained)
+        seen.clear()
+
+
+def test_a_step_that_does_not_fit_is_a_sentence_of_the_plan(monkeypatch):
+    def too_large(run):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(plan, "train_epoch", too_large)
+    with pytest.raises(ValueError, match="does not fit in memory; set accumulate: 2"):
+        plan.measured(load_study("smoke").experiments["2d-multi"], 32, 5)
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["smoke"], ["measured on one core", "minutes of processor time"]),
+        (["smoke", "--count"], ["20 TFLOP/s", "h of one device"]),
+        (["ssv2-core"], ["20 TFLOP/s", "h of one device"]),
+        (["smoke", "--measure", "--only", "2d-multi"], ["measured", "All 1 runs"]),
+    ],
+    ids=" ".join,
+)
+def test_a_plan_measures_where_it_is_trained_on_this_processor(words, says, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("SSV2_GPUS", "0")
+    monkeypatch.setattr(sys, "argv", ["ssv2", "plan", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().out
+    assert not end.value.code and all(part in said for part in says)
+
+
+def test_a_plan_counts_every_job_of_both_worlds(monkeypatch):
+    study = load_study("demo")
+    studies = worlds_of(study)
+    tables = [plan.prices(s) for s in studies]
+    seconds = cli.job_seconds(studies, tables)
+    wanted = len(jobs_of(study)) + len(jobs_of(studies[1], inner=True))
+    assert len(seconds) == wanted and min(seconds.values()) > 0
+    tables[0]["seconds"] += 100
+    more = cli.job_seconds(studies, tables)
+    assert sum(more.values()) - sum(seconds.values()) == pytest.approx(100 * len(study.runs))

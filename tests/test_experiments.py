@@ -1,13 +1,19 @@
 """A study file is read completely or refused in one sentence."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+import torch
+import torchvision
 import yaml
 
 from ssv2_report.data.clips import REVERSAL_PAIRS, STATIC, wanted_classes
+from ssv2_report.models.net2d import create_2d
+from ssv2_report.study.digests import Job, _settings
 from ssv2_report.study.experiments import (
+    Experiment,
     experiment,
     load_study,
     part_of,
@@ -18,6 +24,7 @@ from ssv2_report.study.experiments import (
     write_asked_for,
     write_study,
 )
+from ssv2_report.study.runs import build_model, check_study, save_run
 
 GOOD = dict(
     title="t",
@@ -439,3 +446,137 @@ def test_the_demo_in_full_is_the_demo_with_more_of_everything():
     demo, full = load_study("demo"), load_study("demo-full")
     assert full.experiments == demo.experiments and full.hypotheses == demo.hypotheses
     assert len(full.seeds) >= 3 and full.cam.references > demo.cam.references
+
+
+# -- weights from elsewhere, and the normalisation that they know
+
+KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def known(study):
+    return {name: (e.mean, e.std) for name, e in study.experiments.items()}
+
+
+def experiments(**of):
+    return changed(experiments={name: dict(title=name, **e) for name, e in of.items()})
+
+
+def test_each_experiment_has_the_normalisation_that_its_weights_know(tmp_path):
+    s = load_study(
+        write(
+            tmp_path,
+            experiments(
+                scratch=dict(model="test_resnet"),
+                half=dict(model="test_resnet", init="imagenet"),
+                deep=dict(model="i3d:test_resnet", init="half"),
+                deeper=dict(model="i3d:test_resnet", init="deep"),
+                flat=dict(model="resnet18", init="imagenet"),
+                video=dict(model="r3d_18", init="kinetics"),
+                from_flat=dict(model="r3d_18", init="imagenet"),
+                from_scratch=dict(model="i3d:test_resnet", init="scratch"),
+            ),
+        )
+    )
+    none = (None, None)
+    assert known(s) == dict(
+        scratch=none,
+        half=HALF,
+        deep=HALF,
+        deeper=HALF,
+        flat=IMAGENET,
+        video=KINETICS,
+        from_flat=IMAGENET,
+        from_scratch=none,
+    )
+    part = load_study(write_study(part_of(s, ["deeper"]), tmp_path))
+    assert known(part) == dict(half=HALF, deep=HALF, deeper=HALF)
+
+
+def test_a_file_of_weights_knows_what_it_says_or_what_the_study_says_of_it(tmp_path):
+    weights = torchvision.models.video.r3d_18(num_classes=400).state_dict()
+    torch.save(weights, tmp_path / "video.pth")
+    torch.save(create_2d("resnet18", 7).backbone.state_dict(), tmp_path / "flat.pth")
+    exp = Experiment(title="t", model="test_resnet", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    save_run(build_model(exp, 4), exp, list("abcd"), tmp_path / "run.safetensors")
+    of = dict(model="r3d_18")
+    given = dict(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    s = load_study(
+        write(
+            tmp_path,
+            experiments(
+                video=dict(of, init="video.pth"),
+                named=dict(of, init="kinetics", weights="video.pth"),
+                alone=dict(of, weights="video.pth"),
+                inflated=dict(of, weights="flat.pth", init="imagenet"),
+                flat=dict(of, init="flat.pth"),
+                said=dict(of, init="flat.pth", **given),
+                after=dict(of, init="said"),
+                run=dict(model="i3d:test_resnet", init="run.safetensors"),
+            ),
+        )
+    )
+    own = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    assert known(s) == dict(
+        video=KINETICS,
+        named=KINETICS,
+        alone=KINETICS,
+        inflated=IMAGENET,
+        flat=IMAGENET,
+        said=own,
+        after=own,
+        run=own,
+    )
+    assert {e.init for e in s.experiments.values()} == {
+        *(str(tmp_path / name) for name in ("video.pth", "flat.pth", "run.safetensors")),
+        "said",
+    }
+    check_study(s)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(init="imagenet", mean=[0.4] * 3, std=[0.5] * 3), "'a' starts from weights that know"),
+        (dict(init="b", mean=[0.4] * 3, std=[0.5] * 3), "'a' starts from weights that know"),
+        (dict(init="run.safetensors", mean=[0.4] * 3, std=[0.5] * 3), "weights that know"),
+        (dict(mean=[0.4] * 3), "'a': mean and std belong together"),
+        (dict(mean=[0.4] * 3, std=[0.5, 0, 0.5]), "a.std.1: input should be greater than 0"),
+        (dict(weights="none.pth"), "'a' starts from .*none.pth, which is not there"),
+        (dict(weights="run.safetensors", init="b"), "starts from b and from the file"),
+        (dict(wieghts="run.safetensors"), "unknown key .*did you mean 'weights'"),
+    ],
+)
+def test_a_start_that_contradicts_itself_is_refused(tmp_path, change, says):
+    exp = Experiment(title="t", model="test_resnet")
+    save_run(build_model(exp, 4), exp, list("abcd"), tmp_path / "run.safetensors")
+    other = dict(model="test_resnet")
+    study = experiments(b=other, a=dict(other, **change))
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as e:
+        load_study(write(tmp_path, study))
+    assert "\n" not in str(e.value)
+
+
+def test_the_normalisation_that_imagenets_weights_know_may_be_written_down(tmp_path):
+    mean, std = map(list, IMAGENET)
+    study = experiments(
+        flat=dict(model="resnet18"),
+        deep=dict(model="r3d_18", init="flat", mean=mean, std=std),
+        fetched=dict(model="resnet18", init="imagenet", mean=mean, std=std),
+    )
+    s = load_study(write(tmp_path, study))
+    assert known(s) == dict(flat=(None, None), deep=(None, None), fetched=IMAGENET)
+
+
+@pytest.mark.parametrize(
+    "key, value", [("mean", KINETICS[0]), ("dropout", 0.5), ("head_lr", 5.0)], ids=str
+)
+def test_what_weights_know_and_the_head_decide_a_training(tmp_path, key, value):
+    s = load_study(write(tmp_path, experiments(a=dict(model="test_resnet"))))
+    job = Job("train", "a", 0)
+    before = json.dumps(_settings(s, job))
+    if key == "mean":
+        s.experiments["a"].std = KINETICS[1]
+    setattr(s.experiments["a"], key, value)
+    assert json.dumps(_settings(s, job)) != before

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from timm.models.resnet import BasicBlock, ResNet
@@ -9,9 +10,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision.models.video import resnet as video
 
-from ssv2_report.data.clips import ClipDataset, load_index
+from ssv2_report.data.clips import MEAN, STD, ClipDataset, load_index
 from ssv2_report.demo.world import make_world
-from ssv2_report.models.net2d import FrameNet, create_2d, stage_outputs
+from ssv2_report.models.net2d import FrameNet, create_2d, normalisation, renormalise, stage_outputs
 from ssv2_report.models.net3d import (
     InflationReport,
     boring_clips,
@@ -599,3 +600,42 @@ def test_inflated_r2plus1d_is_ahead_of_scratch_after_one_epoch(
         }
         print(f"seed {seed}: {tops}, response error {error:.4f}", flush=True)
         assert tops["inflated"] > tops["scratch"] and error < most
+
+
+# -- the normalisation that weights know
+
+KNOWN = (0.9, 0.1, 0.5), (0.05, 0.1, 0.9)  # far from ImageNet's
+
+
+def as_served(clips):
+    "Clips normalised as `KNOWN` says, normalised as all clips of this library are."
+    wide = lambda v: torch.tensor(v).view(3, 1, 1, 1)
+    return (clips * wide(KNOWN[1]) + wide(KNOWN[0]) - wide(MEAN)) / wide(STD)
+
+
+@pytest.mark.parametrize("name", ["i3d:test_resnet", "r3d_18", "r2plus1d_18"])
+def test_an_inflated_network_knows_the_colours_that_its_source_knows(name):
+    "Weights, response errors and answers are those of a source that is shown such clips itself."
+    flat = trained("test_resnet" if name.startswith("i3d") else "resnet18", size=32)
+    torch.manual_seed(1)
+    plain = create_3d(name, 6)
+    known, shown = deepcopy(plain), clips()
+    wanted = inflate(flat, plain, clips=shown)
+    report = inflate(renormalise(flat, *KNOWN), known, clips=as_served(shown))
+    assert normalisation(known) == KNOWN and normalisation(plain) == (MEAN, STD)
+    for key, value in plain.state_dict().items() if name != "r2plus1d_18" else ():
+        torch.testing.assert_close(known.state_dict()[key], value, rtol=1e-2, atol=1e-4)
+    errors = [r.errors[["error", "interior"]].to_numpy() for r in (report, wanted)]
+    np.testing.assert_allclose(*errors, rtol=0.05, atol=1e-4)
+    with torch.no_grad():
+        answers = plain.eval()(shown)
+        torch.testing.assert_close(
+            known.eval()(as_served(shown)), answers, rtol=1e-2, atol=1e-2 * answers.abs().max()
+        )
+
+
+def test_a_refused_inflation_leaves_the_normalisation(source):
+    flat, target = renormalise(deepcopy(source("resnet18")), *KNOWN), create_3d("i3d:resnet50", 6)
+    with pytest.raises(ValueError, match="nothing was changed"):
+        inflate(flat, target)
+    assert normalisation(target) == (MEAN, STD)

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import pickle
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,23 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from ssv2_report.data.clips import MEAN, STD
 from ssv2_report.models.net2d import (
+    as_known,
     channels_last,
     checkpoint_stages,
     cost,
     create_2d,
+    drop_before_head,
+    imagenet_normalisation,
     load_weights,
+    normalisation,
     read_weights,
+    renormalise,
     stage_outputs,
     stages,
 )
-from ssv2_report.models.net3d import create_3d, time_field
+from ssv2_report.models.net3d import create_3d, kinetics_normalisation, time_field
 
 torch.set_num_threads(1)
 
@@ -469,3 +476,121 @@ def test_a_cell_of_the_map_sees_what_lies_under_it(name):
     for axis in (0, 1):
         centre = (seen.sum(axis) * torch.arange(128)).sum() / seen.sum()
         assert abs(centre - (8 * cell + 3.5)) < 4
+
+
+# -- the normalisation that weights know
+
+OTHER = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+
+
+def normalised(colours, mean, std):
+    "Clips of colours in [0, 1], [B, C, T, H, W]."
+    wide = lambda v: torch.tensor(v).view(3, 1, 1, 1)
+    return (colours - wide(mean)) / wide(std)
+
+
+@pytest.mark.parametrize(
+    "switch", [None, channels_last, checkpoint_stages, deepcopy, torch.compile]
+)
+@pytest.mark.parametrize("kind", ["2d", "3d"])
+def test_a_network_sees_clips_as_its_weights_know_them(kind, switch):
+    torch.manual_seed(0)
+    create = create_2d if kind == "2d" else create_3d
+    model = create({"2d": "test_resnet", "3d": "i3d:test_resnet"}[kind], 5).eval()
+    colours = torch.rand(2, 3, 4, 32, 32)
+    with torch.no_grad():
+        wanted = model(normalised(colours, *OTHER))
+        keys = list(model.state_dict())
+        assert renormalise(model, *OTHER) is model and normalisation(model) == OTHER
+        if switch is torch.compile:
+            model = torch.compile(model, backend="eager")
+        elif switch:
+            model = switch(model)
+        found = model(normalised(colours, MEAN, STD))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        assert (model(normalised(colours, *OTHER)) - wanted).abs().max() > 1e-2
+    assert [k.removeprefix("_orig_mod.") for k in model.state_dict()] == keys
+
+
+def test_the_usual_normalisation_costs_nothing_and_another_is_put_back():
+    model = create_2d("test_resnet", 5)
+    clip = torch.rand(1, 3, 1, 8, 8)
+    renormalise(model, MEAN, STD)
+    assert not model._forward_pre_hooks and as_known(model, clip) is clip
+    renormalise(renormalise(model, *OTHER), MEAN, STD)
+    assert normalisation(model) == (MEAN, STD) and as_known(model, clip) is clip
+    assert len(model._forward_pre_hooks) == 1
+    assert cost(renormalise(model, *OTHER)) == cost(create_2d("test_resnet", 5))
+
+
+@pytest.mark.parametrize("wrong", [((0.5,), (0.5,) * 3), ((0.5,) * 3, (0.5, 0.0, 0.5))])
+def test_what_is_no_normalisation_is_refused(wrong):
+    with pytest.raises(ValueError, match="three means and three deviations"):
+        renormalise(create_2d("test_resnet", 5), *wrong)
+
+
+@pytest.mark.parametrize("name", ["r3d_18", "r2plus1d_18"])
+def test_kinetics_weights_know_the_colours_of_kinetics(name, monkeypatch):
+    "As torchvision documents them; ImageNet's are others."
+    made = getattr(torchvision.models.video, name)(num_classes=400).state_dict()
+    of = torchvision.models.get_model_weights(name)
+    monkeypatch.setattr(of, "get_state_dict", lambda self, *a, **k: made)
+    model = create_3d(name, 5, pretrained="kinetics")
+    assert normalisation(model) == kinetics_normalisation(name) == OTHER != (MEAN, STD)
+    assert normalisation(create_3d(name, 5)) == (MEAN, STD)
+
+
+@pytest.mark.parametrize(
+    "name, known",
+    [
+        ("test_resnet", ((0.5,) * 3, (0.5,) * 3)),
+        ("resnet18", (MEAN, STD)),
+        ("resnet34.ra4_e3600_r224_in1k", ((0.5,) * 3, (0.5,) * 3)),
+        ("resnet34", (MEAN, STD)),
+    ],
+)
+def test_imagenet_weights_know_the_colours_that_timm_says(name, known, monkeypatch):
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda n, pretrained, **k: real(n, **k))
+    model = create_2d(name, 5, pretrained="timm")
+    assert normalisation(model) == imagenet_normalisation(name) == known
+
+
+def test_damaged_weights_in_a_cache_are_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / "r3d_18-b3b3357e.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PK\3\4 and no more")
+    with pytest.raises(ValueError, match="damaged in torchvision's cache.*local file") as e:
+        create_3d("r3d_18", 5, pretrained="kinetics")
+    assert "\n" not in str(e.value)
+
+
+# -- dropout before the head
+
+
+@pytest.mark.parametrize("kind", ["test_resnet", "i3d:test_resnet", "r3d_18"])
+def test_dropout_leaves_out_inputs_of_the_head_in_training_alone(kind):
+    torch.manual_seed(0)
+    create = create_3d if kind in ("r3d_18", "i3d:test_resnet") else create_2d
+    model, seen = create(kind, 5), []
+    keys, clip = list(model.state_dict()), torch.rand(2, 3, 4, 32, 32)
+    before = model.eval()(clip)
+    head = getattr(model, "backbone", model).fc
+    note = lambda m, args: seen.append(args[0])
+    head.register_forward_pre_hook(note)
+    drop_before_head(model, 0.5)
+    head.register_forward_pre_hook(note)
+    assert torch.equal(model(clip), before) and list(model.state_dict()) == keys
+    assert torch.equal(*seen)
+    seen.clear()
+    model.train()(clip)
+    whole, left = seen
+    kept = left != 0
+    torch.testing.assert_close(left[kept], 2 * whole[kept])
+    assert 0.3 < kept[whole != 0].float().mean() < 0.7
+
+
+def test_no_dropout_changes_nothing():
+    model = drop_before_head(create_2d("test_resnet", 5), 0.0)
+    assert not model.backbone.fc._forward_pre_hooks

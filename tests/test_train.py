@@ -1089,3 +1089,43 @@ def test_metrics_by_hand():
     assert m["nll"] == pytest.approx(-np.log([p[0, 0], p[1, 0], p[2, 2], p[3, 1]]).mean())
     json.dumps(m)
     assert confusion(table, CLASSES).to_numpy().tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 1]]
+
+
+# -- the head
+
+
+def test_a_resumed_run_leaves_out_what_the_undisturbed_one_does(tmp_path):
+    exp = experiment(dropout=0.5, accumulate=2)
+    whole = run(exp, tmp_path / "whole")
+    steps = []
+
+    def stop(line):
+        steps.append(line)
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "teller", lambda run, show: lambda run: stop(run.step))
+        with pytest.raises(RuntimeError, match="Stopped by SIGTERM"):
+            run(exp, tmp_path / "resumed")
+    torch.rand(7)  # another process has another state
+    assert same(run(exp, tmp_path / "resumed"), whole)
+    assert not same(run(experiment(accumulate=2), tmp_path / "none"), whole)
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "i3d:test_resnet", "r3d_18"])
+def test_the_head_has_the_learning_rate_that_is_asked_for(model):
+    exp = experiment(model=model, output_stride=None, head_lr=5.0, opt="momentum", epochs=4)
+    net = build_model(exp, 3)
+    optimizer, scheduler = train.optimiser(exp, net, 10)
+    plain, _ = train.optimiser(exp.model_copy(update=dict(head_lr=1.0)), net, 10)
+    head = {id(p) for p in getattr(net, "backbone", net).fc.parameters()}
+    of = lambda optimizer, key: {id(p): g[key] for g in optimizer.param_groups for p in g["params"]}
+    assert of(optimizer, "weight_decay") == of(plain, "weight_decay")
+    for step in (0, 5, 15, 39):
+        scheduler.step_update(step)
+        lr = optimizer.param_groups[0]["lr"]
+        rates = of(optimizer, "lr")
+        assert len(rates) == len(list(net.parameters())) and set(rates) > head
+        for p, rate in rates.items():
+            assert rate == pytest.approx(5 * lr if p in head else lr)
