@@ -8,7 +8,6 @@ __all__ = ['REVERSAL_PAIRS', 'TEMPORAL', 'STATIC', 'GROUPS', 'FLIP_TWINS', 'SAFE
            'clip_rng', 'crop_window', 'jitter_colour', 'to_clip', 'denormalise', 'flip_targets', 'ClipDataset']
 
 # %% ../../nbs/00_data.ipynb #00-002
-import difflib
 import functools
 import hashlib
 import json
@@ -22,7 +21,7 @@ import pandas as pd
 import torch
 import torchvision.transforms.v2.functional as TF
 
-from .basics import read_text
+from .basics import nearest, read_text
 from .boxes import box_frames, draw_boxes, misfit_of
 from .contents import SPLITS, label_file
 from .media import list_media, read_frames
@@ -264,11 +263,8 @@ def choose_classes(classes, known) -> list[str]:  # Names in the order of `known
     for c in (wanted := wanted_classes(classes)):
         if c in known:
             continue
-        near = difflib.get_close_matches(c, known, 1)
-        raise ValueError(
-            f"{c!r} is not a class in labels.json"
-            + (f"; did you mean {near[0]!r}?" if near else ": give a template without brackets.")
-        )
+        hint = nearest(c, known, "give a template without brackets.", 0.6)
+        raise ValueError(f"{c!r} is not a class in labels.json; {hint}")
     return [c for c in known if c in set(wanted)]
 
 
