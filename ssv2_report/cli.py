@@ -58,6 +58,7 @@ from ssv2_report.study.digests import (
 from .study.experiments import experiment as find_experiment
 from ssv2_report.study.experiments import (
     load_study,
+    options_of,
     project_root,
     study_asked_for,
     worlds_of,
@@ -760,6 +761,12 @@ def say_total(studies, tables, unit, device):
         f"audit, frames, maps, reliance, analysis, report{', the second world' * len(studies[1:])}): "
         f"about {rest / seconds:.1f} {name} of one core."
     )
+    if options := options_of(s) if s.hypotheses else ():
+        spared = tables[0]["seconds"][options].sum() * len(s.seeds)
+        print(
+            f"Of these {spared / seconds:.1f} {name} are for options, which enter no verdict: "
+            f"{', '.join(options)}; --only leaves them out."
+        )
     if device == "core":
         cores = usable_cores()
         left = time_left(jobs, needs_of(s, results_folder(s)), cores)

@@ -1,6 +1,7 @@
 """A study file is read completely or refused in one sentence."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from ssv2_report.study.experiments import (
     Experiment,
     experiment,
     load_study,
+    options_of,
     part_of,
     project_root,
     refuse_unknown,
@@ -580,3 +582,41 @@ def test_what_weights_know_and_the_head_decide_a_training(tmp_path, key, value):
         s.experiments["a"].std = KINETICS[1]
     setattr(s.experiments["a"], key, value)
     assert json.dumps(_settings(s, job)) != before
+
+
+# -- the studies of the official dataset
+
+
+def test_options_enter_no_verdict_and_only_leaves_them_out():
+    study = load_study("ssv2")
+    options = options_of(study)
+    names = list(study.experiments)
+    assert options and names[-len(options) :] == options
+    text = (project_root() / "experiments" / "ssv2.yaml").read_text()
+    only = re.search(r"# ssv2 reproduce ssv2 --only '(.*)'", text)[1]
+    part = part_of(study, only.split(","))
+    assert list(part.experiments) == names[: -len(options)] and not options_of(part)
+    assert part.hypotheses == study.hypotheses
+    for name in ("ssv2-core", "ssv2-mini", "demo"):
+        assert options_of(load_study(name)) == ["2d-single"]
+
+
+def test_what_a_judged_network_starts_from_is_no_option(tmp_path):
+    of = dict(
+        first=dict(model="test_resnet"),
+        second=dict(model="i3d:test_resnet", init="first"),
+        third=dict(model="i3d:test_resnet"),
+        fourth=dict(model="i3d:test_resnet", init="third"),
+    )
+    says = dict(says="x", measure="right", of="second", over="third")
+    study = load_study(write(tmp_path, experiments(**of) | dict(hypotheses=dict(x=says))))
+    assert options_of(study) == ["fourth"]
+
+
+@pytest.mark.parametrize("name", ["ssv2", "ssv2-core", "ssv2-mini"])
+def test_recipes_of_the_official_dataset_are_the_published_ones(name):
+    for exp in load_study(name).experiments.values():
+        assert exp.dropout == 0.5 and exp.mixed_precision == "auto"
+        assert exp.head_lr == (1 if name == "ssv2-mini" else 5)
+    text = (project_root() / "experiments" / f"{name}.yaml").read_text()
+    assert "departure" in text and re.search(r"\b[0-9a-f]{7}\b", text)

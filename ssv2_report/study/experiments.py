@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CLASS_GROUPS', 'PUBLISHED', 'VIDEO_MODELS', 'Positive', 'WEIGHTS', 'METHODS', 'SEARCHED', 'CLIP_MEASURES', 'MEASURES',
            'Demo', 'Data', 'Experiment', 'Cam', 'Hypothesis', 'LeftOut', 'Study', 'project_root', 'overrides_of',
-           'load_study', 'worlds_of', 'part_of', 'write_study', 'study_asked_for', 'write_asked_for', 'resnets',
-           'optimisers', 'experiment', 'refuse_unknown']
+           'load_study', 'worlds_of', 'options_of', 'part_of', 'write_study', 'study_asked_for', 'write_asked_for',
+           'resnets', 'optimisers', 'experiment', 'refuse_unknown']
 
 # %% ../../nbs/study/experiments.ipynb #c002
 import ast
@@ -404,6 +404,22 @@ def _chosen(known, patterns, what) -> list:
     return [k for k in known if not patterns or any(fnmatchcase(str(k), p) for p in patterns)]
 
 
+def _with_starts(study, names) -> set[str]:
+    "Experiments of a study, and those that they start from."
+    found = set(names)
+    for name in names:
+        while (name := study.experiments[name].init) in study.experiments:
+            found.add(name)
+    return found
+
+
+def options_of(study) -> list[str]:
+    "Experiments that enter no verdict: no hypothesis compares them, or what starts from them."
+    compared = {name for h in study.hypotheses.values() for name in (h.of, h.over, h.to) if name}
+    judged = _with_starts(study, compared)
+    return [name for name in study.experiments if name not in judged]
+
+
 def part_of(
     study: Study,
     only=(),  # Names of experiments, or patterns such as '3d-*'; none: all
@@ -411,11 +427,8 @@ def part_of(
 ) -> Study:
     """The part of a study with these experiments, those that they start from, and these seeds. ValueError for
     a name or a seed that is not there."""
-    wanted = set(_chosen(study.experiments, only, f"experiment of {study.name}"))
+    wanted = _with_starts(study, _chosen(study.experiments, only, f"experiment of {study.name}"))
     kept_seeds = _chosen(study.seeds, [str(seed) for seed in seeds], f"seed of {study.name}")
-    for name in list(wanted):
-        while (name := study.experiments[name].init) in study.experiments:
-            wanted.add(name)
     kept = {name: e for name, e in study.experiments.items() if name in wanted}
     compared = lambda h: {h.of, h.over, h.to} - {None}
     judged = {name: h for name, h in study.hypotheses.items() if compared(h) <= wanted}
