@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'StudyName', 'Results', 'Only', 'Seeds', 'Changes', 'NOTEBOOK', 'show_version', 'options', 'absolute',
            'own_kernel', 'run_notebook', 'results_folder', 'job', 'do', 'Steps', 'words', 'asked_for', 'study_file',
-           'demo_data', 'audit', 'prepare', 'cache', 'train', 'show_progress', 'gradcam', 'reliance', 'validate',
-           'analyse', 'chapter', 'render', 'check_writable', 'check_home', 'check_paths', 'check_data', 'gpus_to_use',
-           'show_rows', 'check', 'weights', 'check_first', 'worlds_to_make', 'check_places', 'reproduce', 'job_seconds',
-           'show_prices', 'say_total', 'plan', 'figures', 'explore', 'status', 'for_terminal', 'main']
+           'demo_data', 'audit', 'prepare', 'cache', 'train', 'show_progress', 'of_a_run', 'gradcam', 'reliance',
+           'validate', 'analyse', 'chapter', 'render', 'check_writable', 'check_home', 'check_paths', 'check_data',
+           'gpus_to_use', 'show_rows', 'check', 'weights', 'check_first', 'worlds_to_make', 'check_places', 'reproduce',
+           'job_seconds', 'show_prices', 'say_total', 'plan', 'figures', 'explore', 'status', 'for_terminal', 'main']
 
 # %% ../nbs/report/cli.ipynb #c002
 import os
@@ -438,16 +438,23 @@ def show_progress(path, every=10.0):
     threading.Thread(target=watch, daemon=True).start()
 
 
+def of_a_run(study, step, results, name, seed, changes):
+    "Do a job on a trained network, by the settings of its study or by changed ones."
+    studies = asked_for(study, changes=changes)
+    find_experiment(studies[0], name)
+    do(study_file(study, studies, results_folder(studies[0], results)), step, results, name, seed)
+
+
 @app.command()
 def gradcam(
     study: StudyName,
     name: Annotated[str, typer.Argument(help="An experiment of the study.")],
     seed: int = 0,
     results: Results = None,
+    changes: Changes = None,
 ):
     "Maps and measures of attention of one trained experiment (gradcam/gradcam_run)."
-    find_experiment(load_study(study), name)
-    do(study, "gradcam", results, name, seed)
+    of_a_run(study, "gradcam", results, name, seed, changes)
 
 
 @app.command()
@@ -456,10 +463,10 @@ def reliance(
     name: Annotated[str, typer.Argument(help="An experiment of the study.")],
     seed: int = 0,
     results: Results = None,
+    changes: Changes = None,
 ):
     "What one trained experiment uses, by taking it away (gradcam/reliance_run)."
-    find_experiment(load_study(study), name)
-    do(study, "reliance", results, name, seed)
+    of_a_run(study, "reliance", results, name, seed, changes)
 
 
 @app.command()
@@ -756,17 +763,17 @@ def say_total(studies, tables, unit, device):
     jobs = job_seconds(studies, tables)
     trained = tables[0]["seconds"].sum() * len(s.seeds)
     rest = sum(jobs.values()) - trained
-    print(
-        f"All {len(s.runs)} runs: {trained / seconds:.1f} {name} of one {device}. All else (data, "
-        f"audit, frames, maps, reliance, analysis, report{', the second world' * len(studies[1:])}): "
-        f"about {rest / seconds:.1f} {name} of one core."
-    )
+    print(f"All {len(s.runs)} runs: {trained / seconds:.1f} {name} of one {device}.")
     if options := options_of(s) if s.hypotheses else ():
         spared = tables[0]["seconds"][options].sum() * len(s.seeds)
         print(
             f"Of these {spared / seconds:.1f} {name} are for options, which enter no verdict: "
             f"{', '.join(options)}; --only leaves them out."
         )
+    print(
+        f"All else (data, audit, frames, maps, reliance, analysis, report"
+        f"{', the second world' * len(studies[1:])}): about {rest / seconds:.1f} {name} of one core."
+    )
     if device == "core":
         cores = usable_cores()
         left = time_left(jobs, needs_of(s, results_folder(s)), cores)

@@ -10,6 +10,7 @@ import torch
 import torchvision
 import yaml
 
+from ssv2_report import cli
 from ssv2_report.data.clips import REVERSAL_PAIRS, STATIC, wanted_classes
 from ssv2_report.models.net2d import create_2d
 from ssv2_report.study.digests import Job, _settings
@@ -620,3 +621,40 @@ def test_recipes_of_the_official_dataset_are_the_published_ones(name):
         assert exp.head_lr == (1 if name == "ssv2-mini" else 5)
     text = (project_root() / "experiments" / f"{name}.yaml").read_text()
     assert "departure" in text and re.search(r"\b[0-9a-f]{7}\b", text)
+
+
+@pytest.mark.parametrize(
+    "notebook, given, says",
+    [
+        ("00_data", dict(rot="x"), "no parameter 'rot'; did you mean 'root'"),
+        ("gradcam/explorer", dict(studdy="x"), "no parameter 'studdy'; did you mean 'study'"),
+    ],
+)
+def test_chapter_and_explorer_refuse_a_parameter_that_they_do_not_have(
+    notebook, given, says, tmp_path
+):
+    with pytest.raises(ValueError, match=says):
+        cli.run_notebook(notebook, tmp_path / "done.ipynb", **given)
+    assert not (tmp_path / "done.ipynb").exists()
+
+
+@pytest.mark.parametrize("step", ["gradcam", "reliance"])
+def test_settings_are_changed_for_one_look_at_a_trained_network(
+    step, tmp_path, monkeypatch, capsys
+):
+    seen = []
+    note = lambda name, out, gpus, study, **kw: seen.append(load_study(study)) or out.touch()
+    monkeypatch.setattr(cli, "run_notebook", note)
+    for words, code in (
+        (["--set", "cam.per_class=1"], 0),
+        (["--set", "cam.per_clas=1"], 1),
+        ([], 0),
+    ):
+        asked = ["ssv2", step, "smoke", "2d-multi", "--results", str(tmp_path), *words]
+        monkeypatch.setattr(sys, "argv", asked)
+        (tmp_path / "runs" / "2d-multi-s0").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert (end.value.code or 0) == code
+    assert [s.cam.per_class for s in seen] == [1, None]
+    assert "did you mean 'cam.per_class'" in capsys.readouterr().err
