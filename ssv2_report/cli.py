@@ -824,7 +824,8 @@ def plan(
         os.environ.update(given["env"])
         tables = [prices(world, tflops, measure) for world in studies]
     on_core = measure and not gpus
-    unit, device = (("minutes", 60), "core") if on_core else (("h", 3600), "device")
+    device = "core" if on_core else "device"
+    unit = ("minutes", 60) if on_core and s.data.demo else ("hours", 3600)
     how = f"measured on one {device} of this machine" if measure else f"{tflops:g} TFLOP/s"
     clips = expected_clips(s)
     show_prices(s, tables[0], f"{s.name}: {clips['train']:,} training clips, {how}", unit)

@@ -440,8 +440,8 @@ def test_a_step_that_does_not_fit_is_a_sentence_of_the_plan(monkeypatch):
     "words, says",
     [
         (["smoke"], ["measured on one core", "minutes of processor time"]),
-        (["smoke", "--count"], ["20 TFLOP/s", "h of one device"]),
-        (["ssv2-core"], ["20 TFLOP/s", "h of one device"]),
+        (["smoke", "--count"], ["20 TFLOP/s", "hours of one device"]),
+        (["ssv2-core"], ["20 TFLOP/s", "hours of one device"]),
         (["smoke", "--measure", "--only", "2d-multi"], ["measured", "All 1 runs"]),
     ],
     ids=" ".join,
