@@ -793,11 +793,11 @@ def say_total(studies, tables, unit, device):
 def plan(
     study: StudyName = "demo",
     tflops: Annotated[
-        float,
+        Optional[float],
         typer.Option(
-            help="Sustained TFLOP/s of one device; default is a mid-range GPU's in mixed precision."
+            help="Count, at so many TFLOP/s of one device; default 20, a mid-range GPU's in mixed precision."
         ),
-    ] = 20.0,
+    ] = None,
     measure: Annotated[
         Optional[bool],
         typer.Option(
@@ -818,8 +818,11 @@ def plan(
     s = studies[0]
     check_study(s)
     gpus = seen_gpus()
+    if measure and tflops:
+        raise ValueError("--measure asks this machine and --tflops says what it does; give one.")
     if measure is None:
-        measure = bool(s.data.demo and not gpus)
+        measure = bool(s.data.demo and not gpus and not tflops)
+    tflops = tflops or 20.0
     with held(int(measure), on_wait=console.print) as given:
         os.environ.update(given["env"])
         tables = [prices(world, tflops, measure) for world in studies]

@@ -442,6 +442,7 @@ def test_a_step_that_does_not_fit_is_a_sentence_of_the_plan(monkeypatch):
         (["smoke"], ["measured on one core", "minutes of processor time"]),
         (["smoke", "--count"], ["20 TFLOP/s", "hours of one device"]),
         (["ssv2-core"], ["20 TFLOP/s", "hours of one device"]),
+        (["smoke", "--tflops", "5"], ["5 TFLOP/s", "hours of one device"]),
         (["smoke", "--measure", "--only", "2d-multi"], ["measured", "All 1 runs"]),
     ],
     ids=" ".join,
@@ -466,3 +467,8 @@ def test_a_plan_counts_every_job_of_both_worlds(monkeypatch):
     tables[0]["seconds"] += 100
     more = cli.job_seconds(studies, tables)
     assert sum(more.values()) - sum(seconds.values()) == pytest.approx(100 * len(study.runs))
+
+
+def test_a_plan_is_measured_or_counted(monkeypatch, capsys):
+    code, _, error = here(capsys, monkeypatch, "plan", "smoke", "--measure", "--tflops", "5")
+    assert code == 1 and error.count("ssv2: ") == 1 and "--tflops" in error
