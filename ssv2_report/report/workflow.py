@@ -62,22 +62,24 @@ def left_to_do(study, results) -> dict[str, tuple]:
 # %% ../../nbs/report/workflow.ipynb #workflow-08
 def expected_seconds(study, job) -> float:
     "Rough seconds of one job on a core."
-    demo, data = study.data.demo, study.data
-    clips = 10 * (demo.train_per_class + demo.val_per_class) if demo else 200_000
-    if job.step == "train":
-        e = study.experiments[job.of]
-        pixels = e.n_frames * (data.size / 64) ** 2
-        return 15 + clips * e.epochs * pixels * (0.0025 if e.is_3d else 0.0015)
-    return {
-        "demo_data": 4 + clips * 0.06,
-        "audit": 5 + clips * 0.03,
-        "cache": 5 + clips * 0.02,
-        "gradcam": 8 + clips * 0.01,
-        "reliance": 10 + clips * 0.015,
-        "validation": 25,
-        "analysis": 30,
-        "chapter": 20,
-    }.get(job.step, 12)
+    demo, cam, step = study.data.demo, study.cam, job.step
+    classes, train, held = (
+        (10, demo.train_per_class, demo.val_per_class) if demo else (174, 970, 142)
+    )
+    looked, clips = min(cam.per_class or held, held), classes * (train + held)
+    pixels = study.frames * (study.data.size / 64) ** 2 / 8
+    if step == "train":
+        exp = study.experiments[job.of]
+        of_clip = exp.n_frames / study.frames * (0.0115 if exp.is_3d else 0.0085)
+        return 12 + clips * exp.epochs * pixels * of_clip
+    if step == "gradcam":
+        many = 1.5 * cam.references + 0.3 * classes * min(cam.choice_per_class, train)
+        return 14 + pixels * (many + 0.09 * classes * looked)
+    if step == "reliance":
+        looked = min(cam.reliance_per_class or looked, held)
+        return 8 + pixels * 0.08 * len(cam.paint) * classes * looked
+    of_step = dict(demo_data=4 + 0.055 * clips, audit=5 + 0.008 * clips, cache=5 + 0.008 * clips)
+    return of_step.get(step) or dict(validation=20, analysis=40, chapter=14).get(step, 12)
 
 
 ALL_CORES = ("demo_data", "audit", "cache")
