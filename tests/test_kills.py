@@ -130,6 +130,7 @@ class Toy:
             env=env,
             text=True,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             stdout=open(self.base / "said.txt", "w"),
             stderr=subprocess.STDOUT,
         )
