@@ -1070,7 +1070,7 @@ def plan(
         f"All {len(s.runs)} runs: {total:.1f} h of one device. Frame cache: {raw / 1e9:.1f} GB raw, about {jpeg / 1e9:.1f} GB as JPEG. Weights and checkpoints: {disk / 1e9:.1f} GB."
     )
 
-
+# %% ../nbs/report/cli.ipynb #c019f
 def _exported(folder, variables, out):
     "Copy every figure and table that a study's notebooks show, each with its caption in LaTeX; rows of captions.csv."
     import yaml
