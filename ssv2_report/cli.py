@@ -1143,32 +1143,40 @@ def figures(
 def explore(
     study: StudyName = "demo",
     results: Results = None,
+    clip: Annotated[
+        str, typer.Option(help="Id of the validation clip to begin with; default: the first case.")
+    ] = "",
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
     ip: Annotated[str, typer.Option(help="Address at which Jupyter listens.")] = "localhost",
     port: Annotated[int, typer.Option(help="Its port.")] = 8888,
     allow_root: Annotated[bool, typer.Option("--allow-root", help="Also as root.")] = False,
 ):
     "Open JupyterLab on the explorer of a study's networks, or of two random ones where none is trained."
-    import papermill
+    from ssv2_report.gradcam.explorer_page import write_explorer
 
-    s, root = load_study(study), project_root()
+    s = load_study(study)
     out = results_folder(s, results)
+    trained = any(out.glob("runs/*/weights.safetensors"))
+    if clip and not trained:
+        raise ValueError(
+            f"No network of {s.name!r} is trained in {out}, so there is none to show clip {clip!r} "
+            f"to; run `ssv2 reproduce {study}` first."
+        )
+    if clip:
+        from ssv2_report.gradcam.explorer import clips_to_explore
+
+        clips_to_explore(s, out, clip)
     check_writable(out, 1e6)
-    page = out / "explore.ipynb"
-    papermill.execute_notebook(
-        str(root / "nbs" / "gradcam" / "explorer.ipynb"),
-        str(page),
-        prepare_only=True,
-        progress_bar=False,
-        kernel_name="python3",
-        language="python",
-        parameters=dict(
-            study=study, results=str(out) if any(out.glob("runs/*/weights.safetensors")) else ""
-        ),
-    )
-    wanted = [f"--ip={ip}", f"--port={port}"]
+    known = dict(study=study, results=str(out), clip=clip) if trained else {}
+    page = write_explorer(out / "explore.ipynb", **known)
+    place = [f"--ServerApp.root_dir={out}", f"--LabApp.default_url=/doc/tree/{page.name}"]
+    wanted = [f"--ip={ip}", f"--port={port}", "--LabApp.expose_app_in_browser=True"]
     wanted += ["--no-browser"] * (not browser) + ["--allow-root"] * allow_root
-    code = subprocess.run([sys.executable, "-m", "jupyterlab", str(page), *wanted]).returncode
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the server ends with it
+    try:
+        code = subprocess.run([sys.executable, "-m", "jupyterlab", *place, *wanted]).returncode
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code:
         raise ValueError(f"JupyterLab ended with exit code {code}; it says why above.")
 
