@@ -1071,17 +1071,26 @@ def plan(
     )
 
 # %% ../nbs/report/cli.ipynb #c019f
-def _exported(folder, variables, out):
-    "Copy every figure and table that a study's notebooks show, each with its caption in LaTeX; rows of captions.csv."
+def _drawn_for(look, study, results, folder) -> Path:
+    "Have the notebooks of a study draw their figures once more for a paper, into `folder`, which it returns; the results stay as they are."
+    known = dict(study=study, results=str(results), out=str(folder), look_of_paper=look)
+    for name in ("analysis_run", "validation_run"):
+        if (results / f"{name}.ipynb").is_file():
+            run_notebook(f"analysis/{name}", folder / f"{name}.ipynb", **known)
+    return folder
+
+
+def _exported(folder, drawn, variables, out):
+    "Copy every figure (from the folder `drawn`) and table that a study's notebooks show, each with its caption in LaTeX; rows of captions.csv."
     import yaml
 
-    from ssv2_report.analysis.tables import COLUMN, PAGE, caption_latex, figure_latex
+    from ssv2_report.analysis.tables import caption_latex, figure_latex
     from ssv2_report.report.site import captions
 
-    paper = folder / "tables_validation" / "paper"
+    paper = Path("tables_validation") / "paper"
     places = dict(
-        analysis_run=dict(fig=folder / "figures", tbl=folder / "tables"),
-        validation_run=dict(fig=paper, tbl=paper),
+        analysis_run=dict(fig=drawn / "figures", tbl=folder / "tables"),
+        validation_run=dict(fig=drawn / paper, tbl=folder / paper),
     )
     shown = {
         f"{notebook}.ipynb#{label}": (place, label, caption)
@@ -1108,7 +1117,7 @@ def _exported(folder, variables, out):
         else:
             pdf = (out / f"fig-{name}.pdf").read_bytes()
             wide = float(re.search(rb"/MediaBox *\[ *0 0 ([\d.]+)", pdf)[1]) / 72
-            figure_latex(out, name, COLUMN if wide < (COLUMN + PAGE) / 2 else PAGE, caption)
+            figure_latex(out, name, round(wide, 3), caption)
         kept = sorted(p.name for p in out.glob(f"{label}.*"))
         found.append(dict(files=" ".join(kept), caption=caption, cell=cell))
     return found
@@ -1119,20 +1128,34 @@ def figures(
     study: StudyName = "demo",
     results: Results = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("figures"),
+    width: Annotated[
+        Optional[float],
+        typer.Option(min=2.5, max=12, help="Inches of every figure, such as 3.25 or 6.875."),
+    ] = None,
+    font: Annotated[Optional[str], typer.Option(help="Family of type, such as serif.")] = None,
+    font_size: Annotated[
+        Optional[float], typer.Option(min=7, max=14, help="Points of all type in figures.")
+    ] = None,
 ):
-    "Every figure (PDF, SVG, PNG, at a paper's widths) and table (LaTeX, Markdown, CSV) of a study; captions.csv: what each shows, its source cell and run; main.tex: all of them in two columns."
+    "Every figure (PDF, SVG, PNG) and table (LaTeX, Markdown, CSV) of a study, drawn anew where width, font or size is given; captions.csv: what each shows, its source cell and run; main.tex: all of them in two columns."
     import pandas as pd
     import yaml
 
-    from ssv2_report.analysis.tables import document_latex
+    from ssv2_report.analysis.tables import check_font, document_latex
 
     s = load_study(study)
     folder = results_folder(s, results)
     if not (folder / "analysis_run.ipynb").is_file():
         raise FileNotFoundError(f"{folder} has no figures yet; run `ssv2 reproduce {study}` first.")
-    out.mkdir(parents=True, exist_ok=True)
+    if font:
+        check_font(font)
+    look = {k: v for k, v in dict(width=width, font=font, size=font_size).items() if v}
+    check_writable(out, 20e6, "choose another folder with --out")
     variables = yaml.safe_load((folder / "variables.yml").read_text(encoding="utf-8"))
-    table = pd.DataFrame(_exported(folder, variables, out), columns=["files", "caption", "cell"])
+    with tempfile.TemporaryDirectory() as new:
+        drawn = _drawn_for(look, study, folder, Path(new)) if look else folder
+        rows = _exported(folder, drawn, variables, out)
+    table = pd.DataFrame(rows, columns=["files", "caption", "cell"])
     table.assign(run=f"{s.name}, seeds {s.seeds}").to_csv(out / "captions.csv", index=False)
     names = [f.split(".")[0] for f in table["files"]]
     (out / "main.tex").write_text(document_latex(names), encoding="ascii")

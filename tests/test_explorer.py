@@ -275,7 +275,9 @@ def test_from_the_command_to_the_first_map_and_on(browser, lab):
     others = max(1.0, os.getloadavg()[0] / os.cpu_count())  # on quiet cores nothing is added
     assert time.time() - began < 30 * others, "from the command to the first map"
     assert not page.locator(".jp-Notebook .cm-content").first.is_visible(), "pictures, not source"
-    chosen = lambda k: page.locator(".jp-OutputArea select").nth(k).evaluate("e => e.selectedOptions[0].text")
+    chosen = lambda k: (
+        page.locator(".jp-OutputArea select").nth(k).evaluate("e => e.selectedOptions[0].text")
+    )
     assert "(12)" in chosen(0)
 
     def change(do):

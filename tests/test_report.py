@@ -544,9 +544,8 @@ def test_pictures_print_at_their_own_size():
         found = re.search(r"width=(\d+)%", Page(nb, "p", "typst", {}).text)
         return int(found[1]) if found else 100
 
-    assert (
-        printed(3.1, 2) == 50 and printed(6.2, 3) == printed(12, 4) == 100 and printed(6.2, 8) == 50
-    )
+    assert printed(3.1, 2) == 50 and printed(6.2, 3) == printed(12, 4) == printed(6.2, 8) == 100
+    assert printed(6.2, 16.6) == 50, "within a page"
 
 
 def elements(path):

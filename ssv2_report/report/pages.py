@@ -83,15 +83,19 @@ def _fence(text, attributes):
     return f"{ticks} {{{attributes}}}\n{text}\n{ticks}"
 
 
-def _fit(kind, value, line=6.2):
-    "Width of a picture in print: its own in inches where it says so, within the line of so many inches and half a page's height."
-    if kind != "image/png":
-        return ""
-    from PIL import Image
+def _fit(kind, value, line=6.2, page=8.3):
+    "Width of a picture in print: its own in inches where it says so, within a line and a page of so many inches."
+    if kind == "image/svg+xml":
+        found = re.search(r'<svg[^>]*\swidth="([\d.]+)pt"', value)
+        share = min(1, float(found[1]) / 72 / line) if found else 1
+    elif kind == "image/png":
+        from PIL import Image
 
-    with Image.open(io.BytesIO(base64.b64decode(value))) as image:
-        (wide, tall), dpi = image.size, image.info.get("dpi", (0, 0))[0]
-    share = min(1, wide / dpi / line if dpi > 100 else 1, 0.65 * wide / tall)
+        with Image.open(io.BytesIO(base64.b64decode(value))) as image:
+            (wide, tall), dpi = image.size, image.info.get("dpi", (0, 0))[0]
+        share = min(1, wide / dpi / line if dpi > 100 else 1, page / line * wide / tall)
+    else:
+        return ""
     return f" width={100 * share:.0f}%" if share < 0.99 else ""
 
 

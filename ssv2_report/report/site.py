@@ -126,34 +126,47 @@ def split_title(
     return cells
 
 # %% ../../nbs/report/site.ipynb #55586aa2
+def _provenance(made):
+    "One line that leads to each cell which made something of a section."
+    links = [
+        f"{source}: " + ", ".join(f"[{of}]({source}.ipynb#{label})" for of, label in found.items())
+        for source, found in made.items()
+    ]
+    return _cell("markdown", "::: {.source-link}\nFrom " + "; ".join(links) + ".\n:::")
+
+
+def _labelled(cells, label):
+    "The cell of a label, or None."
+    wanted = rf"(?m)^#\| *label: *{label}\s*$"
+    return next((c for c in cells if re.search(wanted, c["source"])), None)
+
+
 def embed(
     cells: list,  # Cells of a page
     sources: dict,  # Cells of every page, by the page's name
     page: str = "this page",  # Named in the error
 ) -> list:  # Cells, each embedded one standing where its shortcode stood
-    "Replace the `embed` shortcodes of Markdown cells by copies of the labelled cells; raises `ReportError` when there is no such cell."
-    out = []
+    """Replace the `embed` shortcodes of Markdown cells by copies of the labelled cells, and end each section that has any with a line that leads to
+    them; raises `ReportError` when there is no such cell."""
+    out, made = [], {}
+    names = dict(fig="figure", tbl="table")
     for cell in cells:
         parts = re.split(
             r"(?m)^\{\{< *embed +([\w.-]+?)(?:\.ipynb)?#([\w-]+) *>\}\} *$", cell["source"]
         )
-        if cell["cell_type"] != "markdown" or len(parts) == 1:
+        if cell["cell_type"] != "markdown":
+            parts = [""]
             out.append(cell)
-            continue
         for i, part in enumerate(parts):
             if i % 3 == 0 and part.strip():
-                out.append(cell | {"source": part.strip()})
+                if made and re.search(r"(?m)^#{1,6} ", part):
+                    out.append(_provenance(made))
+                    made = {}
+                out.append(cell | {"source": part.strip()} if len(parts) > 1 else cell)
             if i % 3 != 2:
                 continue
             source = parts[i - 1]
-            found = next(
-                (
-                    c
-                    for c in sources.get(source, [])
-                    if re.search(rf"(?m)^#\| *label: *{part}\s*$", c["source"])
-                ),
-                None,
-            )
+            found = _labelled(sources.get(source, []), part)
             if found is None:
                 raise ReportError(
                     f"Page '{page}' embeds the cell '{part}' of '{source}', which has none of that label; "
@@ -161,13 +174,11 @@ def embed(
                 )
             if not found.get("outputs"):
                 continue  # what the run had nothing to show for
-            out += [
-                found | {"source": "#| echo: false\n" + found["source"]},
-                _cell(
-                    "markdown", f"::: {{.source-link}}\n[From {source}]({source}.ipynb#{part})\n:::"
-                ),
-            ]
-    return out
+            out.append(found | {"source": "#| echo: false\n" + found["source"]})
+            kind, _, rest = part.partition("-")
+            said = f"{names[kind]} {rest}" if kind in names else part
+            made.setdefault(source, {})[said.replace("-", " ")] = part
+    return out + [_provenance(made)] * bool(made)
 
 # %% ../../nbs/report/site.ipynb #captions
 def captions(
