@@ -83,20 +83,36 @@ def _fence(text, attributes):
     return f"{ticks} {{{attributes}}}\n{text}\n{ticks}"
 
 
-def _fit(kind, value, line=6.2, page=8.3):
-    "Width of a picture in print: its own in inches where it says so, within a line and a page of so many inches."
+def _inches(kind, value):
+    "Width and height of a picture, and its own width on paper: None where it does not say so."
     if kind == "image/svg+xml":
-        found = re.search(r'<svg[^>]*\swidth="([\d.]+)pt"', value)
-        share = min(1, float(found[1]) / 72 / line) if found else 1
-    elif kind == "image/png":
-        from PIL import Image
+        wide, tall = (
+            float(found[1]) / 72
+            if (found := re.search(rf'<svg[^>]*\s{k}="([\d.]+)pt"', value))
+            else 0
+            for k in ("width", "height")
+        )
+        return wide, tall, wide or None
+    from PIL import Image
 
-        with Image.open(io.BytesIO(base64.b64decode(value))) as image:
-            (wide, tall), dpi = image.size, image.info.get("dpi", (0, 0))[0]
-        share = min(1, wide / dpi / line if dpi > 100 else 1, page / line * wide / tall)
-    else:
+    with Image.open(io.BytesIO(base64.b64decode(value))) as image:
+        (wide, tall), dpi = image.size, image.info.get("dpi", (0, 0))[0]
+    return wide, tall, wide / dpi if dpi > 100 else None
+
+
+def _fit(kind, value, line=6.2, page=8.3):
+    "Width of a picture in print: its own where it says so, within a line and a page of so many inches."
+    if kind not in ("image/png", "image/svg+xml"):
         return ""
+    wide, tall, own = _inches(kind, value)
+    share = min(1, own / line if own else 1, page / line * wide / tall if tall else 1)
     return f" width={100 * share:.0f}%" if share < 0.99 else ""
+
+
+def _on_screen(kind, value):
+    "Width of a drawing on a page, in pixels: its type is then as large as the text around it."
+    own = kind == "image/svg+xml" and _inches(kind, value)[2]
+    return f" width={round(96 * 1.45 * own)}" if own else ""
 
 
 def plain(
@@ -217,7 +233,7 @@ class Page:
                 if "width" in size and self.to == "html"
                 else _fit(kind, value)
                 if self.to == "typst"
-                else ""
+                else _on_screen(kind, value)
             )
             caption = options.get("fig-cap") or UNNAMED
             said = options.get("fig-alt") or plain(str(caption))
