@@ -302,7 +302,9 @@ def counted(n, noun, plural=None) -> str:
 
 def percent(x, digits=1) -> str:
     "A share as text, in percent."
-    return "–" if x is None or np.isnan(x) else f"{100 * x:.{digits}f}\u00a0%"
+    if x is None or np.isnan(x):
+        return "–"
+    return f"{100 * x:.{digits}f}\u00a0%".replace("-", "\u2212")
 
 
 def with_interval(e, factor=1, digits=2, sign="") -> str:

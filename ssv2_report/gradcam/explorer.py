@@ -132,6 +132,46 @@ def name_of(id, item, classes) -> str:
     return f"{classes[target]} ({id})" if target >= 0 else str(id)
 
 # %% ../../nbs/gradcam/explorer.ipynb #00000008e
+def _draw(c, side, clips, explain, classes, height):
+    "Show the map, and what the network says of the clip, on one side; what cannot be computed is said there."
+    of = lambda *names: [c[name].value for name in names]
+    item = clips[c["clip"].value]
+    names = "clip", f"{side}_model", f"{side}_layer", "method", "target", "versus"
+    try:
+        map, p = explain(*of(*names))
+        text = verdict(p, classes, item.get("target", -1))
+    except ValueError as e:
+        map, text = None, html.escape(str(e))
+    t = min(c["frame"].value, c["frame"].max) - 1
+    c[f"{side}_image"].value = picture(item, t, map, *of("opacity", "boxes"), height)
+    c[f"{side}_text"].value = text
+
+
+def _fullest_frame(c, explain):
+    "The frame, counted from 1, that holds most of both sides' maps; the first where there is none."
+    names = "clip", "{}_model", "{}_layer", "method", "target", "versus"
+    try:
+        maps = [explain(*(c[name.format(side)].value for name in names))[0] for side in SIDES]
+    except ValueError:  # which is said where the map would be
+        return 1
+    return 1 + int(sum(m.sum((1, 2)) / (m.sum() or 1) for m in maps).argmax())
+
+
+def _go_to(c, id, clips, classes):
+    "Show the clip of an id, or say why it cannot be shown."
+    c["note"].value = ""
+    try:
+        name = id and name_of(id, clips[id], classes)
+    except KeyError:
+        c["note"].value = html.escape(f"There is no clip {id!r} here.")
+    except (ValueError, OSError) as e:
+        c["note"].value = html.escape(str(e))
+    else:
+        if id and id not in dict(c["clip"].options).values():
+            c["clip"].options = (*c["clip"].options, (name, id))
+        c["clip"].value = id or c["clip"].value
+
+# %% ../../nbs/gradcam/explorer.ipynb #00000008f
 def explorer(
     clips: Mapping,  # Id -> clip=[C,T,H,W], frames=uint8 [T,H,W,3]; if known target=, hand=, object=
     models: Mapping,  # Name -> network
@@ -149,58 +189,25 @@ def explorer(
     c, explain = _controls(offered, classes, method), _mapper(clips, models)
     for side, name in zip(SIDES, shown or (list(models)[0], list(models)[-1])):
         c |= _side(side, models, name)
-    of = lambda *names: [c[name].value for name in names]
-
-    def draw(side):
-        item = clips[c["clip"].value]
-        names = "clip", f"{side}_model", f"{side}_layer", "method", "target", "versus"
-        try:
-            map, p = explain(*of(*names))
-            text = verdict(p, classes, item.get("target", -1))
-        except ValueError as e:
-            map, text = None, html.escape(str(e))
-        t = min(c["frame"].value, c["frame"].max) - 1
-        c[f"{side}_image"].value = picture(item, t, map, *of("opacity", "boxes"), height)
-        c[f"{side}_text"].value = text
 
     def offer_layers(side):
         c[f"{side}_layer"].options = layers[c[f"{side}_model"].value]
         c[f"{side}_layer"].index = 0
 
     def fit_frames(_=None):
-        "Begin at the frame that holds most of the maps, as the report does."
-        names = "clip", "{}_model", "{}_layer", "method", "target", "versus"
         c["frame"].max = c["play"].max = len(clips[c["clip"].value]["frames"])
-        try:
-            maps = [explain(*of(*(n.format(side) for n in names)))[0] for side in SIDES]
-        except ValueError:  # which is said where the map would be
-            return
-        c["frame"].value = 1 + int(sum(m.sum((1, 2)) / (m.sum() or 1) for m in maps).argmax())
-
-    def go_to(change):
-        id = change["new"].strip()
-        try:
-            item = clips[id] if id else None
-        except (KeyError, ValueError, OSError) as e:
-            why = str(e) if not isinstance(e, KeyError) else f"There is no clip {id!r} here."
-            c["note"].value = html.escape(why)
-            return
-        c["note"].value = ""
-        if item is not None:
-            if id not in dict(c["clip"].options).values():
-                c["clip"].options = (*c["clip"].options, (name_of(id, item, classes), id))
-            c["clip"].value = id
+        c["frame"].value = _fullest_frame(c, explain)
 
     def redraw(_=None):
         for side in SIDES:
-            draw(side)
+            _draw(c, side, clips, explain, classes, height)
 
     for side in SIDES:
         offer_layers(side)
         c[f"{side}_model"].observe(lambda _, side=side: offer_layers(side), "value")
     fit_frames()
     c["clip"].observe(fit_frames, "value")
-    c["id"].observe(go_to, "value")
+    c["id"].observe(lambda change: _go_to(c, change["new"].strip(), clips, classes), "value")
     redraw()
     for name, widget in c.items():
         if name not in ("play", "id", "note") and not name.endswith(("_image", "_text")):

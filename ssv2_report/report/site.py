@@ -450,6 +450,29 @@ def _site_config(path):
     return yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
 
 # %% ../../nbs/report/site.ipynb #16697e06
+def _beside(root, notebooks, resources):
+    "The files that lie beside the staged pages; `FileNotFoundError` where one of them or a notebook is not there."
+    own = [asset(name) for name in ("quarto.scss", "quarto.lua", "quarto.html")]
+    beside = [root / "_quarto.yml", root / "nbs" / "references.bib", *own, *map(Path, resources)]
+    missing = next((p for p in [*beside, *map(Path, notebooks.values())] if not p.exists()), None)
+    if missing:
+        raise FileNotFoundError(
+            f"The report needs '{missing}', which does not exist; run the step that writes it or correct the path."
+        )
+    return beside
+
+
+def _filled(nb, variables, others, page):
+    "Cells of a page with their sentences chosen, its variables filled in and its shortcodes replaced."
+    cells = [
+        c
+        if c["cell_type"] == "code"
+        else c | {"source": _relinked(substitute(c["source"], variables, page), others)}
+        for c in split_title(nb["cells"])
+    ]
+    return _own_ids(embed(cells, others, page))
+
+
 def stage(
     site: Path,  # Folder to write, which Quarto and `render` both read
     notebooks: dict,  # Path of the executed notebook by page name; `index` is the report
@@ -465,47 +488,22 @@ def stage(
         raise ReportError(
             "The report needs a page named 'index'; give the notebook that is the report under that name."
         )
-    beside = [
-        root / "_quarto.yml",
-        root / "nbs" / "references.bib",
-        asset("quarto.scss"),
-        asset("quarto.lua"),
-        asset("quarto.html"),
-        *map(Path, resources),
-    ]
-    missing = next((p for p in [*beside, *map(Path, notebooks.values())] if not p.exists()), None)
-    if missing:
-        raise FileNotFoundError(
-            f"The report needs '{missing}', which does not exist; run the step that writes it or correct the path."
-        )
+    beside = _beside(root, notebooks, resources)
     site.mkdir(parents=True, exist_ok=True)
     read = {page: nbformat.read(path, as_version=4) for page, path in notebooks.items()}
-    links = {
-        re.sub(r"^\d+[a-z0-9]*_", "", Path(path).stem.lower()): page
-        for page, path in notebooks.items()
-    }
+    others = {page: nb["cells"] for page, nb in read.items()}
+    plain_name = lambda path: re.sub(r"^\d+[a-z0-9]*_", "", Path(path).stem.lower())
+    links = {plain_name(path): page for page, path in notebooks.items()}
     known, done, code = _remembered(site / ".staged.json"), {}, [p.read_bytes() for p in _code()]
     for page, nb in read.items():
-        others = {k: v["cells"] for k, v in read.items()}
-        done[page] = digest(
-            nb["cells"], variables, links, code, others if "< embed " in str(nb["cells"]) else None
-        )
-        if known.get(page) != done[page] or not (site / f"{page}.ipynb").exists():
-            cells = [
-                c
-                if c["cell_type"] == "code"
-                else c | {"source": _relinked(substitute(c["source"], variables, page), read)}
-                for c in split_title(nb["cells"])
-            ]
-            text = _staged(
-                _own_ids(embed(cells, others, page)),
-                nb["metadata"],
-                variables,
-                notebooks[page],
-                page,
-                links,
-            ).replace(f"{root.resolve()}/", "")
-            (site / f"{page}.ipynb").write_text(text, encoding="utf-8")
+        embedded = others if "< embed " in str(nb["cells"]) else None
+        done[page] = digest(nb["cells"], variables, links, code, embedded)
+        if known.get(page) == done[page] and (site / f"{page}.ipynb").exists():
+            continue
+        cells = _filled(nb, variables, others, page)
+        text = _staged(cells, nb["metadata"], variables, notebooks[page], page, links)
+        text = text.replace(f"{root.resolve()}/", "")
+        (site / f"{page}.ipynb").write_text(text, encoding="utf-8")
     for path in beside[1:]:
         _copy(path, site / path.name)
     _write(site / "_quarto.yml", _site_config(beside[0]))
