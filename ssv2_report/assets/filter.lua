@@ -201,18 +201,24 @@ local function shared(tbl)
   end
   for _, row in ipairs(tbl.head.rows) do measure(row) end
   for _, body in ipairs(tbl.bodies) do for _, row in ipairs(body.body) do measure(row) end end
-  local all, left, roots, wide = 0, line - n * between, 0, {}
-  for i = 1, n do
-    all = all + (longest[i] or 0)
-    if (longest[i] or 0) > 22 then roots = roots + longest[i] ^ 0.5 else left = left - (longest[i] or 0) end
+  local all = n * between
+  for i = 1, n do all = all + (longest[i] or 0) end
+  if all <= line then return end
+  for _, short in ipairs { 22, 0 } do -- a table of short columns alone breaks what can be broken
+    local left, roots, wide, fits = line - n * between, 0, {}, true
+    local function gives(i) return (longest[i] or 0) > math.max(short, word[i] or 0) end
+    for i = 1, n do
+      if gives(i) then roots = roots + longest[i] ^ 0.5 else left = left - (longest[i] or 0) end
+    end
+    for i = 1, n do
+      wide[i] = gives(i) and left * longest[i] ^ 0.5 / roots or longest[i] or 0
+      fits = fits and wide[i] >= (word[i] or 0)
+    end
+    if roots > 0 and fits then
+      for i, spec in ipairs(tbl.colspecs) do tbl.colspecs[i] = { spec[1], (wide[i] + between) / line } end
+      return
+    end
   end
-  if all + n * between <= line or roots == 0 then return end
-  for i = 1, n do
-    local own = longest[i] or 0
-    wide[i] = own > 22 and left * own ^ 0.5 / roots or own
-    if wide[i] < (word[i] or 0) then return end
-  end
-  for i, spec in ipairs(tbl.colspecs) do tbl.colspecs[i] = { spec[1], (wide[i] + between) / line } end
 end
 
 local function aligned(tbl)
