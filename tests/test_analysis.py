@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import warnings
 import zlib
 from pathlib import Path
 
@@ -25,9 +26,11 @@ from ssv2_report.analysis.tables import (
     caption_latex,
     choose_cases,
     curves,
+    document_latex,
     literal,
     outcome,
     plain_table,
+    save_figure,
     save_table,
     set_style,
 )
@@ -784,3 +787,33 @@ def test_no_mark_hides_another():
                 marks += [tuple(p) for p in (points[at[0] :: at[1]] if at != 1 else points)]
         assert len(marks) >= 3 and len({(round(x), round(y)) for x, y in marks}) == len(marks)
     plt.close(fig)
+
+
+def test_signs_that_a_font_has_not_are_taken_from_another(tmp_path):
+    "Verdicts have a tick or a cross, which few fonts for text have."
+    known = dict(plt.rcParams)
+    try:
+        set_style(font="cmr10", size=9)
+        fig, ax = plt.subplots()
+        ax.set_title("✓ right, ✗ wrong, 3 – 4")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            save_figure(fig, tmp_path, "a")
+        assert type_sizes((tmp_path / "a.pdf").read_bytes()) == {9.0}
+    finally:
+        plt.rcParams.update(known)
+        plt.close("all")
+
+
+def test_a_long_table_fits_on_a_page(tmp_path):
+    "Twenty rows of names, numbers and intervals, as those of the validation are."
+    if not shutil.which("pdflatex"):
+        pytest.skip("pdflatex is not there (Debian: texlive-latex-recommended)")
+    row = {"measure": "follows the object's path (correlation)", "chance": "0.00"}
+    row |= {"right map": "9.18", "noise": "1.00", "network": "2D, eight frames"}
+    row |= {"honest": "4.30", "shortcut": "0.97", "effect": "+1.00\u00a0[+0.99,\u00a0+1.00]"}
+    save_table(pd.DataFrame([row | {"separates": "yes"}] * 20), tmp_path, "long")
+    caption_latex(tmp_path / "long.tex", "Each measure, at length. " * 12)
+    (tmp_path / "main.tex").write_text(document_latex(["long"]))
+    said = compiled(tmp_path)
+    assert "too large for page" not in said and "Overfull" not in said

@@ -152,7 +152,8 @@ def set_style(
     "Have matplotlib draw in the style of this report, or of a paper; ValueError for a font that is not there."
     if font:
         check_font(font)
-    asked = {"font.family": font, "font.size": size}
+    family = font and [font, "DejaVu Sans"]  # whose signs stand in for those a font has not, as ✓
+    asked = {"font.family": family, "font.size": size}
     plt.rcParams.update(STYLE | {k: v for k, v in asked.items() if v})
     return width or PAGE, width or COLUMN
 
@@ -402,7 +403,7 @@ def latex_table(table, name) -> str:
     cells = texts_of(table)
     widths = [max(len(x) for x in [str(c), *cells.iloc[:, k]]) for k, c in enumerate(cells)]
     star = "*" if sum(min(w, 32) for w in widths) > 48 else ""
-    crowded = sum(min(w, 32) + 3 for w in widths) > 130  # in one line a row, it would be too small
+    crowded = sum(min(w, 32) + 3 for w in widths) > 145  # in one line a row, it would be too small
     said = [list(cells.columns), *cells.to_numpy().tolist()]
     parts = [max(len(p) for x in c for p in _breakable(x).split(" ")) for c in zip(*said)]
     ems = [
