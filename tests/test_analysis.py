@@ -806,13 +806,13 @@ def test_signs_that_a_font_has_not_are_taken_from_another(tmp_path):
 
 
 def test_a_long_table_fits_on_a_page(tmp_path):
-    "Twenty rows of names, numbers and intervals, as those of the validation are."
+    "Twenty-five rows of names, numbers and intervals, as those of the validation are."
     if not shutil.which("pdflatex"):
         pytest.skip("pdflatex is not there (Debian: texlive-latex-recommended)")
     row = {"measure": "follows the object's path (correlation)", "chance": "0.00"}
     row |= {"right map": "9.18", "noise": "1.00", "network": "2D, eight frames"}
-    row |= {"honest": "4.30", "shortcut": "0.97", "effect": "+1.00\u00a0[+0.99,\u00a0+1.00]"}
-    save_table(pd.DataFrame([row | {"separates": "yes"}] * 20), tmp_path, "long")
+    row |= {"honest": "4.30", "shortcut": "0.97", "effect": "+1.00 [+0.99, +1.00]"}
+    save_table(pd.DataFrame([row | {"separates": "yes"}] * 25), tmp_path, "long")
     caption_latex(tmp_path / "long.tex", "Each measure, at length. " * 12)
     (tmp_path / "main.tex").write_text(document_latex(["long"]))
     said = compiled(tmp_path)

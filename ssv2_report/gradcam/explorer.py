@@ -41,7 +41,8 @@ def picture(
     "One frame with its map and boxes."
     pic = item["frames"][t : t + 1]
     if map is not None:
-        pic = overlay(pic, map[t : t + 1], opacity, scale=map.max())
+        full = float(np.quantile(map, 0.995)) or float(map.max())  # as in the report's cases
+        pic = overlay(pic, map[t : t + 1], opacity, scale=full)
     if boxes:
         pic = outlined(pic, {k: item[k][t : t + 1] for k in OUTLINES if k in item})
     img, buffer = Image.fromarray(pic[0]), io.BytesIO()
