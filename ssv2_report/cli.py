@@ -835,17 +835,26 @@ def plan(
     say_total(studies, tables, unit, device)
 
 # %% ../nbs/report/cli.ipynb #c019
-def _exported(folder, variables, out):
-    "Copy every figure and table that a study's notebooks show, each with its caption in LaTeX; rows of captions.csv."
+def _drawn_for(look, study, results, folder) -> Path:
+    "Have the notebooks of a study draw their figures once more for a paper, into `folder`, which it returns; the results stay as they are."
+    known = dict(study=study, results=str(results), out=str(folder), look_of_paper=look)
+    for name in ("analysis_run", "validation_run"):
+        if (results / f"{name}.ipynb").is_file():
+            run_notebook(f"analysis/{name}", folder / f"{name}.ipynb", **known)
+    return folder
+
+
+def _exported(folder, drawn, variables, out):
+    "Copy every figure (from the folder `drawn`) and table that a study's notebooks show, each with its caption in LaTeX; rows of captions.csv."
     import yaml
 
-    from ssv2_report.analysis.tables import COLUMN, PAGE, caption_latex, figure_latex
+    from ssv2_report.analysis.tables import caption_latex, figure_latex
     from ssv2_report.report.site import captions
 
-    paper = folder / "tables_validation" / "paper"
+    paper = Path("tables_validation") / "paper"
     places = dict(
-        analysis_run=dict(fig=folder / "figures", tbl=folder / "tables"),
-        validation_run=dict(fig=paper, tbl=paper),
+        analysis_run=dict(fig=drawn / "figures", tbl=folder / "tables"),
+        validation_run=dict(fig=drawn / paper, tbl=folder / paper),
     )
     shown = {
         f"{notebook}.ipynb#{label}": (place, label, caption)
@@ -872,7 +881,7 @@ def _exported(folder, variables, out):
         else:
             pdf = (out / f"fig-{name}.pdf").read_bytes()
             wide = float(re.search(rb"/MediaBox *\[ *0 0 ([\d.]+)", pdf)[1]) / 72
-            figure_latex(out, name, COLUMN if wide < (COLUMN + PAGE) / 2 else PAGE, caption)
+            figure_latex(out, name, round(wide, 3), caption)
         kept = sorted(p.name for p in out.glob(f"{label}.*"))
         found.append(dict(files=" ".join(kept), caption=caption, cell=cell))
     return found
@@ -883,20 +892,34 @@ def figures(
     study: StudyName = "demo",
     results: Results = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("figures"),
+    width: Annotated[
+        Optional[float],
+        typer.Option(min=2.5, max=12, help="Inches of every figure, such as 3.25 or 6.875."),
+    ] = None,
+    font: Annotated[Optional[str], typer.Option(help="Family of type, such as serif.")] = None,
+    font_size: Annotated[
+        Optional[float], typer.Option(min=7, max=14, help="Points of all type in figures.")
+    ] = None,
 ):
-    "Every figure (PDF, SVG, PNG, at a paper's widths) and table (LaTeX, Markdown, CSV) of a study; captions.csv: what each shows, its source cell and run; main.tex: all of them in two columns."
+    "Every figure (PDF, SVG, PNG) and table (LaTeX, Markdown, CSV) of a study, drawn anew where width, font or size is given; captions.csv: what each shows, its source cell and run; main.tex: all of them in two columns."
     import pandas as pd
     import yaml
 
-    from ssv2_report.analysis.tables import document_latex
+    from ssv2_report.analysis.tables import check_font, document_latex
 
     s = load_study(study)
     folder = results_folder(s, results)
     if not (folder / "analysis_run.ipynb").is_file():
         raise FileNotFoundError(f"{folder} has no figures yet; run `ssv2 reproduce {study}` first.")
-    out.mkdir(parents=True, exist_ok=True)
+    if font:
+        check_font(font)
+    look = {k: v for k, v in dict(width=width, font=font, size=font_size).items() if v}
+    check_writable(out, 20e6, "choose another folder with --out")
     variables = yaml.safe_load((folder / "variables.yml").read_text(encoding="utf-8"))
-    table = pd.DataFrame(_exported(folder, variables, out), columns=["files", "caption", "cell"])
+    with tempfile.TemporaryDirectory() as new:
+        drawn = _drawn_for(look, study, folder, Path(new)) if look else folder
+        rows = _exported(folder, drawn, variables, out)
+    table = pd.DataFrame(rows, columns=["files", "caption", "cell"])
     table.assign(run=f"{s.name}, seeds {s.seeds}").to_csv(out / "captions.csv", index=False)
     names = [f.split(".")[0] for f in table["files"]]
     (out / "main.tex").write_text(document_latex(names), encoding="ascii")
@@ -907,32 +930,40 @@ def figures(
 def explore(
     study: StudyName = "demo",
     results: Results = None,
+    clip: Annotated[
+        str, typer.Option(help="Id of the validation clip to begin with; default: the first case.")
+    ] = "",
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
     ip: Annotated[str, typer.Option(help="Address at which Jupyter listens.")] = "localhost",
     port: Annotated[int, typer.Option(help="Its port.")] = 8888,
     allow_root: Annotated[bool, typer.Option("--allow-root", help="Also as root.")] = False,
 ):
     "Open JupyterLab on the explorer of a study's networks, or of two random ones where none is trained."
-    import papermill
+    from ssv2_report.gradcam.explorer_page import write_explorer
 
-    s, root = load_study(study), project_root()
+    s = load_study(study)
     out = results_folder(s, results)
+    trained = any(out.glob("runs/*/weights.safetensors"))
+    if clip and not trained:
+        raise ValueError(
+            f"No network of {s.name!r} is trained in {out}, so there is none to show clip {clip!r} "
+            f"to; run `ssv2 reproduce {study}` first."
+        )
+    if clip:
+        from ssv2_report.gradcam.explorer import clips_to_explore
+
+        clips_to_explore(s, out, clip)
     check_writable(out, 1e6)
-    page = out / "explore.ipynb"
-    papermill.execute_notebook(
-        str(root / "nbs" / "gradcam" / "explorer.ipynb"),
-        str(page),
-        prepare_only=True,
-        progress_bar=False,
-        kernel_name="python3",
-        language="python",
-        parameters=dict(
-            study=study, results=str(out) if any(out.glob("runs/*/weights.safetensors")) else ""
-        ),
-    )
-    wanted = [f"--ip={ip}", f"--port={port}"]
+    known = dict(study=study, results=str(out), clip=clip) if trained else {}
+    page = write_explorer(out / "explore.ipynb", **known)
+    place = [f"--ServerApp.root_dir={out}", f"--LabApp.default_url=/doc/tree/{page.name}"]
+    wanted = [f"--ip={ip}", f"--port={port}", "--LabApp.expose_app_in_browser=True"]
     wanted += ["--no-browser"] * (not browser) + ["--allow-root"] * allow_root
-    code = subprocess.run([sys.executable, "-m", "jupyterlab", str(page), *wanted]).returncode
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the server ends with it
+    try:
+        code = subprocess.run([sys.executable, "-m", "jupyterlab", *place, *wanted]).returncode
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code:
         raise ValueError(f"JupyterLab ended with exit code {code}; it says why above.")
 

@@ -1,11 +1,15 @@
 """A rendered report as its reader meets it: `pytest tests/check_report.py --report _report/demo`."""
 
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pdfs import filled, outside, overlapping, words_of
+from PIL import Image
 
 from ssv2_report.study.digests import CHAPTERS
 
@@ -183,6 +187,30 @@ def test_players_move(browser, report):
 def test_the_report_is_also_a_pdf(report):
     pdf = report / "index.pdf"
     assert pdf.read_bytes()[:5] == b"%PDF-" and pdf.stat().st_size > 20_000
+
+
+def test_no_words_of_the_pdf_meet_and_no_page_is_half_empty(report, tmp_path):
+    words = words_of(report / "index.pdf")
+    assert len({w[0] for w in words}) > 5 and len(words) > 3000
+    assert not outside(words, 595.3, 841.9)  # A4
+    assert not overlapping(words)
+    *pages, last = filled(report / "index.pdf", tmp_path)
+    assert not [(n, p) for n, p in enumerate(pages, 1) if p[0] < 0.5 or p[1] > 0.5]
+
+
+def test_figures_are_vectors_that_turn_dark_with_the_page(browser, report):
+    context = browser.new_context(
+        offline=True, viewport=dict(width=1280, height=900), color_scheme="dark"
+    )
+    page = context.new_page()
+    page.goto((report / "index.html").as_uri())
+    drawings = page.locator("main figure > img, main figure :not(.ssv2-view) > img")
+    assert drawings.count() >= 5
+    for i in range(drawings.count()):
+        assert drawings.nth(i).get_attribute("src").endswith(".svg")
+        image = Image.open(io.BytesIO(drawings.nth(i).screenshot())).convert("L")
+        assert np.median(np.asarray(image)) < 60, drawings.nth(i).get_attribute("alt")
+    context.close()
 
 
 def planned(study, results):

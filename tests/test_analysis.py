@@ -5,8 +5,11 @@ import json
 import re
 import shutil
 import subprocess
+import warnings
+import zlib
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,12 +21,18 @@ from ssv2_report.analysis.simulated import simulate
 from ssv2_report.analysis.tables import (
     COLUMN,
     PAGE,
+    against_compute,
+    by_frame,
     caption_latex,
     choose_cases,
+    curves,
+    document_latex,
     literal,
     outcome,
     plain_table,
+    save_figure,
     save_table,
+    set_style,
 )
 from ssv2_report.data.audit import Audit
 from ssv2_report.demo.answers import find_scenes
@@ -703,3 +712,108 @@ def test_figures_come_at_a_papers_width_with_their_fonts_and_captions(study, tmp
     assert (
         "<text" not in (tmp_path / "fig-accuracy.svg").read_text()
     )  # letters are drawn, so no font is missed elsewhere
+
+
+def type_sizes(pdf):
+    "Points of all type in a PDF of matplotlib's."
+    streams = re.findall(rb"stream\r?\n(.*?)endstream", pdf, re.S)
+    text = []
+    for stream in streams:
+        try:
+            text.append(zlib.decompress(stream))
+        except zlib.error:
+            continue
+    return {float(x) for x in re.findall(rb"/F\S+ ([\d.]+) Tf", b"\n".join(text))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width, font, size", [(3.25, "DejaVu Serif", 7.5), (6.875, None, None)])
+def test_figures_are_drawn_anew_for_a_paper(tmp_path, width, font, size):
+    "Every figure at the width asked for, its type embedded and of the size asked for; the results stay as they are."
+    from ssv2_report.cli import figures, run_notebook
+
+    results = tmp_path / "results"
+    known = dict(study="smoke", results=str(results), out=str(results))  # no runs: simulated
+    for name in ("analysis_run", "validation_run"):
+        run_notebook(f"analysis/{name}", results / f"{name}.ipynb", **known)
+    before = {p: p.read_bytes() for p in results.rglob("*") if p.is_file()}
+    out = tmp_path / "paper"
+    figures(study="smoke", results=results, out=out, width=width, font=font, font_size=size)
+    assert before == {p: p.read_bytes() for p in results.rglob("*") if p.is_file()}
+    drawn = sorted(out.glob("fig-*.pdf"))
+    assert {"fig-accuracy.pdf", "fig-when.pdf", "fig-sane.pdf"} <= {f.name for f in drawn}
+    for f in drawn:
+        pdf = f.read_bytes()
+        assert float(re.search(rb"/MediaBox *\[ *0 0 ([\d.]+)", pdf)[1]) / 72 == pytest.approx(
+            width, abs=0.01
+        ), f.name
+        sizes = type_sizes(pdf) - {22.0}  # of the word across what is simulated
+        assert sizes == {size or 8.0}, (f.name, sizes)
+        fonts = set(re.findall(rb"/BaseFont */(?:[A-Z]{6}\+)?([\w-]+)", pdf))
+        assert b"/FontFile2" in pdf and (not font or {b"DejaVuSerif"} == fonts), (f.name, fonts)
+    if shutil.which("pdflatex"):
+        said = compiled(out)
+        wide = [float(x) for x in re.findall(r"Overfull \\hbox \(([\d.]+)pt", said)]
+        assert max(wide, default=0) < 2 and not re.search("undefined|multiply defined", said)
+
+
+@pytest.mark.parametrize("font", ["Times Newest Roman", "", "$x$", "DejaVu Serif, Arial"])
+def test_a_font_that_is_not_there_is_named(font, study, tmp_path):
+    from ssv2_report.cli import figures
+
+    if not font:
+        set_style(font=font)  # none is asked for
+        return
+    with pytest.raises(ValueError, match="There is no font " + re.escape(repr(font))) as error:
+        figures("demo", study[0], tmp_path / "paper", font=font)
+    assert "\n" not in str(error.value) and not (tmp_path / "paper").exists()
+
+
+def test_no_mark_hides_another():
+    "Networks of one cost, of one curve and of one frame stand side by side."
+    titles = {k: k.upper() for k in "abc"}
+    fig, axes = plt.subplots(1, 3)
+    same = pd.DataFrame(dict(mean=0.9, lo=0.8, hi=0.95), index=list(titles))
+    against_compute(same, dict.fromkeys(titles, 2.0), titles, axes[0])
+    by_frame([same] * 4, titles, axes[1])
+    rows = [dict(experiment=e, seed=0, epoch=i, val_top1=0.5) for e in titles for i in range(9)]
+    curves(pd.DataFrame(rows), titles, axes[2])
+    for ax in axes:
+        marks = []
+        for line in ax.lines:
+            if line.get_marker() not in ("None", "", "_", "|"):
+                at = line.get_markevery() or 1
+                points = ax.transData.transform(line.get_xydata())
+                marks += [tuple(p) for p in (points[at[0] :: at[1]] if at != 1 else points)]
+        assert len(marks) >= 3 and len({(round(x), round(y)) for x, y in marks}) == len(marks)
+    plt.close(fig)
+
+
+def test_signs_that_a_font_has_not_are_taken_from_another(tmp_path):
+    "Verdicts have a tick or a cross, which few fonts for text have."
+    known = dict(plt.rcParams)
+    try:
+        set_style(font="cmr10", size=9)
+        fig, ax = plt.subplots()
+        ax.set_title("✓ right, ✗ wrong, 3 – 4")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            save_figure(fig, tmp_path, "a")
+        assert type_sizes((tmp_path / "a.pdf").read_bytes()) == {9.0}
+    finally:
+        plt.rcParams.update(known)
+        plt.close("all")
+
+
+def test_a_long_table_fits_on_a_page(tmp_path):
+    "Twenty-five rows of names, numbers and intervals, as those of the validation are."
+    if not shutil.which("pdflatex"):
+        pytest.skip("pdflatex is not there (Debian: texlive-latex-recommended)")
+    row = {"measure": "follows the object's path (correlation)", "chance": "0.00"}
+    row |= {"right map": "9.18", "noise": "1.00", "network": "2D, eight frames"}
+    row |= {"honest": "4.30", "shortcut": "0.97", "effect": "+1.00 [+0.99, +1.00]"}
+    save_table(pd.DataFrame([row | {"separates": "yes"}] * 25), tmp_path, "long")
+    caption_latex(tmp_path / "long.tex", "Each measure, at length. " * 12)
+    (tmp_path / "main.tex").write_text(document_latex(["long"]))
+    said = compiled(tmp_path)
+    assert "too large for page" not in said and "Overfull" not in said

@@ -46,7 +46,7 @@ def test_a_sound_dataset_is_said_to_be_sound(root, tmp_path):
         found.ok
         and not names
         and not found.excluded
-        and "Nothing is wrong" in found._repr_markdown_()
+        and "No fault was found in 13 clips." in found._repr_markdown_()
     )
     assert found.counts == {
         "train": dict(records=8, usable=8),

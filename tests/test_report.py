@@ -33,6 +33,8 @@ from nbformat.v4 import (
 from nbformat.v4 import (
     new_raw_cell as raw,
 )
+from pdfs import filled, outside, overlapping, words_of
+from PIL import Image
 from worlds import TEXTS, as_read
 
 from ssv2_report.analysis.tables import (
@@ -410,23 +412,6 @@ def test_pdf_says_the_same(index, tmp_path):
     assert "plot(history)" not in words
 
 
-def words_of(pdf):
-    "Every word of a PDF as page, left, top, right, bottom (points) and text, by its own positions."
-    if not shutil.which("pdftotext"):
-        pytest.skip("pdftotext (poppler-utils) is not installed, so no words of PDFs can be placed")
-    text = subprocess.run(
-        ["pdftotext", "-bbox", str(pdf), "-"], capture_output=True, text=True, check=True
-    ).stdout
-    found = []
-    for number, page in enumerate(text.split("<page ")[1:], 1):
-        for m in re.finditer(
-            r'<word xMin="([\d.]+)" yMin="([\d.]+)" xMax="([\d.]+)" yMax="([\d.]+)">(.*?)</word>',
-            page,
-        ):
-            found.append((number, *map(float, m.groups()[:4]), m[5]))
-    return found
-
-
 RENDERERS = [None, pytest.param("quarto", marks=needs_quarto)]
 LONG = pd.DataFrame(
     dict(name=[f"row{i:03d}" for i in range(70)], top=[i / 70 for i in range(70)])
@@ -545,9 +530,8 @@ def test_pictures_print_at_their_own_size():
         found = re.search(r"width=(\d+)%", Page(nb, "p", "typst", {}).text)
         return int(found[1]) if found else 100
 
-    assert (
-        printed(3.1, 2) == 50 and printed(6.2, 3) == printed(12, 4) == 100 and printed(6.2, 8) == 50
-    )
+    assert printed(3.1, 2) == 50 and printed(6.2, 3) == printed(12, 4) == printed(6.2, 8) == 100
+    assert printed(6.2, 16.6) == 50, "within a page"
 
 
 def elements(path):
@@ -714,6 +698,105 @@ def test_quarto_render_at_the_root(clone, site):
         ["git", "status", "--short"], cwd=clone, capture_output=True, text=True
     ).stdout
     assert changed == "" and not list(clone.rglob("_site"))
+
+
+def drawing(**kw):
+    "An SVG of matplotlib's as a notebook keeps it: black axes and letters on white."
+    fig, ax = plt.subplots(figsize=(4, 2.4), layout="constrained")
+    ax.plot([1, 2], [0, 1], color="#D55E00", lw=6)
+    ax.text(1.2, 0.8, "on a picture", color="0.1", size=20, bbox=dict(color="#9ecae1"))
+    ax.set(**kw)
+    fig.savefig(buffer := io.StringIO(), format="svg")
+    plt.close(fig)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_drawings_follow_the_theme(browser, project, tmp_path, renderer):
+    "Paper and letters turn, by the reader's system or the page's own switch; colours do not, and print stays."
+    root, _ = project
+    shown = show(**{"image_svg+xml": drawing(xlabel="epoch"), "text_plain": "x"})
+    cells = [
+        md("# A page"),
+        code('#| label: fig-a\n#| fig-cap: "One."\n#| fig-alt: "A line."\nx', outputs=[shown]),
+        code("y", outputs=[show(image_png=picture(3, 2))]),
+    ]
+    site = stage(tmp_path / "site", dict(index=write(tmp_path / "index.ipynb", cells)), {}, root)
+    path = render(site, tmp_path / "out", quarto=renderer and shutil.which(renderer))
+
+    def colours(locator):
+        image = Image.open(io.BytesIO(locator.screenshot())).convert("RGB")
+        counts = image.getcolors(image.width * image.height)
+        return [c for n, c in sorted(counts, reverse=True) if n > 20]
+
+    seen = {}
+    for scheme in ("light", "dark"):
+        context = browser.new_context(color_scheme=scheme, viewport=dict(width=1280, height=900))
+        page = context.new_page()
+        page.goto(path.as_uri())
+        images = page.locator("main img")
+        seen[scheme] = colours(images.nth(0)), colours(images.nth(1))
+        if renderer is None:
+            page.click("#theme")
+            seen["not " + scheme] = colours(images.nth(0)), colours(images.nth(1))
+        assert images.nth(0).bounding_box()["width"] == pytest.approx(4 * 96 * 1.45, abs=2)
+        context.close()
+    (light, still), (dark, still_too) = seen["light"], seen["dark"]
+    assert light[0] == (255, 255, 255) and (0, 0, 0) in light
+    assert max(dark[0]) < 40 and (0, 0, 0) not in dark and any(min(c) > 200 for c in dark)
+    for colour in ((213, 94, 0), (158, 202, 225), (26, 26, 26)):
+        assert colour in light and colour in dark
+    assert still[0] == still_too[0] == (255, 255, 255), "a picture stays as it is"
+    if renderer is None:
+        assert seen["not light"] == seen["dark"] and seen["not dark"] == seen["light"]
+    if shutil.which("pdftoppm"):
+        command = ["pdftoppm", "-r", "60", "-png", str(path.with_suffix(".pdf")), tmp_path / "p"]
+        subprocess.run(command, check=True)
+        printed = Image.open(next(tmp_path.glob("p*.png"))).convert("RGB")
+        assert max(printed.getcolors(10**6))[1] == (255, 255, 255)
+        assert (20, 23, 28) not in [c for _, c in printed.getcolors(10**6)]
+
+
+def test_words_that_meet_or_leave_the_page_are_found(project, tmp_path):
+    "The check of a report's print, on pages that have what it looks for."
+    import typst
+
+    def words(body):
+        (tmp_path / "a.typ").write_text(f"#set page(width: 300pt, height: 300pt)\n{body}")
+        typst.compile(str(tmp_path / "a.typ"), output=str(tmp_path / "a.pdf"))
+        return words_of(tmp_path / "a.pdf")
+
+    fine = words("Some words, and $x^2$ more. " * 12 + "#table(columns: 2)[a][b][c][d]")
+    assert not overlapping(fine) and not outside(fine, 300, 300)
+    assert overlapping(words("#place(dx: 10pt)[Under] #place(dx: 14pt, dy: 3pt)[Over]"))
+    assert overlapping(words("#table(columns: (20pt, 20pt))[averylongword][next]"))
+    assert outside(words("#place(dx: 240pt)[leavingthepage]"), 300, 300)
+    words("Above. #v(60%) Below.")
+    ((down, gap),) = filled(tmp_path / "a.pdf", tmp_path)
+    assert 0.45 < gap < 0.55 and 0.6 < down < 0.7
+
+
+def test_a_section_says_once_where_its_figures_are_from():
+    made = {
+        name: [code(f"#| label: {label}", outputs=[show(text_plain="x")]) for label in labels]
+        for name, labels in dict(run=["fig-a", "tbl-b-c", "case-d"], other=["fig-e"]).items()
+    }
+    cells = [
+        md("{{< embed run#fig-a >}}"),
+        md("# One\n\n{{< embed run#tbl-b-c >}}"),
+        md("Words.\n\n{{< embed other#fig-e >}}\n\nMore.\n\n{{< embed run#case-d >}}"),
+        md("## Two"),
+        md("### Three"),
+    ]
+    said = [c["source"] for c in embed(cells, made)]
+    lines = [s.splitlines()[1] for s in said if "source-link" in s]
+    assert lines == [
+        "From run: [figure a](run.ipynb#fig-a).",
+        "From run: [table b c](run.ipynb#tbl-b-c), [case d](run.ipynb#case-d); "
+        "other: [figure e](other.ipynb#fig-e).",
+    ]
+    at = [next(i for i, s in enumerate(said) if line in s) for line in lines]
+    assert said[at[0] + 1].startswith("# One") and said[at[1] + 1] == "## Two"
 
 
 @pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark")])

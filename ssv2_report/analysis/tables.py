@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CASE_RULES', 'COLUMN', 'PAGE', 'OKABE_ITO', 'MARKERS', 'STYLE', 'ANCHORS', 'LATEX', 'ACCENTS', 'SHARES', 'OUTCOMES',
-           'RELIANCE', 'over_clips', 'choose_cases', 'look', 'legend', 'dots', 'curves', 'pair_matrices',
-           'against_compute', 'save_figure', 'stamp', 'texts_of', 'save_table', 'counted', 'percent', 'with_interval',
-           'noted', 'plain_table', 'literal', 'latex', 'latex_table', 'caption_text', 'caption_latex', 'figure_latex',
-           'document_latex', 'cell', 'difference', 'finding', 'outcome', 'spoken', 'findings', 'reliance_measures']
+           'RELIANCE', 'over_clips', 'choose_cases', 'look', 'legend', 'dots', 'check_font', 'set_style', 'curves',
+           'by_frame', 'pair_matrices', 'against_compute', 'save_figure', 'stamp', 'texts_of', 'save_table', 'counted',
+           'percent', 'with_interval', 'noted', 'plain_table', 'literal', 'latex', 'latex_table', 'caption_text',
+           'caption_latex', 'figure_latex', 'document_latex', 'cell', 'difference', 'finding', 'outcome', 'spoken',
+           'findings', 'reliance_measures']
 
 # %% ../../nbs/05_analysis.ipynb #c002
 import re
@@ -17,8 +18,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager
 
 from .stats import FEWEST_SCENES, SHARES_OF_CLIPS, VERDICTS, interval_of
+from ..data.basics import nearest
 from ..study.experiments import CLIP_MEASURES
 
 # %% ../../nbs/05_analysis.ipynb #c011
@@ -79,11 +82,12 @@ def choose_cases(scored, is_3d, n=6, scenes=()) -> pd.DataFrame:
     return pd.DataFrame(dict(id=list(chosen), kind=list(chosen.values())))
 
 # %% ../../nbs/05_analysis.ipynb #c023
-COLUMN, PAGE = 3.4, 5.6  # inches: a column of two, the text of a one-column page
+COLUMN, PAGE = 3.25, 5.6  # inches: a column of two, the text of a one-column page
 OKABE_ITO = "#0072B2 #56B4E9 #D55E00 #E69F00 #009E73 #CC79A7 #999999 #000000".split()
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 STYLE = {
-    "font.size": 8.5,
+    "font.size": 8,
+    "axes.titlesize": "medium",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.dpi": 170,
@@ -92,7 +96,7 @@ STYLE = {
     "svg.hashsalt": "ssv2",
     "pdf.fonttype": 42,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": "medium",
     "text.parse_math": False,
 }
 
@@ -105,10 +109,13 @@ def look(experiments) -> dict:
     }
 
 
-def legend(fig, ax, ncol=2):
-    "The legend of `ax` above the figure."
-    layout = dict(ncol=ncol, columnspacing=1, handletextpad=0.4)
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", **layout)
+def legend(fig, ax):
+    "The legend of `ax` above the figure, in as many columns as fit."
+    handles, labels = ax.get_legend_handles_labels()
+    letters = max(map(len, labels), default=0) + 5
+    columns = fig.get_figwidth() / (0.6 * letters * plt.rcParams["font.size"] / 72)
+    layout = dict(ncol=max(1, int(columns)), columnspacing=1, handletextpad=0.4)
+    fig.legend(handles, labels, loc="outside upper center", **layout)
 
 
 def dots(table, groups, titles, ax, chance=None):
@@ -127,24 +134,64 @@ def dots(table, groups, titles, ax, chance=None):
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.grid(axis="x", alpha=0.25)
 
+# %% ../../nbs/05_analysis.ipynb #c023s
+def check_font(font):
+    "ValueError where matplotlib has no such family of type."
+    known = {f.name for f in font_manager.fontManager.ttflist} | {*font_manager.font_family_aliases}
+    if font not in known:
+        raise ValueError(
+            f"There is no font {font!r} on this machine; {nearest(font, sorted(known), 'take serif, sans-serif or monospace.')}"
+        )
+
+
+def set_style(
+    width: float | None = None,  # Inches of every figure; None: this report's
+    font: str | None = None,  # A family of type
+    size: float | None = None,  # Points of all type
+) -> tuple[float, float]:  # Inches of wide and of narrow figures
+    "Have matplotlib draw in the style of this report, or of a paper; ValueError for a font that is not there."
+    if font:
+        check_font(font)
+    family = font and [font, "DejaVu Sans"]  # whose signs stand in for those a font has not, as ✓
+    asked = {"font.family": family, "font.size": size}
+    plt.rcParams.update(STYLE | {k: v for k, v in asked.items() if v})
+    return width or PAGE, width or COLUMN
+
 # %% ../../nbs/05_analysis.ipynb #c024
 def curves(history, titles, ax):
     "Validation top-1 (percent) by epoch: a thin line a seed, a marked one for their mean."
-    for e, style in look(titles).items():
+    for i, (e, style) in enumerate(look(titles).items()):
         h = history[history["experiment"] == e]
         for _, one in h.groupby("seed"):
             ax.plot(one["epoch"], 100 * one["val_top1"], color=style["color"], lw=0.6, alpha=0.5)
         mean = h.groupby("epoch")["val_top1"].mean()
-        if len(mean):
-            ax.plot(mean.index, 100 * mean, label=titles[e], ms=3.5, lw=1.5, **style)
+        if len(mean):  # marks in turn, so that none hides another where curves meet
+            turns = (i, len(titles)) if len(mean) >= 2 * len(titles) else 1
+            ax.plot(
+                mean.index, 100 * mean, label=titles[e], ms=3.5, lw=1.5, markevery=turns, **style
+            )
     ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylabel="validation top-1 (%)", ylim=(0, 102))
 
+# %% ../../nbs/05_analysis.ipynb #c024w
+def by_frame(found, titles, ax):
+    "Estimates with intervals over frames, 1 to T, the networks side by side; `found`: a table mean, lo, hi a frame."
+    for i, (e, style) in enumerate(look(titles).items()):
+        rows = pd.DataFrame([t.loc[e, ["mean", "lo", "hi"]].astype(float) for t in found])
+        if rows["mean"].isna().all():
+            continue
+        x = np.arange(1, len(rows) + 1) + (i - (len(titles) - 1) / 2) * 0.6 / len(titles)
+        reach = [(rows["mean"] - rows["lo"]).clip(0), (rows["hi"] - rows["mean"]).clip(0)]
+        look_of = dict(capsize=1.5, ms=3.5, lw=0.8, elinewidth=1.1, label=titles[e])
+        ax.errorbar(x, rows["mean"], yerr=reach, **look_of, **style)
+    ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    ax.grid(axis="y", alpha=0.25)
+
 # %% ../../nbs/05_analysis.ipynb #c024p
-def pair_matrices(scored, pairs, classes, titles):
-    """A figure of 2 x 2 matrices, a row an experiment and a column a pair: how often clips of each
+def pair_matrices(scored, pairs, classes, titles, width=PAGE):
+    """A figure, `width` inches wide, of 2 x 2 matrices, a row an experiment and a column a pair: how often clips of each
     class (rows) are taken for each of the two."""
-    size = dict(figsize=(PAGE, 0.75 * len(titles) + 0.45), layout="constrained")
+    size = dict(figsize=(width, 0.75 * len(titles) + 0.45), layout="constrained")
     fig, axes = plt.subplots(len(titles), len(pairs), squeeze=False, **size)
     right = scored.assign(v=scored["pair_right"].astype(float))
     mean = right.groupby(["experiment", "target"], observed=True)["v"].mean()
@@ -154,7 +201,7 @@ def pair_matrices(scored, pairs, classes, titles):
         label = title.replace(" from ", "\nfrom ").replace(", ", ",\n")
         axs[0].set_ylabel(label, rotation=0, ha="right", va="center")
     for ax, letter in zip(axes[0], pairs):
-        ax.set_title(f"pair {letter}", fontsize=8.5)
+        ax.set_title(f"pair {letter}")
     return fig
 
 
@@ -163,7 +210,7 @@ def _pair_matrix(a, b, ax):
     m = np.array([[a, 1 - a], [1 - b, b]])
     ax.imshow(m, cmap="Blues", vmin=0, vmax=1.25)
     for (i, j), v in np.ndenumerate(m):
-        text, colour = "–" if np.isnan(v) else f"{100 * v:.0f}", "white" if v > 0.6 else "black"
+        text, colour = "–" if np.isnan(v) else f"{100 * v:.0f}", "white" if v > 0.6 else "0.1"
         ax.text(j, i, text, ha="center", va="center", color=colour)
     ax.set_xticks([0, 1], "ab")
     ax.set_yticks([0, 1], "ab")
@@ -182,13 +229,19 @@ ANCHORS = [  # published top-1 on SSv2's validation clips: network, percent, sou
 
 
 def against_compute(accuracies, gflops, titles, ax, anchors=()):
-    "Top-1 (percent) with intervals over GFLOPs a clip; `anchors` (name, percent, source) are lines across, their compute not being published with them."
+    """Top-1 (percent) with intervals over GFLOPs a clip, networks of one cost side by side; `anchors`
+    (name, percent, source) are lines across, their compute not being published with them."""
+    alike = {}  # cost -> networks of it
+    for e in titles:
+        if e in gflops and e in accuracies.index:
+            alike.setdefault(float(f"{gflops[e]:.3g}"), []).append(e)
+    beside = {e: k - (len(es) - 1) / 2 for es in alike.values() for k, e in enumerate(es)}
     for e, style in look(titles).items():
-        if e not in gflops or e not in accuracies.index:
+        if e not in beside:
             continue
         m, lo, hi = 100 * accuracies.loc[e, ["mean", "lo", "hi"]].astype(float)
         ax.errorbar(
-            gflops[e],
+            gflops[e] * 1.08 ** beside[e],
             m,
             np.clip([[m - lo], [hi - m]], 0, None),
             capsize=2,
@@ -206,7 +259,6 @@ def against_compute(accuracies, gflops, titles, ax, anchors=()):
             xycoords=("axes fraction", "data"),
             ha="right",
             va="bottom",
-            fontsize=7,
         )
     ax.set(xscale="log", xlabel="GFLOPs a clip (multiply-adds)", ylabel="top-1 (%)", ylim=(0, 102))
     ax.grid(alpha=0.25)
@@ -251,7 +303,9 @@ def counted(n, noun, plural=None) -> str:
 
 def percent(x, digits=1) -> str:
     "A share as text, in percent."
-    return "–" if x is None or np.isnan(x) else f"{100 * x:.{digits}f}\u00a0%"
+    if x is None or np.isnan(x):
+        return "–"
+    return f"{100 * x:.{digits}f}\u00a0%".replace("-", "\u2212")
 
 
 def with_interval(e, factor=1, digits=2, sign="") -> str:
@@ -349,7 +403,7 @@ def latex_table(table, name) -> str:
     cells = texts_of(table)
     widths = [max(len(x) for x in [str(c), *cells.iloc[:, k]]) for k, c in enumerate(cells)]
     star = "*" if sum(min(w, 32) for w in widths) > 48 else ""
-    crowded = sum(min(w, 32) + 3 for w in widths) > 130  # in one line a row, it would be too small
+    crowded = sum(min(w, 32) + 3 for w in widths) > 145  # in one line a row, it would be too small
     said = [list(cells.columns), *cells.to_numpy().tolist()]
     parts = [max(len(p) for x in c for p in _breakable(x).split(" ")) for c in zip(*said)]
     ems = [
@@ -411,7 +465,7 @@ def caption_latex(file, caption):
 
 def figure_latex(folder, name, width, caption):
     "Write the .tex of a figure's PDF in `folder`, `width` inches wide: over one column of a page where it fits, else over both."
-    star = "*" if width > COLUMN else ""
+    star = "*" if width > COLUMN + 0.01 else ""
     lines = [
         rf"\begin{{figure{star}}}",
         r"\centering",

@@ -185,7 +185,44 @@ local containers = {
   end,
 }
 
+-- Letters of a line of print, and what stands between two columns.
+local line, between = 112, 3
+
+-- Columns that do not fit side by side: short ones keep what they need, long ones share the rest by the
+-- roots of their lengths, and none is narrower than its longest word.
+local function shared(tbl)
+  local n, longest, word = #tbl.colspecs, {}, {}
+  local function measure(row)
+    for i, cell in ipairs(row.cells) do
+      local text = pandoc.utils.stringify(cell.contents)
+      longest[i] = math.max(longest[i] or 0, utf8.len(text) or #text)
+      for part in text:gmatch '%S+' do word[i] = math.max(word[i] or 0, utf8.len(part) or #part) end
+    end
+  end
+  for _, row in ipairs(tbl.head.rows) do measure(row) end
+  for _, body in ipairs(tbl.bodies) do for _, row in ipairs(body.body) do measure(row) end end
+  local all = n * between
+  for i = 1, n do all = all + (longest[i] or 0) end
+  if all <= line then return end
+  for _, short in ipairs { 22, 0 } do -- a table of short columns alone breaks what can be broken
+    local left, roots, wide, fits = line - n * between, 0, {}, true
+    local function gives(i) return (longest[i] or 0) > math.max(short, word[i] or 0) end
+    for i = 1, n do
+      if gives(i) then roots = roots + longest[i] ^ 0.5 else left = left - (longest[i] or 0) end
+    end
+    for i = 1, n do
+      wide[i] = gives(i) and left * longest[i] ^ 0.5 / roots or longest[i] or 0
+      fits = fits and wide[i] >= (word[i] or 0)
+    end
+    if roots > 0 and fits then
+      for i, spec in ipairs(tbl.colspecs) do tbl.colspecs[i] = { spec[1], (wide[i] + between) / line } end
+      return
+    end
+  end
+end
+
 local function aligned(tbl)
+  shared(tbl)
   for i, spec in ipairs(tbl.colspecs) do
     local digits = true
     for _, body in ipairs(tbl.bodies) do

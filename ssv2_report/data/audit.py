@@ -145,7 +145,8 @@ class Audit:
 
     def _findings(self):
         if self.table.empty:
-            return "Nothing is wrong."
+            n = sum(c["records"] for c in self.counts.values())
+            return f"No fault was found in {n:,} clip{'s' * (n != 1)}."
         lines = []
         for reason, t in self.table.groupby("reason"):
             ids = [i for i in dict.fromkeys(t["id"]) if i]

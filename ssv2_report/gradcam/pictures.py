@@ -82,14 +82,23 @@ def _steps(n, most):
     return np.unique(np.linspace(0, n - 1, min(most, n)).round().astype(int))
 
 
-def _colour_bar(fig, left, bar):
+def _colour_bar(fig, bar, size):
     "A bar below a strip that says what full colour is."
     colours = plt.cm.ScalarMappable(plt.Normalize(0, bar), "inferno")
-    place = fig.add_axes([left, 0.24 / fig.get_figheight(), 0.3, 0.08 / fig.get_figheight()])
-    drawn = fig.colorbar(colours, cax=place, orientation="horizontal", ticks=[0, 1, bar])
-    drawn.ax.set_xticklabels(["0", "1", f"{bar:g} times an even map or more"])
-    drawn.ax.tick_params(labelsize=7, length=2, pad=1)
+    place = fig.add_axes([0.02, 0.26 / fig.get_figheight(), 0.35, 0.09 / fig.get_figheight()])
+    drawn = fig.colorbar(colours, cax=place, orientation="horizontal", ticks=[0, bar])
+    drawn.ax.set_xticklabels(["0", f"{bar:g} times an even map or more"])
+    drawn.ax.tick_params(labelsize=size, length=2, pad=1)
     drawn.outline.set_visible(False)
+
+
+def _cell(fig, picture, left, bottom, width, height):
+    "One picture at a place of a figure, in inches."
+    across, up = fig.get_size_inches()
+    ax = fig.add_axes([left / across, bottom / up, width / across, height / up])
+    ax.imshow(picture, aspect="auto")
+    ax.set_axis_off()
+    return ax
 
 
 def strip(
@@ -98,29 +107,32 @@ def strip(
     width: float = 7.0,  # Inches
     bar: float | None = None,  # Full colour in times an even map; draws a bar that says so
 ) -> plt.Figure:
-    "Rows of pictures over time, for print."
-    names = [textwrap.fill(str(name), 24) for name in rows]
-    longest = max(len(line) for name in names for line in name.split("\n"))
-    left, below = (0.1 + 0.055 * longest) / width, 0.45 if bar else 0.0
+    "Rows of pictures over time, for print: each over the whole width, below its name."
+    size, gap = min(8.0, plt.rcParams["font.size"]), 0.03
+    line, letters = 1.35 * size / 72, int(width / (0.6 * size / 72))
+    names = ["\n".join(textwrap.wrap(str(name), letters)) for name in rows]
     steps = [_steps(len(v), most) for v in rows.values()]
-    n = max(len(s) for s in steps)
+    across = (width + gap) / max(map(len, steps)) - gap
     h, w = next(iter(rows.values())).shape[1:3]
-    height = np.clip(width * (1 - left) / n * len(rows) * h / w * 1.02 + 0.2 + below, 0.5, TALLEST)
-    fig, axes = plt.subplots(len(rows), n, figsize=(width, height), squeeze=False)
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-    for axs, name, pictures, at in zip(axes, names, rows.values(), steps):
-        place = dict(rotation=0, ha="right", va="center", fontsize=7, parse_math=False)
-        axs[0].set_ylabel(name, **place)
-        for ax, t in zip(axs, at):
-            ax.imshow(pictures[t])
-    for ax, t in zip(axes[0], steps[0]):
-        ax.set_title(f"frame {t + 1}", fontsize=7, pad=2)
-    bottom, top = (0.02 + below) / height, 1 - 0.2 / height
-    fig.subplots_adjust(left, bottom, 0.995, top, 0.02, 0.02)
+    words = line * (1.2 + sum(1 + name.count("\n") for name in names))
+    below = 0.42 if bar else 0.0
+    tall = min(across * h / w, (TALLEST - words - below) / len(rows) - gap)
+    fig = plt.figure(figsize=(width, words + below + len(rows) * (tall + gap)))
+    at = fig.get_figheight()
+    for k, (name, pictures) in enumerate(zip(names, rows.values())):
+        at -= line * (1 + name.count("\n") + 1.2 * (k == 0)) + tall
+        for i, t in enumerate(steps[k]):
+            ax = _cell(fig, pictures[t], i * (across + gap), at, across, tall)
+            if k == 0:
+                said = f"frame {t + 1}" if across > 0.6 else t + 1
+                ax.set_title(said, fontsize=size, pad=2)
+            if i == 0:
+                place = (0, 2 + 1.2 * size * (k == 0)), "offset points"
+                look = dict(fontsize=size, va="bottom", parse_math=False)
+                ax.annotate(name, (0, 1), place[0], "axes fraction", place[1], **look)
+        at -= gap
     if bar:
-        _colour_bar(fig, left, bar)
+        _colour_bar(fig, bar, size)
     return fig
 
 # %% ../../nbs/gradcam/pictures.ipynb #pictures-10
@@ -204,8 +216,8 @@ class Player:
         return self.html
 
     def _repr_png_(self):
-        fig = strip(self.columns, bar=self.bar)
-        fig.savefig(buffer := io.BytesIO(), format="png", dpi=130)
+        fig = strip(self.columns, bar=self.bar, width=6.2)
+        fig.savefig(buffer := io.BytesIO(), format="png", dpi=180)
         plt.close(fig)
         img = Image.open(buffer).convert("RGB")
         img = img.quantize(palette=img.quantize(256, Image.Quantize.MAXCOVERAGE))

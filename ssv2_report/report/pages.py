@@ -83,16 +83,36 @@ def _fence(text, attributes):
     return f"{ticks} {{{attributes}}}\n{text}\n{ticks}"
 
 
-def _fit(kind, value, line=6.2):
-    "Width of a picture in print: its own in inches where it says so, within the line of so many inches and half a page's height."
-    if kind != "image/png":
-        return ""
+def _inches(kind, value):
+    "Width and height of a picture, and its own width on paper: None where it does not say so."
+    if kind == "image/svg+xml":
+        wide, tall = (
+            float(found[1]) / 72
+            if (found := re.search(rf'<svg[^>]*\s{k}="([\d.]+)pt"', value))
+            else 0
+            for k in ("width", "height")
+        )
+        return wide, tall, wide or None
     from PIL import Image
 
     with Image.open(io.BytesIO(base64.b64decode(value))) as image:
         (wide, tall), dpi = image.size, image.info.get("dpi", (0, 0))[0]
-    share = min(1, wide / dpi / line if dpi > 100 else 1, 0.65 * wide / tall)
+    return wide, tall, wide / dpi if dpi > 100 else None
+
+
+def _fit(kind, value, line=6.2, page=8.3):
+    "Width of a picture in print: its own where it says so, within a line and a page of so many inches."
+    if kind not in ("image/png", "image/svg+xml"):
+        return ""
+    wide, tall, own = _inches(kind, value)
+    share = min(1, own / line if own else 1, page / line * wide / tall if tall else 1)
     return f" width={100 * share:.0f}%" if share < 0.99 else ""
+
+
+def _on_screen(kind, value):
+    "Width of a drawing on a page, in pixels: its type is then as large as the text around it."
+    own = kind == "image/svg+xml" and _inches(kind, value)[2]
+    return f" width={round(96 * 1.45 * own)}" if own else ""
 
 
 def plain(
@@ -213,7 +233,7 @@ class Page:
                 if "width" in size and self.to == "html"
                 else _fit(kind, value)
                 if self.to == "typst"
-                else ""
+                else _on_screen(kind, value)
             )
             caption = options.get("fig-cap") or UNNAMED
             said = options.get("fig-alt") or plain(str(caption))
@@ -294,59 +314,61 @@ def _links(config, nav, current):
     )
 
 # %% ../../nbs/report/pages.ipynb #6e97563a
-def _pandoc(page, site, pages, variables):
-    "Run pandoc on a page's Markdown; its output."
-    import pypandoc
-
-    options, meta = (
-        page.options,
-        {
-            k: page.meta[k]
-            for k in ("title", "subtitle", "description", "date", "abstract", "keywords")
-            if k in page.meta
-        },
-    )
+def _metadata(page, pages):
+    "What pandoc's template and filter know of a page, besides its text."
+    kept = ("title", "subtitle", "description", "date", "abstract", "keywords")
     authors = page.meta.get("author") or []
-    meta["author"] = [
-        a if isinstance(a, dict) else {"name": a}
-        for a in (authors if isinstance(authors, list) else [authors])
-    ]
-    numbered = bool(options.get("number-sections"))
-    defaults = dict(
-        reader="markdown+table_attributes",
-        writer="html5" if page.to == "html" else "typst-citations",
-        standalone=True,
-        template=str(asset("page.html" if page.to == "html" else "page.typ")),
-        filters=[str(asset("filter.lua")), "citeproc"],
-        metadata={
-            "lang": options.get("lang", "en"),
-            "pages": pages,
-            "reference-section-title": "References",
-            "link-citations": options.get("link-citations", True),
-        }
-        | ({"section-numbers": "true"} if numbered else {}),
-        variables=variables,
-        wrap="none",
+    authors = authors if isinstance(authors, list) else [authors]
+    options = page.options
+    known = {k: page.meta[k] for k in kept if k in page.meta} | dict(
+        author=[a if isinstance(a, dict) else {"name": a} for a in authors]
     )
-    if page.to == "html":
-        defaults |= {
-            "number-sections": numbered,
+    return {
+        "lang": options.get("lang", "en"),
+        "pages": pages,
+        "reference-section-title": "References",
+        "link-citations": options.get("link-citations", True),
+        **({"section-numbers": "true"} if options.get("number-sections") else {}),
+        **known,
+    }
+
+
+def _defaults(page, site, variables):
+    "How pandoc turns a page into its target, as a defaults file."
+    options, html5 = page.options, page.to == "html"
+    books = options.get("bibliography") or []
+    books = books if isinstance(books, list) else [books]
+    known = {
+        "reader": "markdown+table_attributes",
+        "writer": "html5" if html5 else "typst-citations",
+        "standalone": True,
+        "template": str(asset("page.html" if html5 else "page.typ")),
+        "filters": [str(asset("filter.lua")), "citeproc"],
+        "bibliography": [str(site / book) for book in books],
+        "variables": variables,
+        "wrap": "none",
+    }
+    if html5:
+        known |= {
+            "number-sections": bool(options.get("number-sections")),
             "html-math-method": {"method": "mathml"},
             "table-of-contents": bool(options.get("toc")),
             "toc-depth": options.get("toc-depth", 3),
         }
-    books = options.get("bibliography") or []
-    defaults["bibliography"] = [
-        str(site / b) for b in (books if isinstance(books, list) else [books])
-    ]
-    for key, value in defaults.pop("metadata").items():
-        meta.setdefault(key, value)
+    return known
+
+
+def _pandoc(page, site, pages, variables):
+    "Run pandoc on a page's Markdown; its output."
+    import pypandoc
+
+    head = yaml.safe_dump(_metadata(page, pages), allow_unicode=True)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "defaults.yaml").write_text(json.dumps(defaults), encoding="utf-8")
-        text = "---\n" + yaml.safe_dump(meta, allow_unicode=True) + "---\n\n" + page.text
+        defaults = json.dumps(_defaults(page, site, variables))
+        (Path(folder) / "defaults.yaml").write_text(defaults, encoding="utf-8")
         run = subprocess.run(
             [pypandoc.get_pandoc_path(), "--defaults", f"{folder}/defaults.yaml"],
-            input=text,
+            input=f"---\n{head}---\n\n{page.text}",
             cwd=site,
             capture_output=True,
             text=True,
