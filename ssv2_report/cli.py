@@ -953,6 +953,7 @@ def explore(
         from ssv2_report.gradcam.explorer import clips_to_explore
 
         clips_to_explore(s, out, clip)
+    check_home()
     check_writable(out, 1e6)
     known = dict(study=study, results=str(out), clip=clip) if trained else {}
     page = write_explorer(out / "explore.ipynb", **known)
