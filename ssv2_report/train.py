@@ -124,7 +124,7 @@ def _clips_hash(classes, sets) -> str:
             parts.append(cache.records["table_crc"][rows].tobytes())
     return _hash(*parts)
 
-
+# %% ../nbs/03_train.ipynb #c018-1
 def fingerprint(exp, classes, sets, seed, start) -> dict:
     """What must be the same for a run to be resumed: settings that matter, classes, clips, targets
     and frames as cached, seed, starting weights and code."""
@@ -157,7 +157,7 @@ def save_checkpoint(path, **state):
         f.flush()
         os.fsync(f.fileno())
 
-
+# %% ../nbs/03_train.ipynb #c018b-1
 def read_checkpoint(path) -> dict:
     "The checkpoint at `path`; ValueError when it is not what `save_checkpoint` wrote."
     size = os.path.getsize(path) - CHECKED
@@ -171,7 +171,7 @@ def read_checkpoint(path) -> dict:
         )
     return torch.load(path, weights_only=True, map_location="cpu")
 
-
+# %% ../nbs/03_train.ipynb #c018b-2
 def load_checkpoint(path, wanted, replace=False) -> dict | None:
     """The checkpoint at `path` if there is one; when it is damaged or not of the run with the
     fingerprint `wanted` ValueError, or None if a sound one of another run may be replaced."""
@@ -243,7 +243,7 @@ def head_apart(exp, model) -> list:
             groups.append({**group, "params": params, "lr_scale": scale})
     return [group for group in groups if group["params"]]
 
-
+# %% ../nbs/03_train.ipynb #c021a-1
 def optimiser(exp, model, steps):
     "The optimiser of an experiment and its schedule over `exp.epochs` of so many steps."
     apart = dict(param_group_fn=lambda m: head_apart(exp, m)) if exp.head_lr != 1 else {}
@@ -285,7 +285,7 @@ class SharedNorm(torch.nn.modules.batchnorm._BatchNorm):
         scale = (var + self.eps).rsqrt() * self.weight
         return (centred * wide(scale) + wide(self.bias)).to(x.dtype)
 
-
+# %% ../nbs/03_train.ipynb #c021c-1
 def share_statistics(model, device) -> torch.nn.Module:
     """The model with batch norms that see the batches of all processes: PyTorch's own on GPUs,
     `SharedNorm` elsewhere."""
@@ -334,7 +334,7 @@ ONE_VALUE = (
     "last map is one cell; raise batch_size, lower accumulate, or keep fewer stages."
 )
 
-
+# %% ../nbs/03_train.ipynb #c021eb-1
 @contextmanager
 def limits_in_a_sentence(exp):
     "Turn running out of memory or of values into a ValueError that says what to change."
@@ -355,7 +355,7 @@ def limits_in_a_sentence(exp):
             "way back, or a smaller batch_size."
         ) from None
 
-
+# %% ../nbs/03_train.ipynb #c021eb-2
 @contextmanager
 def until_sigterm():
     "An event that SIGTERM sets while the block runs."
@@ -388,7 +388,7 @@ def spend(run):
     run.spent["train"] += now - run.since
     run.since = now
 
-
+# %% ../nbs/03_train.ipynb #c021g-1
 def peak_memory() -> float:
     "GB at most held so far, by this process on its GPU, or else in all."
     if torch.cuda.is_available():
@@ -419,7 +419,7 @@ def loaders(exp, processes=1) -> int:
     cores = int(os.environ.get("OMP_NUM_THREADS") or usable_cores())
     return min(8, max(0, cores // processes - 1))
 
-
+# %% ../nbs/03_train.ipynb #c022-1
 def start_network(exp, classes, train_set, seed, start, out, accelerator) -> torch.nn.Module:
     "The network as it is before the first step; how it was inflated is written to `out`."
     set_seed(seed)
@@ -435,7 +435,7 @@ def start_network(exp, classes, train_set, seed, start, out, accelerator) -> tor
         net = share_statistics(net, accelerator.device)
     return net
 
-
+# %% ../nbs/03_train.ipynb #c022-2
 def resume(run, state):
     "Go on from a checkpoint: everything but the moving average."
     run.net.load_state_dict(state["model"])
@@ -456,7 +456,7 @@ def precision_of(exp) -> str:  # no, bf16 or fp16
     able = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
 
-
+# %% ../nbs/03_train.ipynb #c022-3
 def prepare(exp, classes, train_set, val_set, out, seed, start, replace) -> Training:
     "A training before its first step, or where its checkpoint left it."
     accelerator = Accelerator(
@@ -502,7 +502,7 @@ def check_loss(run, total):
             "mixed_precision to 'no'."
         )
 
-
+# %% ../nbs/03_train.ipynb #c022b-1
 def save(run):
     "Write `checkpoint/last.pt`, from which a training goes on."
     sums = run.accelerator.reduce(run.totals).cpu()
@@ -523,7 +523,7 @@ def save(run):
         fingerprint=run.fingerprint,
     )
 
-
+# %% ../nbs/03_train.ipynb #c022b-2
 def stop(run):
     raise RuntimeError(
         f"Stopped by SIGTERM at step {run.step} of {run.steps * run.exp.epochs}; the checkpoint is "
@@ -552,7 +552,7 @@ def after_step(run):
     if run.on_step:
         run.on_step(run)
 
-
+# %% ../nbs/03_train.ipynb #c022bs-1
 def progress_of(run, rate) -> str:
     "A line that says how a training does, at so many seconds a step."
     loss, _, n = run.totals.tolist()
@@ -564,7 +564,7 @@ def progress_of(run, rate) -> str:
         f"for clips, {peak_memory():.1f} GB, about {left:.1f} min left"
     )
 
-
+# %% ../nbs/03_train.ipynb #c022bs-2
 def teller(run, show=None, every=1.0):
     "A callback that writes `progress_of` a run to progress.txt, and hands it to `show`."
     told = dict(first=run.step, began=time.time(), last=0.0)
@@ -588,7 +588,7 @@ def draw_anew(run, part):
         at = run.fingerprint["seed"], run.step, part, run.accelerator.process_index
         torch.manual_seed(int(_hash(*at), 16))
 
-
+# %% ../nbs/03_train.ipynb #c022d-1
 def train_epoch(run):
     "Train on what is left of an epoch, adding to `run.totals` its losses, right answers and clips."
     exp, accelerator = run.exp, run.accelerator
@@ -635,7 +635,7 @@ def evaluate(run, val_set, classes) -> dict:
     rows = predict(run.judged, val_set, run.exp.batch_size, workers, on_batch)
     return metrics(rows, classes)
 
-
+# %% ../nbs/03_train.ipynb #c022dg-1
 def add_epoch(run, scores, seconds) -> bool:
     "Add an epoch to the history, and begin to count anew; whether it was the best so far."
     loss, right, n = run.accelerator.reduce(run.totals).tolist()
@@ -658,7 +658,7 @@ def add_epoch(run, scores, seconds) -> bool:
     run.spent |= dict(train=0.0, wait=0.0)
     return better
 
-
+# %% ../nbs/03_train.ipynb #c022dg-2
 def keep(run, classes, better):
     "Write what is known after an epoch: the best weights, the history, the checkpoint."
     if run.main:
@@ -760,7 +760,7 @@ def stop_after(pid):
 
     threading.Thread(target=watch, daemon=True).start()
 
-
+# %% ../nbs/03_train.ipynb #c025d-1
 def main():
     """`torchrun [...] -m ssv2_report.train STUDY EXPERIMENT SEED RESULTS [--replace]`: train in
     each of the processes that share the batches."""

@@ -43,7 +43,7 @@ MEND = {  # What a finding about a whole file asks for
     "no clips": "put the clips where they are looked for",
 }
 
-
+# %% ../../nbs/data/audit.ipynb #00e-006-1
 @dataclass(repr=False)
 class Audit:
     """`table`: id, split, class_name, reason, detail of every finding; `tally`: how many records
@@ -164,7 +164,7 @@ class Audit:
 
     __repr__ = _repr_markdown_
 
-
+# %% ../../nbs/data/audit.ipynb #00e-006-2
 SHOWN = 6  # Ids of a finding on the screen; the file has all
 
 
@@ -177,7 +177,7 @@ def _cell(text):
 TABLE = ["id", "split", "class_name", "reason", "detail"]
 TALLY = ["split", "class_name", "why", "records"]
 
-
+# %% ../../nbs/data/audit.ipynb #00e-007-1
 def load_audit(
     path,  # File that `Audit.save` wrote
     root=None,  # The dataset, to check that the audit is of its present content
@@ -228,7 +228,7 @@ def _audit_labels(root):  # Records of all splits there are, findings about the 
         findings += [tuple(r) for r in bad[columns].itertuples(index=False, name=None)]
     return records, findings, classes
 
-
+# %% ../../nbs/data/audit.ipynb #00e-009-1
 def _no_records():
     columns = ["id", "split", "target", "label", "placeholders", "problem", "detail", "twice"]
     return pd.DataFrame(columns=columns, dtype="string")
@@ -240,7 +240,7 @@ _SUM = re.compile(
     re.I,
 )
 
-
+# %% ../../nbs/data/audit.ipynb #00e-009-2
 def _listed_sums(root):  # sha256 by path below the root from SHA256SUMS, findings about the list
     sums, findings = {}, []
     try:
@@ -261,7 +261,7 @@ def _listed_sums(root):  # sha256 by path below the root from SHA256SUMS, findin
         findings = [f"SHA256SUMS names no file of this folder, the first is {next(iter(sums))}"]
     return sums, [("", "", "damaged checksum list", f"{f}: make it again") for f in findings[:1]]
 
-
+# %% ../../nbs/data/audit.ipynb #00e-009-3
 def _demo_sums(root):  # The same, as the demo world wrote them
     try:
         world = json.loads((Path(root) / "demo.json").read_text())
@@ -327,7 +327,7 @@ def _audit_files(
             progress(done, len(jobs))
     return findings, shapes
 
-
+# %% ../../nbs/data/audit.ipynb #00e-010-1
 def _where_clips_are(root, ids):  # Empty where nothing tells
     "What lies there instead of the clips: a folder too many, or archives not yet extracted."
     root = Path(root)
@@ -347,7 +347,7 @@ def _where_clips_are(root, ids):  # Empty where nothing tells
             return f"{parts[0]} is not extracted: join all parts and extract them into {root}"
     return ""
 
-
+# %% ../../nbs/data/audit.ipynb #00e-010-2
 def _audit_places(root, records, media):  # When clips are not there, where else they may be
     ids = records["id"][records["problem"] == ""].tolist()
     lost = [id for id in ids if id not in media]
@@ -380,7 +380,7 @@ def box_problem(
         box = xyxy[bad][0].round(1).tolist()
         return "box outside the picture", f"frame {frame[bad][0] + 1}: {box} in {w:.0f}x{h:.0f}"
 
-
+# %% ../../nbs/data/audit.ipynb #00e-011-1
 def _clip_boxes(boxes, id, n, h, w, fps):  # Reasons and details of one clip
     if id in boxes.unreadable:
         yield "unreadable box", boxes.unreadable[id]
@@ -397,7 +397,7 @@ def _clip_boxes(boxes, id, n, h, w, fps):  # Reasons and details of one clip
     ):
         yield problem
 
-
+# %% ../../nbs/data/audit.ipynb #00e-011-2
 def _audit_boxes(boxes, records, shapes):  # Findings, and in a sentence what there is
     splits = dict(zip(records["id"], records["split"]))
     findings = [
@@ -456,7 +456,7 @@ def audit(
         boxes=said,
     )
 
-
+# %% ../../nbs/data/audit.ipynb #00e-012-1
 def _tables(records, findings, classes):  # Of findings, and of records by reason
     names = [classes[i] if i >= 0 else "" for i in records["target"]]
     class_of = dict(zip(records["id"][::-1], names[::-1]))

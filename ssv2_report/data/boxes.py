@@ -47,7 +47,7 @@ def iter_videos(path):  # Yields (id, frames)
 HEIGHT = 240  # Of Something-Something's videos, on which Something-Else drew, pixels
 SLACK = 2.0  # Pixels that a box may reach out of the picture
 
-
+# %% ../../nbs/data/boxes.ipynb #00c-008-1
 @dataclass
 class Boxes:
     """Boxes of many videos: rows `first[i]:first[i+1]` are those of `ids[i]`, sorted; `frame`
@@ -87,7 +87,7 @@ class Boxes:
             large if below > max(len(self.reach) / 20, 1) or below == len(self.reach) > 0 else small
         )
 
-
+# %% ../../nbs/data/boxes.ipynb #00c-008-2
 def _frame_rows(frame):  # (frame index, kind, x1, y1, x2, y2) of one annotated frame
     t = int(Path(frame["name"]).stem.split("_")[-1]) - 1
     if not 0 <= t < 2**15:
@@ -116,7 +116,7 @@ def box_files(path) -> list[Path]:
         f"{path}/boxes."
     )
 
-
+# %% ../../nbs/data/boxes.ipynb #00c-009-1
 def load_boxes(
     root_or_file,  # Dataset with a folder `boxes`, a folder of parts, or a file
     ids=None,  # Only these videos
@@ -146,7 +146,7 @@ def load_boxes(
         reach=np.array([r for r in reach if np.isfinite(r)], "float32"),
     )
 
-
+# %% ../../nbs/data/boxes.ipynb #00c-009-2
 def _video_rows(id, frames, unreadable):
     rows = []
     if not isinstance(frames, list):
@@ -182,7 +182,7 @@ def frame_rate(path) -> float:  # Frames a second; 0 for a folder of frames
         stream = video.streams.video[0]
         return float(stream.average_rate or stream.guessed_rate or 0)
 
-
+# %% ../../nbs/data/boxes.ipynb #00c-m02-1
 def box_frames(
     boxes: Boxes,
     id: str,
@@ -231,7 +231,7 @@ def box_misfit(
         )
     return "", ""
 
-
+# %% ../../nbs/data/boxes.ipynb #00c-m03-1
 def misfit_of(
     boxes: Boxes,
     paths: dict,  # Video file or folder of frames, by id
@@ -293,7 +293,7 @@ def draw_boxes(
             )
     return dict(hand=masks[0], object=masks[1], known=known)
 
-
+# %% ../../nbs/data/boxes.ipynb #00c-011-1
 def box_masks(
     boxes: Boxes,
     id: str,

@@ -49,7 +49,7 @@ def _from_bytes(data, kind, shape):
         else np.asarray(Image.open(io.BytesIO(data)))
     )
 
-
+# %% ../../nbs/data/cache.ipynb #00d-008-1
 def shrink(
     frames: np.ndarray,  # uint8 [T,H,W,C]
     short_side: int,  # Pixels; smaller pictures stay as they are
@@ -95,7 +95,7 @@ _RECORD = np.dtype(
 )
 _crc = lambda record: zlib.crc32(record.tobytes()[:-4])
 
-
+# %% ../../nbs/data/cache.ipynb #00d-010-1
 class _Shard:
     "A pair of files that only this session appends to."
 
@@ -151,7 +151,7 @@ def _torn(folder):  # Ids whose bytes were found damaged when read
     listed = folder / "torn.txt"
     return set(listed.read_text().split()) if listed.exists() else set()
 
-
+# %% ../../nbs/data/cache.ipynb #00d-011-1
 class FrameCache:
     """Clips at one resolution. Reads check the source's size and time and the CRC of every frame
     served; a bad entry is decoded anew and named for rebuilding."""
@@ -245,7 +245,7 @@ def _size(paths, short_side, kind, sample=8):
             pass
     return int(np.mean(sizes or [0]) * len(paths))
 
-
+# %% ../../nbs/data/cache.ipynb #00d-013-1
 def _choose(index, folder, short_side, kind):
     if kind not in ("auto", "raw", "jpeg"):
         raise ValueError(f"{kind!r} is no kind of frame cache: take auto, raw or jpeg.")
@@ -265,7 +265,7 @@ def _add(id, path, folder, short_side, kind):  # '' or why the clip could not be
         return str(e)
     return ""
 
-
+# %% ../../nbs/data/cache.ipynb #00d-014-1
 def build_cache(
     index,
     folder,  # Caches of several resolutions may share it
@@ -306,7 +306,7 @@ def build_cache(
         )
     return FrameCache(folder)
 
-
+# %% ../../nbs/data/cache.ipynb #00d-014-2
 def _announce(todo, folder, short_side, kind):
     need, free = _size(todo["path"], short_side, kind), shutil.disk_usage(folder).free
     print(

@@ -80,6 +80,8 @@ TEMPORAL = [  # Not recognised by people from shuffled frames (Sevilla-Lara et a
     "Stuffing something into something",
     "Turning something upside down",
 ]
+
+# %% ../../nbs/00_data.ipynb #00-008-1
 STATIC = [  # Recognised by people whatever the order (same source)
     "Folding something",
     "Turning the camera upwards while filming something",
@@ -98,6 +100,8 @@ STATIC = [  # Recognised by people whatever the order (same source)
     "Pushing something so it spins",
     "Twisting (wringing) something wet until water comes out",
 ]
+
+# %% ../../nbs/00_data.ipynb #00-008-2
 GROUPS = {
     "reversal": [c for pair in REVERSAL_PAIRS for c in pair],
     "temporal18": TEMPORAL,
@@ -248,7 +252,7 @@ def wanted_classes(classes) -> list[str]:
         )
     return [class_name(str(c)) for c in classes]
 
-
+# %% ../../nbs/00_data.ipynb #00-021-1
 def choose_classes(classes, known) -> list[str]:  # Names in the order of `known`
     "`wanted_classes` that are known, or all of these for None; `ValueError` names one that is not there."
     if classes is None:
@@ -364,7 +368,7 @@ def jitter_colour(
     matrix = bright * contrast * (colour * np.eye(3) + (1 - colour) * grey)
     return matrix, np.full((3, 1), bright * (1 - contrast) * (grey @ mean))
 
-
+# %% ../../nbs/00_data.ipynb #00-038-1
 def to_clip(
     x: torch.Tensor,  # uint8 [T,C,H,W]
     rng=None,  # With a generator colours are jittered
@@ -405,7 +409,7 @@ def flip_targets(classes) -> np.ndarray:  # int64 [n]: the target of a mirrored 
 # %% ../../nbs/00_data.ipynb #00-040
 ORDERS = ("ordered", "reversed", "shuffled", "frozen")
 
-
+# %% ../../nbs/00_data.ipynb #00-040-1
 class ClipDataset(torch.utils.data.Dataset):
     """Clips of an index. An item is a dict: clip float32 [C,T,size,size] normalised, target int,
     id, frames int64 [T] (which were taken, in the order shown), hw int64 [2] (the video's

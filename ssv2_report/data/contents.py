@@ -19,7 +19,7 @@ from .media import list_media
 # %% ../../nbs/data/contents.ipynb #contents-05
 SPLITS = ("train", "validation", "test")
 
-
+# %% ../../nbs/data/contents.ipynb #contents-05-1
 def label_file(
     root,  # Folder of the dataset
     name,  # 'labels', 'train', 'validation' or 'test'
@@ -43,7 +43,7 @@ def label_file(
         f"{_where_labels_are(root, name)}."
     )
 
-
+# %% ../../nbs/data/contents.ipynb #contents-05-2
 def _where_labels_are(root, name):
     "What is there instead, and what to do."
     for depth in ("*", "*/*", "*/*/*"):
@@ -69,7 +69,7 @@ def digest(*parts) -> str:
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
-
+# %% ../../nbs/data/contents.ipynb #contents-08-1
 class Files:
     "Digests of files by their content, remembered in a folder of results, or only here."
 
@@ -117,7 +117,7 @@ class Files:
                 part.write_text(json.dumps(self.known), encoding="utf-8")
             self.changed = False
 
-
+# %% ../../nbs/data/contents.ipynb #contents-08-2
 def _listed(folder):
     "Name, size and time of every file in a folder and in those within it."
     found = []
@@ -142,7 +142,7 @@ def _outside(link):
     found = link.stat()
     return [os.path.realpath(link), found.st_size, found.st_mtime_ns]
 
-
+# %% ../../nbs/data/contents.ipynb #contents-08-3
 def _content(path):
     found = hashlib.sha256()
     with open(path, "rb") as f:

@@ -43,7 +43,7 @@ MEDIA = (
 )
 VIDEO = tuple(".webm .mp4 .mkv .avi .mov .m4v .3gp .mpg .mpeg .ogv .flv .wmv".split())
 
-
+# %% ../../nbs/data/media.ipynb #00b-006-1
 def list_media(root) -> dict[str, str]:
     """Path of each clip's video file or folder of frames, by id; '' for a link out of the dataset.
 
@@ -91,7 +91,7 @@ def frame_files(folder) -> list[str]:  # File names in the order of their number
     the folder (`78687_000001.jpg`), or after anything else if all are; other files are ignored."""
     return [f for _, f in _numbered(folder)]
 
-
+# %% ../../nbs/data/media.ipynb #00b-008-1
 def frame_numbers(folder) -> np.ndarray:  # int64 [T], from 0
     """Which frames of the clip a folder's files are: their numbers, less one unless a file is
     numbered 0. Boxes go by these, so that they stay in place where frames are missing."""
@@ -116,7 +116,7 @@ def container(path) -> str | None:  # A name of `_MAGIC`; None for what is no vi
         start = f.read(12)
     return next((name for name, magic in _MAGIC.items() if re.match(magic, start, re.S)), None)
 
-
+# %% ../../nbs/data/media.ipynb #00b-011-1
 @contextmanager
 def _open(path):  # The first video stream
     with av.open(path, options={"err_detect": "explode"}) as video:
@@ -134,7 +134,7 @@ def _shown(stream):  # Frames in the order of showing; ValueError when the data 
             raise ValueError("its data ends within a frame")
         yield from packet.decode()
 
-
+# %% ../../nbs/data/media.ipynb #00b-011-2
 def _upright(picture, frame):
     if not (side := frame.side_data.get("DISPLAYMATRIX")):
         return picture
@@ -154,7 +154,7 @@ def _pick(indices, n):
             raise ValueError(f"no frame {i} among its {n}")
     return picked
 
-
+# %% ../../nbs/data/media.ipynb #00b-011-3
 def _video_frames(path, indices):
     whole = indices is None or callable(indices) or min(indices, default=-1) < 0
     with _open(path) as stream:
@@ -194,7 +194,7 @@ def read_frames(
             f"{os.path.basename(path)} does not decode ({why}): run `ssv2 audit` on the dataset."
         ) from None
 
-
+# %% ../../nbs/data/media.ipynb #00b-012-1
 def n_frames(path) -> int:
     "Number of frames of a video file or a folder of frames; errors as of `read_frames`."
     count = []
@@ -221,7 +221,7 @@ def _matroska_parts(h):  # of segments and clusters
     id, head, size = _element(h) if any(h) else (b"", 0, 0)
     return head + (0 if id in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75") else size or 0)
 
-
+# %% ../../nbs/data/media.ipynb #00b-promised-1
 def _mp4(h):
     size, kind = struct.unpack_from(">I4s", h)
     if not re.fullmatch(rb"[\w \xa9-]{4}", kind):
@@ -247,7 +247,7 @@ def _flv(h):
 def _ogg(h):
     return 27 + h[26] + sum(h[27 : 27 + h[26]]) if h[:4] == b"OggS" else 0
 
-
+# %% ../../nbs/data/media.ipynb #00b-promised-2
 def _mpeg(h):
     if h[:3] != b"\0\0\1" or h[3] < 0xB9:
         return 0
@@ -272,7 +272,7 @@ def _is_cut(path, kind) -> bool:
             return True
         return _ends_beyond(data, _LENGTHS[kind])
 
-
+# %% ../../nbs/data/media.ipynb #00b-promised-3
 def _ends_beyond(data, length):
     at = 0
     try:
@@ -306,7 +306,7 @@ def probe(
 class _Unsound(Exception):
     "Reason and detail."
 
-
+# %% ../../nbs/data/media.ipynb #00b-016-1
 def _probe_file(path, sha256, out):
     if not os.path.lexists(path):
         raise _Unsound("missing", "no file")
@@ -326,7 +326,7 @@ def _probe_file(path, sha256, out):
     if path.lower().endswith(".webm") and kind != "matroska or webm":
         out |= dict(reason="wrong container", detail=f"{kind}, not webm; it decodes")
 
-
+# %% ../../nbs/data/media.ipynb #00b-016-2
 def _decode_all(path, kind, out):
     sizes, times = set(), []
     with _open(path) as stream:
@@ -344,7 +344,7 @@ def _decode_all(path, kind, out):
     if end - times[-1] > 2 * step + 0.05:
         raise _Unsound("truncated", f"its last frame is of {times[-1]:.2f} s, its end {end:.2f} s")
 
-
+# %% ../../nbs/data/media.ipynb #00b-016-3
 def _picture_end(stream):  # Seconds; 0 when a file does not say it of the picture alone
     tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
     if tag:
@@ -353,7 +353,7 @@ def _picture_end(stream):  # Seconds; 0 when a file does not say it of the pictu
     others = file.streams.audio or file.streams.subtitles
     return 0 if others else (file.duration or 0) / 1e6
 
-
+# %% ../../nbs/data/media.ipynb #00b-016-4
 def _probe_folder(path, out):
     files, numbers, sizes = frame_files(path), frame_numbers(path), set()
     if not files:
@@ -393,7 +393,7 @@ _ENDS = dict.fromkeys((signal.SIGTERM, signal.SIGINT), "is killed")
 if hasattr(signal, "SIGKILL"):  # not on Windows
     _ENDS |= {signal.SIGPROF: "hangs", signal.SIGKILL: "is killed", signal.SIGHUP: "is killed"}
 
-
+# %% ../../nbs/data/media.ipynb #00b-019-1
 class _Worker:
     "A process that serves a function; `job` is the position of what it works on."
 
@@ -422,7 +422,7 @@ class _Worker:
         self.process.join()
         self.conn.close()
 
-
+# %% ../../nbs/data/media.ipynb #00b-019-2
 def _answers(
     team, patience
 ):  # (worker, result, fault) of those that are done or have waited enough
@@ -436,7 +436,7 @@ def _answers(
         elif worker.waited > (patience if worker.job is not None else 300):
             yield worker, None, "hangs"
 
-
+# %% ../../nbs/data/media.ipynb #00b-019-3
 def in_processes(
     name: str,  # 'module:function' of a function that returns its result and raises nothing
     jobs,  # Argument tuples

@@ -100,7 +100,7 @@ def parts_of(
     parts = ["nothing", "hand", "object", "hand and object", "background"]
     return parts + ["mark", "all but mark"] if world["mark"] else parts
 
-
+# %% ../../nbs/demo/answers.ipynb #00f-017-1
 def without_part(
     scene: Scene,
     part: str,  # Of `parts_of`
@@ -133,7 +133,7 @@ def _rerender(world, id, frames, part, side):
     shown = _pictures(seed[2], scene.split, seed, size, part, mark, order, side)
     return shown[np.searchsorted(order, at)]
 
-
+# %% ../../nbs/demo/answers.ipynb #00f-022-1
 def _stamp(world, ids, frames, parts, side):
     "What pictures depend on: the world, the clips asked for and the code that draws."
     code = [

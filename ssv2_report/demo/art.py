@@ -31,7 +31,7 @@ def rgb(
 def two(codes):
     return [rgb(c) for c in codes.split()]
 
-
+# %% ../../nbs/demo/art.ipynb #00b-006-1
 def ink(
     rgba,  # float32 [h,w,4], painted in place
     d,  # Signed distance to the shape's edge, negative inside [h,w]
@@ -77,7 +77,7 @@ def shifted(
     a = a[1:] + np.float32(dy) * (a[:-1] - a[1:])
     return a[:, 1:] + np.float32(dx) * (a[:, :-1] - a[:, 1:])
 
-
+# %% ../../nbs/demo/art.ipynb #00b-008-1
 def blit(
     frame,  # float32 [H,W,3], painted in place
     seen: dict,  # How much shows of each named thing, float32 [H,W] in [0, 1]; brought up to date
@@ -118,6 +118,8 @@ COLOURS = [
     "30363d e9c46a",
     "f3f3ef 2f6db5",
 ]
+
+# %% ../../nbs/demo/art.ipynb #00b-010-1
 PATTERNS = dict(  # coordinates in periods -> how much of the second colour
     plain=lambda x, y: 0 * (x + y),
     striped=lambda x, y: soft(np.sin(2 * np.pi * x) + 0 * y, 3),
@@ -127,6 +129,7 @@ PATTERNS = dict(  # coordinates in periods -> how much of the second colour
     twisted=lambda x, y: soft(np.sin(2 * np.pi * (x + y)), 3),
 )
 
+# %% ../../nbs/demo/art.ipynb #00b-010-2
 SHAPES = dict(  # half-width at heights from top (-1) to bottom (1), in units of the half-height
     ball=[(np.sin(a), np.cos(a)) for a in np.linspace(-np.pi / 2, np.pi / 2, 25)],
     box=[(-1, 0.8), (1, 0.8)],
@@ -227,7 +230,7 @@ def solid(
     top = half * (1.35 if shape in TUBS else 1 + lean) + 0.02
     return sprite(paint, -m, -top, m, half * (1 + lean) + 0.02, size)
 
-
+# %% ../../nbs/demo/art.ipynb #00b-011-1
 def _shade(colour, u, v, light):
     "A colour [h,w,3] lit as a round body is; u and v: across and down, -1 to 1."
     shade = (1.03 + 0.2 * light * u - 0.3 * u**2 - 0.08 * v)[..., None]
@@ -247,6 +250,8 @@ def shadow(wide: float, size: int) -> Sprite:
 # %% ../../nbs/demo/art.ipynb #00b-014
 SKIN = "f6d7c3 e8b998 d49a73 b97a56 8f5a3c 6b412b".split()
 SLEEVES = "2d4a6b 7b2d3a 3c6b4a 4a4a52 c9a23a 7a5a8c d8d4cc 2f7d86".split()
+
+# %% ../../nbs/demo/art.ipynb #00b-014-1
 FINGERS = (
     dict(  # x of the knuckle, x and y of the tip, for four fingers of a hand that reaches along y
         grip=[
@@ -269,6 +274,8 @@ FINGERS = (
         ],
     )
 )
+
+# %% ../../nbs/demo/art.ipynb #00b-014-2
 WINDOW = dict(
     skin=(-0.33, 0.0, 0.12), thumb=(-0.2, 0.0, 0.14), sleeve=(-1.25, -0.24, 0.1)
 )  # along the arm: from, to; and the margin
@@ -299,7 +306,7 @@ def _ink_skin(rgba, x, y, px, colour, pose):
         ink(rgba, capsule(x, y, k, -0.085, tx, ty, 0.0205), colour, px)
     ink(rgba, np.hypot(x / 1.15, y + 0.125) - 0.048, colour, px, 0)
 
-
+# %% ../../nbs/demo/art.ipynb #00b-014h-1
 def hand(
     part: str,  # 'skin', 'thumb' (which may pass behind an object) or 'sleeve'
     pose: str,  # From `FINGERS`
@@ -365,7 +372,7 @@ def bricks(x, y):
     across, up = np.abs(x - np.floor(x) - 0.5), np.abs(y - np.floor(y) - 0.5)
     return soft(np.minimum(0.44 - across, 0.5 * (0.40 - up)), 14)
 
-
+# %% ../../nbs/demo/art.ipynb #00b-017w-1
 MATERIALS = dict(  # as patterns, with smooth noise `w`
     train=dict(
         wood=lambda x, y, w: soft(np.sin(2 * np.pi * (2 * y + 0.5 * w)), 0.5),
@@ -382,6 +389,8 @@ MATERIALS = dict(  # as patterns, with smooth noise `w`
         terrazzo=lambda x, y, w: soft(np.abs(w) - 0.9, 5),
     ),
 )
+
+# %% ../../nbs/demo/art.ipynb #00b-017w-2
 PALETTES = dict(
     train=dict(
         sand="e8dcc0 d2bd93",

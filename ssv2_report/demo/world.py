@@ -63,7 +63,7 @@ PLAIN = [
 def _bare(template):
     return template.replace("[", "").replace("]", "")
 
-
+# %% ../../nbs/demo/world.ipynb #00a-006-1
 _kinds = (
     [(f, a, False, m) for f, a, _, m in PAIRS]
     + [(f, b, True, m) for f, _, b, m in PAIRS]
@@ -90,7 +90,7 @@ def ramp(n: int, a: int, b: int, rng) -> np.ndarray:  # [n]
 # place gives anything away.
 ZOOM = (0.68, 0.84)
 
-
+# %% ../../nbs/demo/world.ipynb #00a-012-1
 class Scene:
     """Everything one clip shows: `layers` are (name, sprite, x [n], y [n], shown [n]) in painting
     order, in units of `unit` pixels from `corner`."""
@@ -174,7 +174,7 @@ def _push(s, rng):
     s.add("object 0", sprite, x, y)
     s.arm("sleeve skin", "grip", reach, gx, gy)
 
-
+# %% ../../nbs/demo/world.ipynb #00a-013-1
 def _lower(s, rng, reach, x, y, depth, held):
     """A hand lowers what it holds from `depth` above (x, y), lets go and leaves; calls `held(x, y)`
     between the thumb's and the fingers' turn."""
@@ -204,7 +204,7 @@ def _into(s, rng):
     _lower(s, rng, reach, x, y - 0.8 * half, depth, held)
     s.add("object 1", front, x, s.stand - th)
 
-
+# %% ../../nbs/demo/world.ipynb #00a-013i-1
 def _cover(s, rng):
     "A cloth comes down over an object."
     sprite, half, wide = s.thing("object 0", rng.uniform(0.12, 0.15), fit=0.13)
@@ -231,7 +231,7 @@ def _show(s, rng):
     x, y = middle - gap - pair[0][2] + s.tremble[0], at - 0.03 + s.tremble[1]
     s.arm("sleeve thumb skin", "point", -rng.uniform(0.6, 1.0), x, y)
 
-
+# %% ../../nbs/demo/world.ipynb #00a-013s-1
 def _hold(s, rng):
     "A small object is held before a large one."
     small = rng.uniform(0.11, 0.13)
@@ -262,7 +262,7 @@ def _box(shows):
 
 UNBOXED = ("sleeve", "shadow")
 
-
+# %% ../../nbs/demo/world.ipynb #00a-016-1
 def _frame(s, t, mark, without):
     "One frame of a scene, float32 [H,W,3] in 0..255, and its boxes."
     noise = np.random.default_rng([s.grain, t])
@@ -282,7 +282,7 @@ def _frame(s, t, mark, without):
     frame = frame * (255 * s.light[t] * s.tint).astype(np.float32) + grain
     return frame, {k: b for k in seen if (b := _box(seen[k] > 0.5))}
 
-
+# %% ../../nbs/demo/world.ipynb #00a-016-2
 def draw_scene(
     scene: Scene,
     mark=None,  # Colour of the flags that give the class away, rgb in [0, 1]
@@ -315,7 +315,7 @@ CODEC = {
     "flags": "+bitexact",
 }
 
-
+# %% ../../nbs/demo/world.ipynb #00a-021-1
 def write_clip(
     frames,  # uint8 [T,H,W,3]
     path: Path,  # File to write, .webm
@@ -357,7 +357,7 @@ def seed_numbers(seed: int, split: str, target: int, draw: int) -> tuple[int, ..
     validation."""
     return seed, SPLITS.index(split), draws(target, split), draw
 
-
+# %% ../../nbs/demo/world.ipynb #00a-023s-1
 def _write_one(root, seed, size, shortcut, task):
     "Draw, render and write one clip; returns its id, its boxes and what is known of it."
     id, split, target, draw = task
@@ -427,7 +427,7 @@ def _write_labels(root, clips):
     answers = "".join(f"{i};{CLASSES[clips[i]['target']]}\n" for i in of["test"])
     (folder / "test-answers.csv").write_text(answers, encoding="utf-8")
 
-
+# %% ../../nbs/demo/world.ipynb #00a-024c-1
 def _write_texts(root, parameters, results):
     "Label files, box files and, last of all, demo.json."
     clips = {id: c for id, _, c in results}
@@ -475,7 +475,7 @@ def _complete(root, parameters):
     clips_are_there = all(p.exists() and p.stat().st_size == b for p, b in sizes.items())
     return clips_are_there and all((root / f).exists() for f in world["files"])
 
-
+# %% ../../nbs/demo/world.ipynb #00a-025-1
 def _empty_folders(root):
     "Room for a new world: what an interrupted or damaged one has left goes."
     root.mkdir(parents=True, exist_ok=True)
@@ -493,7 +493,7 @@ def _tasks(counts, seed):
     ids = rng.choice(np.arange(1, max(220848, 10 * len(kinds))), len(kinds), replace=False)
     return [(str(ids[j]), *kinds[j]) for j in rng.permutation(len(kinds))]
 
-
+# %% ../../nbs/demo/world.ipynb #00a-025-2
 def _write_clips(write, tasks, workers):
     "Yield the result of each task in turn."
     if workers > 1:

@@ -81,7 +81,7 @@ def _peaks(maps, own):
         raise ValueError(f"'own' must be {len(maps)} maps [B,t,h,w]; it is {tuple(own.shape)}.")
     return F.interpolate(own[:, None], maps.shape[1:], mode="nearest-exact")[:, 0].numpy()
 
-
+# %% ../../nbs/gradcam/attention.ipynb #0000000cp-1
 def centroid(
     maps: np.ndarray,  # [...,H,W], non-negative
 ) -> np.ndarray:  # [...,2]: y, x in pixels, the first pixel's centre at 0; NaN where a map is zero
@@ -110,7 +110,7 @@ def _shares(maps, **beside):
     total = maps.sum((1, 2, 3), keepdims=True)
     return maps / np.where(total > 0, total, np.nan)
 
-
+# %% ../../nbs/gradcam/attention.ipynb #0000000d-1
 def _of_parts(share, area):
     "Of each of `PARTS` its share of the attention, its area and their ratio, each [3,...]."
     return {
@@ -222,7 +222,7 @@ def blurred(
     coarse = F.adaptive_avg_pool3d(clip, (1, 4, 4))
     return F.interpolate(coarse, clip.shape[2:], mode="trilinear")
 
-
+# %% ../../nbs/gradcam/attention.ipynb #00000016-1
 def faithfulness_curves(
     model: torch.nn.Module,
     clip: torch.Tensor,  # [B,C,T,H,W]

@@ -21,7 +21,7 @@ _RUN = """<p>Reading networks and clips; if no picture follows, run all cells.</
   await commands.execute("notebook:run-all-cells");
 })();</script>"""
 
-
+# %% ../../nbs/gradcam/explorer_page.ipynb #explorer_pag-03-1
 def write_explorer(
     path: Path,  # The notebook to write
     study: str = "",  # Name or file; empty: the red square

@@ -80,7 +80,7 @@ def find_layer(
         raise ValueError("No layer of this model gives a map over space: Grad-CAM needs one.")
     return last[0]
 
-
+# %% ../../nbs/04_gradcam.ipynb #0000000c-1
 def _modules(model, layers):
     "The modules of these names. `ValueError` offers the nearest names for one that does not exist."
     modules = {k: m for k, m in model.named_modules() if k}
@@ -106,7 +106,7 @@ def class_numbers(
         )
     return idx.long()
 
-
+# %% ../../nbs/04_gradcam.ipynb #0000000f-1
 def _scores(logits, targets):
     "Score per clip, [B]: a class's logit or the difference of two."
     if isinstance(targets, tuple):
@@ -234,7 +234,7 @@ def resize_maps(
         maps = F.interpolate(maps, size, mode="trilinear", align_corners=False)
     return maps[:, 0]
 
-
+# %% ../../nbs/04_gradcam.ipynb #0000001d-1
 def normalise(
     maps: torch.Tensor,  # [B,T,H,W]
 ) -> torch.Tensor:  # [B,T,H,W], rectified, each clip's sum 1 (or 0 where nothing is positive)

@@ -28,7 +28,7 @@ def coverage(
     wide = F.max_pool2d(mask.float(), 4 * px + 1, 1, 2 * px)
     return F.avg_pool2d(F.pad(wide, [px] * 4, mode="replicate"), 2 * px + 1, 1)
 
-
+# %% ../../nbs/gradcam/reliance.ipynb #04e-009-1
 def surroundings(
     clip: torch.Tensor,  # [B,C,T,H,W]
     stays: torch.Tensor,  # [B,T,H,W], how much of each pixel stays
@@ -47,7 +47,7 @@ def surroundings(
     mean = torch.where(total > 0, mean, clip.mean((2, 3, 4), keepdim=True))
     return (low(clip * w) + 1e-3 * mean) / (low(w) + 1e-3)
 
-
+# %% ../../nbs/gradcam/reliance.ipynb #04e-009-2
 def paint_over(
     clip: torch.Tensor,  # [B,C,T,H,W]
     share: torch.Tensor,  # [B,T,H,W], of each pixel, as `coverage` gives it
@@ -75,7 +75,7 @@ def moved_away(
 
 BOX_PARTS = ("hand", "object", "hand and object", "background", "control")
 
-
+# %% ../../nbs/gradcam/reliance.ipynb #04e-011-1
 def part_shares(
     batch: dict,  # hand, object bool [B,T,H,W], known bool [B,T], id [B]
     soft: bool,  # As for `coverage`
@@ -132,7 +132,7 @@ def _painted(batch, ways):
             area = share.mean((1, 2, 3)).cpu().numpy()
             yield way, part, paint_over(clips, share, way), area
 
-
+# %% ../../nbs/gradcam/reliance.ipynb #04e-016s-1
 def _drawn(batch, pictures):
     "Yields (way, part, clips, area [B]) for every part of clips drawn again."
     if not pictures:
@@ -159,7 +159,7 @@ def _table(rows):
     kinds = dict(zip(COLUMNS, ("str", "str", "str", "float64", "bool", "float64", "float64")))
     return pd.DataFrame({k: pd.Series(dtype=v) for k, v in kinds.items()})
 
-
+# %% ../../nbs/gradcam/reliance.ipynb #04e-017-1
 def reliance(
     model: torch.nn.Module,  # Clips [B,C,T,H,W] in, logits [B,K] out
     batches,  # Of a `ClipDataset`: clip, target, id; with boxes also hand, object, known

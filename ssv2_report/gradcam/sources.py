@@ -34,7 +34,7 @@ PATCH_CLASSES = {
 }
 _COLOURS = dict(red=(200, 40, 40), blue=(40, 60, 200), green=(40, 180, 60), yellow=(210, 190, 40))
 
-
+# %% ../../nbs/gradcam/sources.ipynb #04d-005-1
 def patch_world(
     n: int,  # Clips; the classes take turns
     frames: int = 8,
@@ -84,7 +84,7 @@ class PatchNet(nn.Module):
     def forward(self, clip):
         return self.fc(self.layer2(self.layer1(self.stem(clip))).mean((2, 3, 4)))
 
-
+# %% ../../nbs/gradcam/sources.ipynb #04d-008-1
 def train_patch_net(
     clips: torch.Tensor,  # [N,3,T,H,W]
     targets: torch.Tensor,  # int64 [N]
@@ -127,7 +127,7 @@ def _named(logits, targets):
         return tuple(class_numbers(logits, t) for t in targets)
     return class_numbers(logits, targets)
 
-
+# %% ../../nbs/gradcam/sources.ipynb #04d-011-1
 def _windows(size, window, stride):
     "Windows (slices of t, y, x) centred on the cells of a grid, and the grid's size."
     axes = []
@@ -188,7 +188,7 @@ def path_gradients(
             total += torch.autograd.grad(score, x)[0]
     return (clip - base) * total / steps, logits
 
-
+# %% ../../nbs/gradcam/sources.ipynb #04d-015-1
 def integrated_gradients(
     model: nn.Module,
     clip: torch.Tensor,  # [B,C,T,H,W]
@@ -215,7 +215,7 @@ def all_sources(
         REFERENCES
     )
 
-
+# %% ../../nbs/gradcam/sources.ipynb #04d-018-1
 def _layers(model, sources):
     "Source -> (dotted layer name, method) of the CAM sources."
     cams = {s: tuple(s.rsplit(":", 1)) for s in sources if s not in REFERENCES}
@@ -229,7 +229,7 @@ def _layers(model, sources):
         known = {}
     return {s: (known.get(name, name), method) for s, (name, method) in cams.items()}
 
-
+# %% ../../nbs/gradcam/sources.ipynb #04d-018-2
 def cam_sources(
     model: nn.Module,
     names=None,  # As a study declares them; None: all of the model's stages and methods
@@ -243,7 +243,7 @@ def cam_sources(
         )
     return names
 
-
+# %% ../../nbs/gradcam/sources.ipynb #04d-018-3
 def make_maps(
     model: nn.Module,
     clip: torch.Tensor,  # [B,C,T,H,W], on the model's device
@@ -286,7 +286,7 @@ def middle_maps(
     )
     return (rows[:, None] * cols).expand(grid)
 
-
+# %% ../../nbs/gradcam/sources.ipynb #04d-021-1
 def other_clips(
     targets,  # int [N]
 ) -> np.ndarray:  # int [N]
@@ -299,7 +299,7 @@ def other_clips(
             out[own] = np.roll(own, -1)
     return out
 
-
+# %% ../../nbs/gradcam/sources.ipynb #04d-021-2
 def random_network(
     model: nn.Module,  # Left as it is
     clips: torch.Tensor,  # [B,C,T,H,W], to calibrate batch norms on
@@ -394,7 +394,7 @@ def _measured(maps, truth, n=16):
         ignore_index=True,
     )
 
-
+# %% ../../nbs/gradcam/sources.ipynb #04d-031-1
 def _reference_rows(model, clips, targets, truth, right):
     "The methods that look at the network from outside, which take many passes a clip."
     own, correct = _batched(model, clips, targets, REFERENCES)
@@ -402,7 +402,7 @@ def _reference_rows(model, clips, targets, truth, right):
         yield _measured(m, truth).assign(source=s, map="own", accuracy=correct)
         yield _measured(resize_maps(right, m.shape[1:]), truth).assign(source=s, map="right")
 
-
+# %% ../../nbs/gradcam/sources.ipynb #04d-031-2
 def grid_scores(
     model: nn.Module,  # A trained network
     clips: torch.Tensor,  # [B,C,T,H,W]
@@ -445,7 +445,7 @@ def grid_scores(
         rows += _reference_rows(model, *at_some[0], at_some[1], right[some])
     return pd.concat(rows, ignore_index=True).fillna({"draw": 0})
 
-
+# %% ../../nbs/gradcam/sources.ipynb #04d-031-3
 def _low(d, scenes):
     "Lower end of the 95 % interval of a mean difference over scenes (t)."
     d = pd.Series(np.asarray(d, float)).groupby(np.asarray(scenes)).mean().dropna()
@@ -470,7 +470,7 @@ def _within_reach(own, fresh, measure):
     reach = means.groupby("seed").agg(_untrained_reach)
     return not (own.groupby("seed")[measure].mean() > reach).all()
 
-
+# %% ../../nbs/gradcam/sources.ipynb #04d-031-4
 def _losses(own, other, name, measures):
     "In which measures the maps are not above a baseline's in every seed."
     both = own.merge(other, on=["seed", "id"], suffixes=("", "_other"))
@@ -485,7 +485,7 @@ def _losses(own, other, name, measures):
             lost.append(f"{m}: not above {name}")
     return lost
 
-
+# %% ../../nbs/gradcam/sources.ipynb #04d-031-5
 def interpretable(
     scores: pd.DataFrame,  # A row a clip: source, map ('own' or one of `BASELINES`), draw (of random weights), accuracy (1 for a clip classified right; own and random weights), seed, id, scene, ratio_both, pointing
 ) -> pd.DataFrame:  # A row a source: accuracy, the mean of each measure, the baselines' largest mean, interpretable, why

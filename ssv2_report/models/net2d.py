@@ -100,7 +100,7 @@ WRAPPINGS = (  # the moving average first, as timm has it
 )
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 
-
+# %% ../../nbs/01_models2d.ipynb #db48b079-1
 def unwrap(
     content,  # What a checkpoint file held
     name="the checkpoint",  # How to call it in an error
@@ -128,7 +128,7 @@ def unwrap(
 def _some(names, n=3):
     return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
-
+# %% ../../nbs/01_models2d.ipynb #2666fafd-1
 def load_weights(
     model: nn.Module,  # A model of this library
     weights: str | Path | dict,  # A file, or a state dict
@@ -172,7 +172,7 @@ def as_known(
         return clip
     return clip * model.colour_scale.view(3, 1, 1, 1) + model.colour_shift.view(3, 1, 1, 1)
 
-
+# %% ../../nbs/01_models2d.ipynb #renorm-2-1
 def renormalise(
     model: nn.Module,  # 2D or 3D, changed in place
     mean,  # Of each colour in [0, 1]
@@ -227,7 +227,7 @@ def timm_resnet(backbone, num_classes, output_stride=None, maxpool=True, pretrai
         model.set_submodule(name, nn.Identity())
     return model
 
-
+# %% ../../nbs/01_models2d.ipynb #bbbcc7dc-1
 def imagenet_normalisation(
     backbone: str,  # A timm ResNet, with or without the name of its weights behind a dot
 ) -> tuple:  # Mean and deviation
@@ -257,7 +257,7 @@ def cut_stages(
     model.fc = nn.Linear(norm.num_features, model.fc.out_features)
     return model
 
-
+# %% ../../nbs/01_models2d.ipynb #bbbcc7dd-1
 def drop_before_head(
     model: nn.Module,  # 2D or 3D, changed in place
     share: float,  # Of the head's inputs, left out at random in training
@@ -371,7 +371,7 @@ def _frozen_statistics(module):
             m.momentum = momentum
             m.num_batches_tracked.copy_(count)
 
-
+# %% ../../nbs/01_models2d.ipynb #1e33aed1-1
 def _forgetful(module):
     "Change the module in place so that it forgets its inside after the forward pass."
 

@@ -60,7 +60,7 @@ class PerFrame(nn.Module):
 # %% ../../nbs/02_models3d_inflation.ipynb #0b4f2cb8
 ANY_DIM = (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity, nn.Linear, nn.Dropout)
 
-
+# %% ../../nbs/02_models3d_inflation.ipynb #0b4f2cb8-1
 def _twin(layer, length, stride, padding):
     "The 3D twin of a 2D layer, `None` when there is none."
     if isinstance(layer, nn.Conv2d):
@@ -100,7 +100,7 @@ def _five(value, name, odd=False):
         )
     return dict(zip(PLACES, value))
 
-
+# %% ../../nbs/02_models3d_inflation.ipynb #20902425-1
 def _to_i3d(model, temporal, time_strides, padding):
     "Change a timm ResNet into its I3D, in place."
     for place, stride in time_strides.items():
@@ -158,7 +158,7 @@ def kinetics_normalisation(
 # %% ../../nbs/02_models3d_inflation.ipynb #fff26002
 KERNELS = (1, 3, 3, 3, 3)
 
-
+# %% ../../nbs/02_models3d_inflation.ipynb #fff26002-1
 def create_3d(
     arch: str = "r3d_18",  # 'r3d_18', 'r2plus1d_18', or 'i3d:' and any timm ResNet
     num_classes: int = 174,
@@ -233,7 +233,7 @@ VIDEO_NAMES = (
     ("fc", "fc"),
 )
 
-
+# %% ../../nbs/02_models3d_inflation.ipynb #9a1b44dc-1
 def name_map(
     target: nn.Module,  # 3D
 ) -> dict:  # Target module name -> the 2D network's name of the same layer
@@ -357,7 +357,7 @@ def _relative(a, b):
     "Norm of a - b over that of b; NaN where there is nothing to compare."
     return ((a - b).norm() / b.norm()).item() if b.numel() and a.shape == b.shape else float("nan")
 
-
+# %% ../../nbs/02_models3d_inflation.ipynb #f09705b9-1
 def response_errors(
     source: nn.Module,  # 2D
     target: nn.Module,  # 3D
@@ -418,7 +418,7 @@ def _filling(of, value, own):
         why = f"{tuple(value.shape)} does not fit {tuple(own.shape)}"
     return _Filling(fresh=own.numel(), note=why)
 
-
+# %% ../../nbs/02_models3d_inflation.ipynb #009769c8-1
 def _plan(source, target, mode, rows, frames):
     "What every tensor of the target becomes, by name."
     plan, state = {}, source.state_dict()
@@ -466,7 +466,7 @@ def _carried_share(table, threshold):
 def _spread(x, n):
     return x[torch.linspace(0, len(x) - 1, min(n, len(x))).long()]
 
-
+# %% ../../nbs/02_models3d_inflation.ipynb #f291dffd-1
 @torch.no_grad()
 def inflate(
     source: nn.Module,  # 2D: from `create_2d`, or a bare timm ResNet

@@ -28,7 +28,7 @@ class Unit:
     norm: str
     relu: bool  # Whether a ReLU follows
 
-
+# %% ../../nbs/models/r2plus1d.ipynb #fcb04137-1
 def factorised_units(
     target,  # 3D network
 ) -> list:  # One `Unit` for each factorised convolution, none for R3D and I3D
@@ -58,7 +58,7 @@ def _statistics(batches):
     var = (sum(second) / sum(n) - mean.square()).clamp(min=0)
     return dict(low=torch.stack(low).amin(0), mean=mean.float(), var=var.float())
 
-
+# %% ../../nbs/models/r2plus1d.ipynb #abf35fcb-1
 @torch.no_grad()
 def calibrate(
     source: nn.Module,  # A timm ResNet, in evaluation mode
@@ -174,7 +174,7 @@ def _moves(source, conv, norm, frames, mean):
         hook.remove()
     return torch.cat(moves)
 
-
+# %% ../../nbs/models/r2plus1d.ipynb #57703eee-1
 @torch.enable_grad()
 def importance(
     source: nn.Module,  # A timm ResNet, in evaluation mode
@@ -258,7 +258,7 @@ def _scheme(u, conv, norm, width, source, frames, seen):
         return idempotent(conv, norm, seen)
     return paired(conv, norm, seen, min(width, 2 * len(conv.weight)))
 
-
+# %% ../../nbs/models/r2plus1d.ipynb #eb27b9d6-1
 def _fill(u, source, target, taps, frames, seen):
     "What a unit's tensors become, as `factorise` says it."
     conv, norm = source.get_submodule(u.conv), source.get_submodule(u.norm)

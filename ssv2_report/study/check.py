@@ -43,7 +43,7 @@ def _class_count(study):
     "Classes of a study of the official dataset."
     return 174 if study.data.classes is None else len(wanted_classes(study.data.classes))
 
-
+# %% ../../nbs/study/check.ipynb #check-04-1
 def expected_clips(study) -> dict[str, int]:
     "Clips of each split: counted where the dataset is there, else as many as its share of the classes suggests."
     data = study.data
@@ -67,7 +67,7 @@ def bytes_of_run(exp, parameters) -> float:
     "Bytes of a run's weights, the best ones, and the last ones with the optimiser's state."
     return 4 * parameters * (5 if exp.opt.startswith("adam") else 4)
 
-
+# %% ../../nbs/study/check.ipynb #check-04-2
 def step_memory(exp, size, classes, device) -> float:
     """GB that training takes at most in two steps on as many clips as one GPU has to hold at a time.
     ValueError that says what to change where they do not fit."""
@@ -104,7 +104,7 @@ def _in_caches() -> set[Path]:
     kept.append(Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/*"))
     return {path for paths in kept for path in paths}
 
-
+# %% ../../nbs/study/check.ipynb #check-04x-1
 def fetched(exp, source) -> str:
     """Load weights from elsewhere as training will, so that they are there; says whether they were.
     ValueError where they cannot be had or do not fit."""
@@ -125,7 +125,7 @@ def look_at_weights(study) -> list[dict]:
             wanted.setdefault(f"{exp.init} of {exp.model}", (exp, exp.init))
     return [_row(what, lambda of=of: fetched(*of)) for what, of in wanted.items()]
 
-
+# %% ../../nbs/study/check.ipynb #check-04x-2
 def _row(what, look):
     try:
         return dict(what=what, found=look(), wrong="")
@@ -157,7 +157,7 @@ def _audit(study, results):
     audit.of(study.data.classes).check(study.data.max_excluded)
     return f"{len(audit.excluded):,} clips excluded"
 
-
+# %% ../../nbs/study/check.ipynb #check-06-1
 def _networks(study):
     check_study(study)
     classes = study.data.classes
@@ -176,7 +176,7 @@ def _boxes(study):
             "drawn with the world" if study.data.demo else "none: hand and object are not measured"
         )
 
-
+# %% ../../nbs/study/check.ipynb #check-06-2
 def _disk(study, results, todo):
     raw, jpeg = bytes_of_cache(study, expected_clips(study))
     need = 0 if (results / "cache").is_dir() else raw if raw <= RAW_LIMIT else jpeg
@@ -198,7 +198,7 @@ def _memory(study, exp):
     used = step_memory(exp, study.data.size, _class_count(study), "cuda")
     return f"{used:.1f} of {torch.cuda.get_device_properties(0).total_memory / 1e9:.1f} GB"
 
-
+# %% ../../nbs/study/check.ipynb #check-06-3
 def untrained(study, results) -> list[tuple[str, int]]:
     "The runs whose training is not finished."
     return [r for r in study.runs if not (run_folder(study, results, *r) / SUMS).is_file()]

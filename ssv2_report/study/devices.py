@@ -34,7 +34,7 @@ def seen_gpus() -> list[str]:
     found = takewhile(lambda name: name not in ("", "-1"), names)
     return list(dict.fromkeys(found))[: int(count)]
 
-
+# %% ../../nbs/study/devices.ipynb #devices-04-1
 def gpus_of(
     study,
     step: str,  # Of a job, as study.digests has it
@@ -74,7 +74,7 @@ def _take(stack, path, wait):
         return file.close()
     return file
 
-
+# %% ../../nbs/study/devices.ipynb #devices-07-1
 @contextmanager
 def held(
     wanted: int,  # GPUs that the job needs
@@ -97,7 +97,7 @@ def held(
             pass_fds=[file.fileno() for file in taken.values()],
         )
 
-
+# %% ../../nbs/study/devices.ipynb #devices-07-2
 def _wait_for(stack, names, wanted, on_wait, every):
     "The open lock files of so many of the GPUs `names`, by name."
     folder, taken = pool_folder(), {}

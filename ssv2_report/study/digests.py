@@ -37,7 +37,7 @@ NOTEBOOKS = dict(
     analysis="analysis/analysis_run",
 )
 
-
+# %% ../../nbs/study/digests.ipynb #digests-04-1
 class Job(NamedTuple):
     "One job of a study: its step and, where there are several, which run or which chapter."
 
@@ -56,7 +56,7 @@ def is_validated(study, inner=False) -> bool:
     "Whether measures can be validated: by a second world, or by several seeds whose maps can be compared."
     return bool(study.second_world or len(study.seeds) > 1) and not inner
 
-
+# %% ../../nbs/study/digests.ipynb #digests-04-2
 def jobs_of(study, inner=False) -> dict[Job, list[Job]]:
     "Every job of a study with the jobs of it that it needs, each after those. `inner`: as the second world of another."
     audit, cache = Job("audit"), Job("cache")
@@ -101,7 +101,7 @@ def _dump(study):
         exp["init"] = exp["init"] and os.path.basename(exp["init"])
     return found
 
-
+# %% ../../nbs/study/digests.ipynb #digests-09-1
 def _settings(study, job):
     "The settings of a study that decide a job."
     data, cam = study.data, study.cam
@@ -127,14 +127,14 @@ def _settings(study, job):
         )
     return None
 
-
+# %% ../../nbs/study/digests.ipynb #digests-09-2
 def _read_by(job, needs):
     "Of the jobs that a job waits for, those whose results it reads."
     if job.step != "chapter":
         return needs
     return [Job("audit")] if job.of == "00_data" else []  # the others have worlds of their own
 
-
+# %% ../../nbs/study/digests.ipynb #digests-09-3
 def decides(study, results, job, files, inner=False) -> dict[str, str]:
     "What decides a job's result, a digest by name; `KeyError` where a job that it needs has no record yet."
     root, folder = project_root(), Path(results)
@@ -201,7 +201,7 @@ def _within(folder):
     hidden = lambda p: any(part.startswith(".") for part in p.relative_to(folder).parts)
     return sorted(p for p in folder.rglob("*") if p.is_file() and not hidden(p))
 
-
+# %% ../../nbs/study/digests.ipynb #digests-11-1
 def _folders(study, results, job) -> list[Path]:
     "The folders that are filled by one job alone."
     out = Path(results)
@@ -214,7 +214,7 @@ def _folders(study, results, job) -> list[Path]:
         )
     ]
 
-
+# %% ../../nbs/study/digests.ipynb #digests-11-2
 def files_of(study, results, job) -> list[Path]:
     "The files that a job leaves behind."
     out, filled = Path(results), [p for f in _folders(study, results, job) for p in _within(f)]
@@ -236,7 +236,7 @@ def files_of(study, results, job) -> list[Path]:
         render=lambda: _within(project_root() / "_report" / study.name),
     )[job.step]()
 
-
+# %% ../../nbs/study/digests.ipynb #digests-11-3
 GRADCAM = (
     "attention.parquet",
     "attention_clips.parquet",
@@ -254,7 +254,7 @@ DATED = (
     "metrics.json",
 )  # hold times, or titles
 
-
+# %% ../../nbs/study/digests.ipynb #digests-11-4
 def _results(study, results, job, left) -> str:
     "Digest of what later jobs read."
     if job.step == "cache":
@@ -270,7 +270,7 @@ def _results(study, results, job, left) -> str:
     tables = {p.name: files(p) for p in left if p not in notebooks and p.name not in DATED}
     return digest(of_notebooks, tables)
 
-
+# %% ../../nbs/study/digests.ipynb #digests-11-5
 def _of_cache(study, results) -> str:
     "Digest of the clips that networks are trained and judged on: ids, targets and frames."
     from ssv2_report.study.runs import cache_of, clips_of
@@ -298,7 +298,7 @@ def record(results, job) -> dict:
     except (OSError, ValueError, TypeError, KeyError):
         raise KeyError(f"{job.name} is not done") from None
 
-
+# %% ../../nbs/study/digests.ipynb #digests-13-1
 def whats_new(study, results, job, files, inner=False) -> str:
     "Why a job is to be done, in a few words; empty where it is done, all it left is there, and nothing that decides its result has changed."
     try:
@@ -315,7 +315,7 @@ def whats_new(study, results, job, files, inner=False) -> str:
         return "the frames are gone"
     return ""
 
-
+# %% ../../nbs/study/digests.ipynb #digests-13-2
 def refuse_mixture(study, results, job):
     "`ValueError` that names a run which is there but is not what the study now asks for; a run that is not there is for the report to name."
     files = Files(results)
@@ -337,7 +337,7 @@ def _states(study, results, job):
     found = [p for folder in _folders(study, results, job) for p in _within(folder)]
     return {p: ((s := p.stat()).st_ino, s.st_size, s.st_mtime_ns) for p in found}
 
-
+# %% ../../nbs/study/digests.ipynb #digests-13-3
 @contextmanager
 def recorded(study, results, job, inner=False):
     """Yields whether a job is to be done; if it is, its record is written when the block ends well.
@@ -390,7 +390,7 @@ def to_do(study, results, inner=False) -> list[Job]:
     files.save()
     return todo
 
-
+# %% ../../nbs/study/digests.ipynb #digests-15-1
 def set_flags(study, results, inner=False) -> list[Job]:
     "Give a flag to every job that is up to date, and take away those of all others, which are returned."
     todo = to_do(study, results, inner)

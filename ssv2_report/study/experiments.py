@@ -42,7 +42,7 @@ class Demo(_Strict):
 
 CLASS_GROUPS = ("reversal", "temporal18", "static16")  # what ssv2_report.data.clips calls them
 
-
+# %% ../../nbs/study/experiments.ipynb #c004-1
 class Data(_Strict):
     "Where the clips are, which of them take part, and the side in pixels at which networks see them."
 
@@ -63,7 +63,7 @@ VIDEO_MODELS = ("r3d_18", "r2plus1d_18")  # torchvision's
 
 Positive = Annotated[float, Field(gt=0)]
 
-
+# %% ../../nbs/study/experiments.ipynb #c006-1
 class Experiment(_Strict):
     "One network and its training settings."
 
@@ -158,7 +158,7 @@ class Cam(_Strict):
     )
     cases: int = Field(6, ge=1)  # case studies shown in the report
 
-
+# %% ../../nbs/study/experiments.ipynb #c008-1
 class Hypothesis(_Strict):
     """That `measure` is larger for the experiment `of` than for `over` on the same clips; with `at_least`, by so much that it matters; with `within`, that it
     differs by no more than that. Both are in the measure's own unit (0.05 is five points of accuracy); at most one of them is given."""
@@ -179,7 +179,7 @@ class Hypothesis(_Strict):
         "`within` or `at_least`."
         return self.within or self.at_least
 
-
+# %% ../../nbs/study/experiments.ipynb #c008-2
 class LeftOut(_Strict):
     "What a part of a study leaves out, by name."
 
@@ -200,7 +200,7 @@ class LeftOut(_Strict):
         ]
         return f"This is a part of the study. It leaves out {'; '.join(named)}."
 
-
+# %% ../../nbs/study/experiments.ipynb #c008-3
 class Study(_Strict):
     "The whole study as read from its YAML file by `load_study`."
 
@@ -259,7 +259,7 @@ _Text.yaml_implicit_resolvers = {
     for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
-
+# %% ../../nbs/study/experiments.ipynb #c011-1
 def _study_file(study, root=None) -> Path:
     "The file of a study: a path to YAML, or a name in experiments/, with or without its ending."
     is_path = str(study).endswith((".yaml", ".yml"))
@@ -303,7 +303,7 @@ def overrides_of(given) -> dict:
         )
     return given or {}
 
-
+# %% ../../nbs/study/experiments.ipynb #c011c-1
 def _override(raw, overrides):
     "Change settings of a study as read from its file; ValueError for a key that it does not know."
     parts = dict(raw.get("experiments", {}))
@@ -341,7 +341,7 @@ def _content(path, above=()) -> dict:
         raise ValueError(f"{path}: base: {base} {why}; name another study of the same folder.")
     return _content(base, (*above, path)) | raw
 
-
+# %% ../../nbs/study/experiments.ipynb #c012-1
 def _read_study(path, overrides=None) -> Study:
     "The study in a file, with some settings changed, checked but for its second world."
     raw = _content(path)
@@ -366,7 +366,7 @@ def _read_study(path, overrides=None) -> Study:
     _settle_weights(out, path)
     return out
 
-
+# %% ../../nbs/study/experiments.ipynb #c012-2
 def load_study(
     study: str,  # Name of a file in experiments/ without its ending, or a path to a YAML file
     root=None,  # The project's folder; found from the current folder by default
@@ -390,7 +390,7 @@ def load_study(
         _read_study(_study_file(second, root))
     return out
 
-
+# %% ../../nbs/study/experiments.ipynb #c012-3
 def worlds_of(study: Study) -> list[Study]:
     "A study and, where it has one, its second world."
     return [study] + [load_study(name) for name in [study.second_world] if name]
@@ -419,7 +419,7 @@ def options_of(study) -> list[str]:
     judged = _with_starts(study, compared)
     return [name for name in study.experiments if name not in judged]
 
-
+# %% ../../nbs/study/experiments.ipynb #c012b-1
 def part_of(
     study: Study,
     only=(),  # Names of experiments, or patterns such as '3d-*'; none: all
@@ -449,7 +449,7 @@ def part_of(
         )
     )
 
-
+# %% ../../nbs/study/experiments.ipynb #c012b-2
 def write_study(study, folder) -> Path:
     "The file of that study, in a folder named after its content."
     content = study.model_dump(mode="json", exclude={"name"})
@@ -459,7 +459,7 @@ def write_study(study, folder) -> Path:
         part.write_text(text, encoding="utf-8")
     return path
 
-
+# %% ../../nbs/study/experiments.ipynb #c012b-3
 def study_asked_for(
     study: str,  # As `load_study` takes it
     only=(),  # As `part_of` takes them
@@ -488,7 +488,7 @@ def study_asked_for(
     shared = [seed for seed in second.seeds if seed in out.seeds]
     return [out, part_of(second, both, shared)] if both and shared else [out]
 
-
+# %% ../../nbs/study/experiments.ipynb #c012b-4
 def write_asked_for(studies, folder) -> str:
     "The file of a study, and of its second world beside it."
     study, *second = studies
@@ -511,7 +511,7 @@ def _absolute(text, path) -> str:
     "A path of a study's file: relative to that file, `~` expanded."
     return str((path.parent / os.path.expanduser(text)).resolve())
 
-
+# %% ../../nbs/study/experiments.ipynb #c014-1
 def _check_paths(study, path):
     "Make the paths of the data absolute. Their root may be missing: it can be planned for."
     data = study.data
@@ -533,7 +533,7 @@ def _check_paths(study, path):
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
-
+# %% ../../nbs/study/experiments.ipynb #c014-2
 def _weights_file(text, name, path) -> str:
     "The absolute path of a file of weights; FileNotFoundError where it is not there."
     file = _absolute(text, path)
@@ -544,7 +544,7 @@ def _weights_file(text, name, path) -> str:
         )
     return file
 
-
+# %% ../../nbs/study/experiments.ipynb #c014-3
 def _check_chain(study, name, path):
     "ValueError where an experiment starts from none of its study, or at last from itself."
     seen, exp = [name], study.experiments[name]
@@ -562,7 +562,7 @@ def _check_chain(study, name, path):
         seen.append(exp.init)
         exp = study.experiments[exp.init]
 
-
+# %% ../../nbs/study/experiments.ipynb #c014-4
 def _check_inits(study, path):
     if clash := next((n for n in PUBLISHED if n in study.experiments), None):
         raise ValueError(
@@ -600,7 +600,7 @@ def _known_to(study, name) -> tuple:
         return given
     return known_normalisation(exp, source)
 
-
+# %% ../../nbs/study/experiments.ipynb #c014m-1
 def _settle_weights(study, path):
     """Set each experiment's `mean` and `std` to what its weights know, and its start to the file of
     `weights`. ValueError where it says something else."""
@@ -643,7 +643,7 @@ def optimisers() -> list[str]:
     named = _written("optim/_optim_factory.py", r"OptimInfo\(\s*name='(\w+)'")
     return [n for n in named if not n.startswith(("bnb", "fused", "adahessian"))]
 
-
+# %% ../../nbs/study/experiments.ipynb #c014b-1
 def _check_model(exp, where, known):
     if exp.model in VIDEO_MODELS:
         if exp.output_stride:
@@ -662,7 +662,7 @@ def _check_model(exp, where, known):
     if exp.output_stride not in (None, 8, 16, 32):
         raise ValueError(f"{where}: output_stride is {exp.output_stride}; it must be 8, 16 or 32.")
 
-
+# %% ../../nbs/study/experiments.ipynb #c014b-2
 def _check_networks(study, path):
     known, opts = resnets(), optimisers()
     for name, exp in study.experiments.items():
@@ -701,7 +701,7 @@ MEASURES = (
     *CLIP_MEASURES,
 )
 
-
+# %% ../../nbs/study/experiments.ipynb #c014c-1
 def _check_sources(study, path):
     kept = min(e.stages for e in study.experiments.values())
     stages = ["stem", *(f"layer{i}" for i in range(1, kept + 1))]
@@ -718,7 +718,7 @@ def _check_sources(study, path):
             hint = nearest(wrong[0], known, cutoff=0.6)
             raise ValueError(f"{path}: cam.{key}: there is no source of maps {wrong[0]!r}; {hint}")
 
-
+# %% ../../nbs/study/experiments.ipynb #c014c-2
 def _check_hypotheses(study, path):
     for name, h in study.hypotheses.items():
         where = f"{path}: hypothesis {name!r}"
@@ -742,7 +742,7 @@ def _check_hypotheses(study, path):
         if h.clips == []:
             raise ValueError(f"{where}: 'clips' names no class.")
 
-
+# %% ../../nbs/study/experiments.ipynb #c014c-3
 def experiment(study, name) -> Experiment:
     "The experiment `name` of `study`, or an error that offers the nearest name."
     if name in study.experiments:

@@ -69,10 +69,10 @@ def _clock():
     torch.cuda.synchronize()
     return time.perf_counter()
 
-
+# %% ../../nbs/study/plan.ipynb #plan-06-1
 WARM = 2  # steps that do not count
 
-
+# %% ../../nbs/study/plan.ipynb #plan-06-2
 def measured(
     exp,
     size: int,  # Pixels a side

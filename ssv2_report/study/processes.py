@@ -107,7 +107,7 @@ def holders(path) -> list[str]:
     named = Path(path).read_text().split() if Path(path).is_file() else []
     return [who.split(":")[0] for who in named if is_alive(who)]
 
-
+# %% ../../nbs/study/processes.ipynb #processes-lock-1
 @contextmanager
 def alone(*folders):
     """Hold a lock on each folder, which is made if need be; yields the locks' open files, or nothing

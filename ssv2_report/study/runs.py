@@ -140,7 +140,7 @@ def save_run(model, exp, classes, path):
     with whole(path) as tmp:  # several keys of metadata would be written in any order
         save_file(state, tmp, metadata=dict(run=json.dumps(run)))
 
-
+# %% ../../nbs/study/runs.ipynb #runs-10-1
 def _read_run(path) -> tuple[dict, dict]:
     "The tensors of a file that `save_run` wrote, and its classes and settings, by their checksum."
     try:
@@ -160,7 +160,7 @@ def _read_run(path) -> tuple[dict, dict]:
         )
     return state, run
 
-
+# %% ../../nbs/study/runs.ipynb #runs-10-2
 def load_run(path) -> tuple[torch.nn.Module, Experiment, list[str]]:
     """The trained network of a run in evaluation mode, its settings and its classes;
     FileNotFoundError where there is none, ValueError where its file is damaged."""
@@ -175,7 +175,7 @@ def load_run(path) -> tuple[torch.nn.Module, Experiment, list[str]]:
     model.load_state_dict(state)
     return model.eval(), exp, classes
 
-
+# %% ../../nbs/study/runs.ipynb #runs-10-3
 def is_run(source) -> bool:
     "Whether weights to start from are those of a run, by their folder or their file."
     if source in PUBLISHED or Path(source).is_file() and Path(source).suffix != ".safetensors":
@@ -195,7 +195,7 @@ def _is_video(exp, source) -> bool:
         return source == "kinetics"
     return any(v.dim() == 5 for v in read_weights(source).values())
 
-
+# %% ../../nbs/study/runs.ipynb #runs-10-4
 def known_normalisation(
     exp,
     source,  # "imagenet", "kinetics" or a file
@@ -209,7 +209,7 @@ def known_normalisation(
         return kinetics_normalisation(exp.model)
     return imagenet_normalisation(exp.flat)
 
-
+# %% ../../nbs/study/runs.ipynb #runs-10-5
 def published(exp, source) -> torch.nn.Module:
     """The network of `exp`, or the 2D one that it is inflated from, with weights from elsewhere:
     "imagenet", "kinetics" or a file, and the normalisation that they know. ValueError where they do
@@ -244,7 +244,7 @@ def _known_classes(study) -> list[str] | None:
 
         return list(CLASSES)
 
-
+# %% ../../nbs/study/runs.ipynb #runs-10b-1
 def _check_network(study, exp, classes):
     "ValueError where the network of an experiment cannot be built, started or given its clips."
     with torch.device("meta"):
@@ -262,7 +262,7 @@ def _check_network(study, exp, classes):
     if exp.init and Path(exp.init).is_file() and not is_run(exp.init):
         published(exp, exp.init)
 
-
+# %% ../../nbs/study/runs.ipynb #runs-10b-2
 def check_study(study):
     """Refuse in one sentence, as a ValueError, what only data and networks can judge: classes that are
     not there, networks that cannot be built, local weights that do not fit."""
@@ -296,7 +296,7 @@ def write_table(table, path):
             tmp, index=False
         )
 
-
+# %% ../../nbs/study/runs.ipynb #runs-12-1
 def read_runs(study, results, file, reduce=None, columns=None) -> tuple[pd.DataFrame, list[str]]:
     """The tables `file` (.parquet or .csv) of all runs, each passed through `reduce`, with columns experiment and seed in front, and the names of the
     runs that lack it. Raises FileNotFoundError when all do."""

@@ -29,7 +29,7 @@ def processes() -> PartialState:
     "The processes that share a job, of which this is one."
     return PartialState(cpu=NO_GPU)
 
-
+# %% ../../nbs/study/scores.ipynb #scores-04-1
 @torch.no_grad()
 def predict(model, views, batch_size=16, workers=0, on_batch=None) -> pd.DataFrame:
     "One row per clip: id, target, pred and logits [classes], averaged over `views` (a dataset, or several of the same clips). The model stays in its mode."
@@ -69,7 +69,7 @@ def predict(model, views, batch_size=16, workers=0, on_batch=None) -> pd.DataFra
         )
     )
 
-
+# %% ../../nbs/study/scores.ipynb #scores-04-2
 def outlive(worker):
     "A worker ends with its process, which has a checkpoint to write first."
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -86,7 +86,7 @@ def twins(classes) -> dict[int, int]:
     at = {c: i for i, c in enumerate(classes)}
     return {at[a]: at[b] for p in REVERSAL_PAIRS if set(p) <= set(classes) for a, b in (p, p[::-1])}
 
-
+# %% ../../nbs/study/scores.ipynb #scores-06-1
 def score_clips(predictions, classes) -> pd.DataFrame:
     """Judge each prediction: columns right, top5, certainty (probability of the predicted class), in_pair, and pair_right (the clip's own class has a
     larger logit than its reversal twin; NaN outside pairs)."""
@@ -115,7 +115,7 @@ def calibration_error(certainty, right, bins=15) -> float:
         )
     )
 
-
+# %% ../../nbs/study/scores.ipynb #scores-09-1
 def metrics(predictions, classes) -> dict:
     """Accuracies (shares of clips), negative log-likelihood (nats) and calibration error of one table of predictions.
 

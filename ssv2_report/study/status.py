@@ -40,7 +40,7 @@ def _error(notebook) -> str | None:
     outputs = [o for c in cells for o in c.get("outputs", []) if o["output_type"] == "error"]
     return " ".join(outputs[-1]["evalue"].split()) if outputs else ""
 
-
+# %% ../../nbs/study/status.ipynb #status-04-1
 def state_of(run: Path) -> str:
     "Whether a run is done, running, starting, failed, stopped or waiting."
     line = _since(run / "progress.txt")
@@ -64,7 +64,7 @@ def _looked(run, step) -> str:
         return "failed" if _error(failed) else "begun"
     return "done" if done.is_file() else ""
 
-
+# %% ../../nbs/study/status.ipynb #status-05-1
 def row_of(run: Path, epochs: int) -> dict:
     """What is known of a run of so many epochs: its state, epochs done, validation top-1, clips a second,
     the share of time that it waited for them, minutes left, its later steps and the last error."""
@@ -84,7 +84,7 @@ def row_of(run: Path, epochs: int) -> dict:
     errors = [_error(book) for book in books if state != "running" or "train_run" not in book.name]
     return row | dict(error=next(filter(None, errors), ""))
 
-
+# %% ../../nbs/study/status.ipynb #status-05-2
 def status_of(study, results) -> pd.DataFrame:
     "A row for each run of a study, and of its second world."
     rows = []

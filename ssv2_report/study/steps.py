@@ -16,6 +16,7 @@ PACKAGE = (
     Path(__file__).parents[1] if "__file__" in globals() else Path("../../ssv2_report").resolve()
 )
 
+# %% ../../nbs/study/steps.ipynb #steps-04-1
 DECIDES = dict(
     demo_data=("demo.world", "demo.art"),
     audit=("data.clips", "data.contents", "data.media", "data.boxes", "data.audit"),
@@ -50,7 +51,7 @@ DECIDES = dict(
     render=("report.site", "report.pages"),
 )
 
-
+# %% ../../nbs/study/steps.ipynb #steps-04-2
 def code_of(step) -> list[Path]:
     "The files of the modules that decide what a step writes."
     return [PACKAGE / f"{name.replace('.', '/')}.py" for name in DECIDES[step]]

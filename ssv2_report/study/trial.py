@@ -46,7 +46,7 @@ def trial(study, name, seed=0) -> tuple[Study, str]:
         )
     return small, str(results)
 
-
+# %% ../../nbs/study/trial.ipynb #trial-03-1
 def at_hand(
     study: str, results: str, name: str, seed: int = 0, overrides=None
 ) -> tuple[Study, str]:
