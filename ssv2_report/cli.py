@@ -836,7 +836,8 @@ def plan(
 
 # %% ../nbs/report/cli.ipynb #c019
 def _drawn_for(look, study, results, folder) -> Path:
-    "Have the notebooks of a study draw their figures once more for a paper, into `folder`, which it returns; the results stay as they are."
+    """Have the notebooks of a study draw their figures once more for a paper, into `folder`, which it
+    returns; the results stay as they are."""
     known = dict(study=study, results=str(results), out=str(folder), look_of_paper=look)
     for name in ("analysis_run", "validation_run"):
         if (results / f"{name}.ipynb").is_file():
@@ -845,7 +846,8 @@ def _drawn_for(look, study, results, folder) -> Path:
 
 
 def _exported(folder, drawn, variables, out):
-    "Copy every figure (from the folder `drawn`) and table that a study's notebooks show, each with its caption in LaTeX; rows of captions.csv."
+    """Copy every figure (from the folder `drawn`) and table that a study's notebooks show, each with its
+    caption in LaTeX; rows of captions.csv."""
     import yaml
 
     from ssv2_report.analysis.tables import caption_latex, figure_latex

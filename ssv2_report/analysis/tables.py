@@ -139,9 +139,8 @@ def check_font(font):
     "ValueError where matplotlib has no such family of type."
     known = {f.name for f in font_manager.fontManager.ttflist} | {*font_manager.font_family_aliases}
     if font not in known:
-        raise ValueError(
-            f"There is no font {font!r} on this machine; {nearest(font, sorted(known), 'take serif, sans-serif or monospace.')}"
-        )
+        hint = nearest(font, sorted(known), "take serif, sans-serif or monospace.")
+        raise ValueError(f"There is no font {font!r} on this machine; {hint}")
 
 
 def set_style(
@@ -149,7 +148,8 @@ def set_style(
     font: str | None = None,  # A family of type
     size: float | None = None,  # Points of all type
 ) -> tuple[float, float]:  # Inches of wide and of narrow figures
-    "Have matplotlib draw in the style of this report, or of a paper; ValueError for a font that is not there."
+    """Have matplotlib draw in the style of this report, or of a paper; ValueError for a font that
+    is not there."""
     if font:
         check_font(font)
     family = font and [font, "DejaVu Sans"]  # whose signs stand in for those a font has not, as ✓
@@ -175,7 +175,8 @@ def curves(history, titles, ax):
 
 # %% ../../nbs/05_analysis.ipynb #c024w
 def by_frame(found, titles, ax):
-    "Estimates with intervals over frames, 1 to T, the networks side by side; `found`: a table mean, lo, hi a frame."
+    """Estimates with intervals over frames, 1 to T, the networks side by side; `found`: a table
+    mean, lo, hi a frame."""
     for i, (e, style) in enumerate(look(titles).items()):
         rows = pd.DataFrame([t.loc[e, ["mean", "lo", "hi"]].astype(float) for t in found])
         if rows["mean"].isna().all():
@@ -189,8 +190,8 @@ def by_frame(found, titles, ax):
 
 # %% ../../nbs/05_analysis.ipynb #c024p
 def pair_matrices(scored, pairs, classes, titles, width=PAGE):
-    """A figure, `width` inches wide, of 2 x 2 matrices, a row an experiment and a column a pair: how often clips of each
-    class (rows) are taken for each of the two."""
+    """A figure, `width` inches wide, of 2 x 2 matrices, a row an experiment and a column a pair: how
+    often clips of each class (rows) are taken for each of the two."""
     size = dict(figsize=(width, 0.75 * len(titles) + 0.45), layout="constrained")
     fig, axes = plt.subplots(len(titles), len(pairs), squeeze=False, **size)
     right = scored.assign(v=scored["pair_right"].astype(float))

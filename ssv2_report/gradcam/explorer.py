@@ -134,7 +134,8 @@ def name_of(id, item, classes) -> str:
 
 # %% ../../nbs/gradcam/explorer.ipynb #00000008e
 def _draw(c, side, clips, explain, classes, height):
-    "Show the map, and what the network says of the clip, on one side; what cannot be computed is said there."
+    """Show the map, and what the network says of the clip, on one side; what cannot be computed is
+    said there."""
     of = lambda *names: [c[name].value for name in names]
     item = clips[c["clip"].value]
     names = "clip", f"{side}_model", f"{side}_layer", "method", "target", "versus"

@@ -101,7 +101,8 @@ def _inches(kind, value):
 
 
 def _fit(kind, value, line=6.2, page=8.3):
-    "Width of a picture in print: its own where it says so, within a line and a page of so many inches."
+    """Width of a picture in print: its own where it says so, within a line and a page of so many
+    inches."""
     if kind not in ("image/png", "image/svg+xml"):
         return ""
     wide, tall, own = _inches(kind, value)

@@ -146,8 +146,9 @@ def embed(
     sources: dict,  # Cells of every page, by the page's name
     page: str = "this page",  # Named in the error
 ) -> list:  # Cells, each embedded one standing where its shortcode stood
-    """Replace the `embed` shortcodes of Markdown cells by copies of the labelled cells, and end each section that has any with a line that leads to
-    them; raises `ReportError` when there is no such cell."""
+    """Replace the `embed` shortcodes of Markdown cells by copies of the labelled cells, and end each
+    section that has any with a line that leads to them; raises `ReportError` when there is no such
+    cell."""
     out, made = [], {}
     names = dict(fig="figure", tbl="table")
     for cell in cells:
@@ -312,7 +313,8 @@ path[style*="fill: #ffffff"] { fill: #14171c !important }
 
 
 def themed(svg) -> str:
-    "A drawing of matplotlib's that follows the theme, light or dark, of the page it is in; in print it is as it was."
+    """A drawing of matplotlib's that follows the theme, light or dark, of the page it is in; in print
+    it is as it was."""
     return re.sub(r"(<svg\b[^>]*>)", lambda m: m[1] + DARK, svg, count=1)
 
 
@@ -451,13 +453,15 @@ def _site_config(path):
 
 # %% ../../nbs/report/site.ipynb #16697e06
 def _beside(root, notebooks, resources):
-    "The files that lie beside the staged pages; `FileNotFoundError` where one of them or a notebook is not there."
+    """The files that lie beside the staged pages; `FileNotFoundError` where one of them or a notebook is
+    not there."""
     own = [asset(name) for name in ("quarto.scss", "quarto.lua", "quarto.html")]
     beside = [root / "_quarto.yml", root / "nbs" / "references.bib", *own, *map(Path, resources)]
     missing = next((p for p in [*beside, *map(Path, notebooks.values())] if not p.exists()), None)
     if missing:
         raise FileNotFoundError(
-            f"The report needs '{missing}', which does not exist; run the step that writes it or correct the path."
+            f"The report needs '{missing}', which does not exist; run the step that writes it or "
+            "correct the path."
         )
     return beside
 
