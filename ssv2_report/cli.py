@@ -92,7 +92,7 @@ def options(
     ] = False,
 ): ...
 
-
+# %% ../nbs/report/cli.ipynb #c003-1
 def absolute(study):
     "A study's file as an absolute path, since notebooks run in another folder; a name as it is."
     path = Path(study).expanduser()
@@ -136,12 +136,12 @@ def own_kernel(
 
     return OwnKernel
 
-
+# %% ../nbs/report/cli.ipynb #c005-1
 def _last_line(log):
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
-
+# %% ../nbs/report/cli.ipynb #c005-2
 def run_notebook(name, out, gpus=0, /, **parameters):
     """Execute nbs/`name`.ipynb with `parameters` into `out`, on so many GPUs of its own where there are
     any; raises ValueError with the notebook's own sentence, or with one that names `out` and its log
@@ -184,7 +184,7 @@ def run_notebook(name, out, gpus=0, /, **parameters):
         ) from None
     os.replace(failed, out)
 
-
+# %% ../nbs/report/cli.ipynb #c005-3
 def results_folder(study, results=None) -> Path:
     "The folder of a study's results, absolute."
     return (Path(results) if results else project_root() / "results" / study.name).resolve()
@@ -253,7 +253,7 @@ def words(text, option) -> list[str]:
         raise ValueError(f"{option} names nothing; give some of the study's, or leave it out.")
     return found
 
-
+# %% ../nbs/report/cli.ipynb #c015c-1
 def asked_for(study, only=None, seeds=None, changes=None) -> list:
     "A study as asked for on the command line, and its second world; what is trained unasked is said."
     names = words(only, "--only")
@@ -297,7 +297,7 @@ def demo_data(
         progress=Steps("clips"),
     )
 
-
+# %% ../nbs/report/cli.ipynb #c009-1
 @app.command()
 def audit(
     root: Annotated[Path, typer.Argument(help="Folder of the dataset.")],
@@ -334,7 +334,7 @@ def audit(
     if check:
         result.check(max_excluded)
 
-
+# %% ../nbs/report/cli.ipynb #c009-2
 @app.command(hidden=True)
 def prepare(
     study: StudyName,
@@ -379,7 +379,7 @@ def cache(
             clips, progress = clips_of(s, split, out), Steps(f"{split} clips cached")
             cache_of(s, clips, out, workers=workers, progress=progress)
 
-
+# %% ../nbs/report/cli.ipynb #c010-1
 @app.command()
 def train(
     study: StudyName,
@@ -424,7 +424,7 @@ def train(
         )
         write_sums(run)
 
-
+# %% ../nbs/report/cli.ipynb #c010-2
 def show_progress(path, every=10.0):
     "Print each new line that appears in the file `path`, in the background."
     import threading
@@ -444,7 +444,7 @@ def of_a_run(study, step, results, name, seed, changes):
     find_experiment(studies[0], name)
     do(study_file(study, studies, results_folder(studies[0], results)), step, results, name, seed)
 
-
+# %% ../nbs/report/cli.ipynb #c010-3
 @app.command()
 def gradcam(
     study: StudyName,
@@ -468,7 +468,7 @@ def reliance(
     "What one trained experiment uses, by taking it away (gradcam/reliance_run)."
     of_a_run(study, "reliance", results, name, seed, changes)
 
-
+# %% ../nbs/report/cli.ipynb #c010-4
 @app.command()
 def validate(study: StudyName = "demo", results: Results = None):
     "Put the measures of attention to the test (analysis/validation_run)."
@@ -503,7 +503,7 @@ def chapter(
             parameters = known if name == "00_data" else {}
             run_notebook(name, out / "chapters" / f"{name}.ipynb", **parameters)
 
-
+# %% ../nbs/report/cli.ipynb #c012-1
 @app.command()
 def render(study: StudyName = "demo", results: Results = None):
     "Render the report of a study to _report/STUDY, with Quarto where it is installed."
@@ -556,7 +556,7 @@ def check_home():
     for folder in (Path(jupyter_runtime_dir()), Path.home() / ".cache"):
         check_writable(folder, 1e6, "set HOME to a folder that you can write to")
 
-
+# %% ../nbs/report/cli.ipynb #c015-1
 def check_paths(*paths):
     "ValueError where Snakemake would take a part of a path for a wildcard."
     if wrong := next((str(p) for p in paths if re.search("[{}]", str(p))), None):
@@ -607,7 +607,7 @@ def show_rows(rows):
     if wrong := [row["wrong"] for row in rows if row["wrong"]]:
         raise ValueError(wrong[0])
 
-
+# %% ../nbs/report/cli.ipynb #c019k-1
 @app.command()
 def check(
     study: StudyName = "demo",
@@ -624,7 +624,7 @@ def check(
         os.environ.update(given["env"])
         show_rows(look_before(s, results_folder(s, results)))
 
-
+# %% ../nbs/report/cli.ipynb #c019k-2
 @app.command()
 def weights(study: StudyName = "demo", only: Only = None, changes: Changes = None):
     "Fetch all published weights that a study starts from, for machines that cannot, and try its files of weights."
@@ -636,7 +636,7 @@ def weights(study: StudyName = "demo", only: Only = None, changes: Changes = Non
     else:
         print(f"Nothing to fetch: {s.name} starts from no weights but its own.")
 
-
+# %% ../nbs/report/cli.ipynb #c019k-3
 def check_first(study, results, gpus):
     "What `ssv2 check` says where something is wrong and a run is still to be trained. In a process of its own where there are GPUs, so that none is held on to."
     from ssv2_report.study.check import look_before, untrained
@@ -668,7 +668,7 @@ def check_places(study, results, report):
     check_writable(report.parent, 30e6, "work in a clone that you can write to")
     check_home()
 
-
+# %% ../nbs/report/cli.ipynb #c016-1
 @app.command()
 def reproduce(
     study: StudyName = "demo",
@@ -734,7 +734,7 @@ def job_seconds(studies, tables) -> dict[str, float]:
             found[job_label(prefix + job.step, job.of, job.seed)] = took
     return found
 
-
+# %% ../nbs/report/cli.ipynb #c019p-1
 def show_prices(study, table, title, unit):
     "Print what each network of a study costs."
     from rich.table import Table
@@ -754,7 +754,7 @@ def show_prices(study, table, title, unit):
         )
     Console().print(shown)
 
-
+# %% ../nbs/report/cli.ipynb #c019p-2
 def say_total(studies, tables, unit, device):
     "Print what a study costs in all."
     from ssv2_report.study.check import bytes_of_cache, expected_clips
@@ -788,7 +788,7 @@ def say_total(studies, tables, unit, device):
         f"checkpoints: {disk / 1e9:.1f} GB."
     )
 
-
+# %% ../nbs/report/cli.ipynb #c019p-3
 @app.command()
 def plan(
     study: StudyName = "demo",
@@ -844,7 +844,7 @@ def _drawn_for(look, study, results, folder) -> Path:
             run_notebook(f"analysis/{name}", folder / f"{name}.ipynb", **known)
     return folder
 
-
+# %% ../nbs/report/cli.ipynb #c019-1
 def _exported(folder, drawn, variables, out):
     """Copy every figure (from the folder `drawn`) and table that a study's notebooks show, each with its
     caption in LaTeX; rows of captions.csv."""
@@ -888,7 +888,7 @@ def _exported(folder, drawn, variables, out):
         found.append(dict(files=" ".join(kept), caption=caption, cell=cell))
     return found
 
-
+# %% ../nbs/report/cli.ipynb #c019-2
 @app.command()
 def figures(
     study: StudyName = "demo",
@@ -927,7 +927,7 @@ def figures(
     (out / "main.tex").write_text(document_latex(names), encoding="ascii")
     print(f"{len(table)} figures and tables in {out}, described in {out / 'captions.csv'}")
 
-
+# %% ../nbs/report/cli.ipynb #c019-3
 @app.command()
 def explore(
     study: StudyName = "demo",

@@ -21,7 +21,7 @@ SOURCES = {
     "layer2:gradcam": 3.0,
 }  # what a source's maps hold on hand and object, over their area
 
-
+# %% ../../nbs/analysis/simulated.ipynb #simulated-04-1
 def scored_maps(rng, right=1.0):
     "Made-up scores of sources of maps as a run of Grad-CAM writes them; `right` 0 makes maps that know nothing."
     known = {"noise": 0.2, "even": 0.2, "middle": 0.3}
@@ -77,7 +77,7 @@ def _outcomes(rng, ids, targets, sharp, n_classes):
     ]
     return pd.concat(tables)
 
-
+# %% ../../nbs/analysis/simulated.ipynb #simulated-05-1
 def _measured(rng, ids, boxes, zero):
     "As attention_clips.parquet; `zero`: clips whose own maps are empty."
 
@@ -99,7 +99,7 @@ def _by_frame(ids, zero):
     frames = dict(id=np.repeat(ids, 4), t=np.tile(range(4), len(ids)), mass=mass, mass_frozen=0.25)
     return pd.concat([pd.DataFrame(dict(frames, method=source)) for source in SOURCES])
 
-
+# %% ../../nbs/analysis/simulated.ipynb #simulated-05-2
 def _checks(folder):
     "faithfulness.csv, sanity.csv and fields.csv, alike for all runs."
     curves = dict(deletion=0.2, deletion_random=0.4, insertion=0.6, insertion_random=0.5)
@@ -114,7 +114,7 @@ def _checks(folder):
     seen = dict(stage=["layer1", "layer2"], pixels=[24, 40], share=[0.14, 0.39], frames=[5, 7])
     pd.DataFrame(seen).to_csv(folder / "fields.csv", index=False)
 
-
+# %% ../../nbs/analysis/simulated.ipynb #simulated-05-3
 def simulate(
     study,
     results,  # Folder of the results

@@ -51,7 +51,7 @@ def _moments(
     skew = 0.0 if flat or n < 3 else n / ((n - 1) * (n - 2)) * (rest**3).sum() / sd**3
     return n, mean, 0.0 if flat and n > 1 else sd, skew
 
-
+# %% ../../nbs/analysis/stats.ipynb #s010-1
 def skewed_t(
     sums,  # [scenes]
     counts,  # [scenes]
@@ -66,7 +66,7 @@ def skewed_t(
     u = (mean - at) / sd
     return np.sqrt(n) * (u + skew * u**2 / 3 + skew**2 * u**3 / 27 + skew / (6 * n))
 
-
+# %% ../../nbs/analysis/stats.ipynb #s010-2
 def skewed_interval(
     sums,  # [scenes]
     counts,  # [scenes]
@@ -92,7 +92,7 @@ def resample(sums, counts, n=5000, seed=0) -> np.ndarray:
             out.append((times @ sums) / (times @ counts))
     return np.concatenate(out)
 
-
+# %% ../../nbs/analysis/stats.ipynb #s011-1
 def bootstrap(values, scenes=(), **kw) -> pd.DataFrame:
     """Mean over clips for each column of `values` [clips, columns], with a 95 % interval; scenes are resampled whole. At each end the wider of the
     percentile bootstrap and Hall's t is taken, since the bootstrap alone is too narrow for few scenes (of fewer than 12 very skewed ones, the wider covers 93 %).
@@ -148,7 +148,7 @@ def _lattice_p(k) -> float:
     away = np.abs(np.arange(len(ways)) - len(ways) // 2)
     return min(ways[away >= abs(k.sum())].sum(), 1.0)
 
-
+# %% ../../nbs/analysis/stats.ipynb #s016-1
 def subset_means(
     sums,  # [scenes]
     counts,  # [scenes]
@@ -201,7 +201,7 @@ SHARES_OF_CLIPS = (
     "uses_background",
 )  # measures that are 0 or 1 for a clip, or the change of one
 
-
+# %% ../../nbs/analysis/stats.ipynb #s023-1
 def _beyond(
     sums,  # [scenes]
     counts,  # [scenes]
@@ -219,7 +219,7 @@ def _beyond(
 
     return max(p(-margin, 1), p(margin, -1)), min(p(margin, 1), p(-margin, -1))
 
-
+# %% ../../nbs/analysis/stats.ipynb #s023-2
 def _measure(sums, counts, margin, n=5000, seed=0):
     "Interval, standard error and the p values about the margin, of a measure."
     draws = subset_means(sums, counts, n, seed)
@@ -237,7 +237,7 @@ def _measure(sums, counts, margin, n=5000, seed=0):
         p_beyond=beyond,
     )
 
-
+# %% ../../nbs/analysis/stats.ipynb #s023-3
 def _share(sums, counts, margin, n=None, seed=None):
     "Agresti and Min's interval; scenes of several clips weigh by their clips."
     size = counts.mean()
@@ -272,7 +272,7 @@ def two_parts(
     least = np.log(1e-12)
     return float(np.exp(brentq(reach, least, 0))) if reach(least) > 0 else 1e-12
 
-
+# %% ../../nbs/analysis/stats.ipynb #s025-1
 def _architectures(
     found: dict,  # mean, lo, hi, se, p, p_within, p_beyond for these networks
     by_seed,  # [seeds], the difference in each seed
@@ -322,7 +322,7 @@ NOTHING = dict.fromkeys(
     np.nan,
 ) | dict(by_seed=(), seeds=0, clips=0, scenes=0)  # a comparison without clips
 
-
+# %% ../../nbs/analysis/stats.ipynb #s029-1
 def _complete(found, by_seed, scenes, margin, dof):
     "What was found for these networks, with what it says about architectures; without p values if the scenes are too few."
     found |= _architectures(found, by_seed, margin, dof) | dict(
@@ -336,7 +336,7 @@ def _complete(found, by_seed, scenes, margin, dof):
         }
     return found
 
-
+# %% ../../nbs/analysis/stats.ipynb #s029-2
 def contrast(
     d: pd.DataFrame,  # [clips, seeds], paired differences; index: id; NaN where a seed lacks a clip
     share: bool = False,  # Whether the differences are of shares, between -1 and 1
@@ -355,7 +355,7 @@ def contrast(
     half = 1.96 * np.sqrt(1 / size + effect**2 / (2 * size))
     return found | dict(d=effect, d_lo=effect - half, d_hi=effect + half)
 
-
+# %% ../../nbs/analysis/stats.ipynb #s029-3
 def compare(table, value, a, b, scenes=(), margin=None, **kw) -> dict:
     "As `contrast`, of `value` in a table experiment, seed, id: experiment `a` minus `b`, over clips and seeds that both have; with the two means, a and b."
     t = table[table["experiment"].isin((a, b))]
@@ -413,7 +413,7 @@ VERDICTS = {
     "too few": "too few to judge",
 }
 
-
+# %% ../../nbs/analysis/stats.ipynb #s035-1
 def _claim(row, scope, within, at_least) -> tuple:  # p, verdict if that p survives the correction
     "What a comparison says at one scope ('arch_' or ''), going by its interval and its seeds."
     p, inside, beyond, lo, hi = (
@@ -431,7 +431,7 @@ def _claim(row, scope, within, at_least) -> tuple:  # p, verdict if that p survi
         return p, "supported" if mean > 0 else "contradicted"
     return p, "undecided"
 
-
+# %% ../../nbs/analysis/stats.ipynb #s035-2
 def judge(
     found: dict,  # What `compare` found, by hypothesis: all that the study declares. One with `why` stays out and undecided
     within: dict = {},  # Margins of the hypotheses of no difference
@@ -475,7 +475,7 @@ def judge(
                 table.loc[h, ["verdict", "scope"]] = claims[h][1], name
     return table
 
-
+# %% ../../nbs/analysis/stats.ipynb #s035-3
 def interval_of(row):
     "`row` of `judge` with the interval that its verdict rests on as lo and hi."
     return (

@@ -39,7 +39,7 @@ CASE_RULES = {
     "least certain": lambda c: c.right_3d | True,
 }
 
-
+# %% ../../nbs/05_analysis.ipynb #c021-1
 def choose_cases(scored, is_3d, n=6, scenes=()) -> pd.DataFrame:
     """Clips for case studies, at most `n`: columns id, kind. Kinds take turns in the order of CASE_RULES; within a kind, clips of reversal pairs
     come first, then the most certain ones (for 'least certain' the least), then the smaller id; a class appears once a kind, and a scene
@@ -100,7 +100,7 @@ STYLE = {
     "text.parse_math": False,
 }
 
-
+# %% ../../nbs/05_analysis.ipynb #c023-1
 def look(experiments) -> dict:
     "Colour and marker of each experiment."
     return {
@@ -117,7 +117,7 @@ def legend(fig, ax):
     layout = dict(ncol=max(1, int(columns)), columnspacing=1, handletextpad=0.4)
     fig.legend(handles, labels, loc="outside upper center", **layout)
 
-
+# %% ../../nbs/05_analysis.ipynb #c023-2
 def dots(table, groups, titles, ax, chance=None):
     """Estimates with intervals: `table` has columns experiment, group, mean, lo, hi; one block of
     rows a group, one mark an experiment."""
@@ -205,7 +205,7 @@ def pair_matrices(scored, pairs, classes, titles, width=PAGE):
         ax.set_title(f"pair {letter}")
     return fig
 
-
+# %% ../../nbs/05_analysis.ipynb #c024p-1
 def _pair_matrix(a, b, ax):
     "How often clips of two classes, right with shares `a` and `b`, are taken for each of the two."
     m = np.array([[a, 1 - a], [1 - b, b]])
@@ -228,7 +228,7 @@ ANCHORS = [  # published top-1 on SSv2's validation clips: network, percent, sou
     ("InternVideo2-6B", 77.5, "InternVideo2"),
 ]
 
-
+# %% ../../nbs/05_analysis.ipynb #c025-1
 def against_compute(accuracies, gflops, titles, ax, anchors=()):
     """Top-1 (percent) with intervals over GFLOPs a clip, networks of one cost side by side; `anchors`
     (name, percent, source) are lines across, their compute not being published with them."""
@@ -286,7 +286,7 @@ def texts_of(table):
     "The cells of a table as text, a dash where there is none."
     return table.astype(object).map(lambda x: "–" if pd.isna(x) else str(x))
 
-
+# %% ../../nbs/05_analysis.ipynb #c027-1
 def save_table(table, folder, name):
     "Save a table as CSV, Markdown and LaTeX; `caption_latex` gives the last its caption."
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -308,7 +308,7 @@ def percent(x, digits=1) -> str:
         return "–"
     return f"{100 * x:.{digits}f}\u00a0%".replace("-", "\u2212")
 
-
+# %% ../../nbs/05_analysis.ipynb #c027-2
 def with_interval(e, factor=1, digits=2, sign="") -> str:
     """An estimate and its interval as text that does not break over lines; times `factor`. A dash
     where too few scenes give no interval."""
@@ -326,7 +326,7 @@ def noted(text, clips, most) -> str:
         return text
     return f"{text}\u00a0(n\u00a0=\u00a0{clips:.0f})"
 
-
+# %% ../../nbs/05_analysis.ipynb #c027-3
 def plain_table(table):
     "A table for the page: without its index, every text as it is, whatever signs of HTML there are in it, and lines that may break before an interval."
     narrow = table.map(lambda x: _breakable(x) if isinstance(x, str) else x)
@@ -364,6 +364,8 @@ LATEX = {  # signs that pdflatex reads otherwise, or not at all
     **{"ø": r"\o{}", "Ø": r"\O{}", "æ": r"\ae{}", "Æ": r"\AE{}", "ł": r"\l{}", "ı": r"\i{}"},
 }
 ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308": '"', "\u0327": "c"}
+
+# %% ../../nbs/05_analysis.ipynb #c02b-1
 ACCENTS |= {
     "\u030a": "r",
     "\u030c": "v",
@@ -373,7 +375,7 @@ ACCENTS |= {
     "\u0328": "k",
 }
 
-
+# %% ../../nbs/05_analysis.ipynb #c02b-2
 def latex(text) -> str:
     "`text` as it is, in LaTeX and ASCII; a letter that LaTeX's own fonts do not have becomes a question mark."
     out = []
@@ -395,7 +397,7 @@ def _breakable(text):
     "A cell's text that may break before an interval and a number of clips."
     return str(text).replace("\u00a0[", " [").replace("\u00a0(n", " (n")
 
-
+# %% ../../nbs/05_analysis.ipynb #c02b-3
 def latex_table(table, name) -> str:
     """A table for LaTeX (packages booktabs, array and graphicx): over one column of a page where it is narrow, else over both, and never
     wider than that."""
@@ -440,7 +442,7 @@ def latex_table(table, name) -> str:
         ]
     )
 
-
+# %% ../../nbs/05_analysis.ipynb #c02b-4
 def caption_text(caption) -> str:
     "A caption, a line of Markdown, in LaTeX: links keep their words, references to cells their names."
     meant = re.sub(r"\\([!-/:-@\[-`{-~])", lambda m: chr(0xE000 + ord(m[1])), caption)  # as it is
@@ -463,7 +465,7 @@ def caption_latex(file, caption):
     captioned = whole.replace(r"\caption{}", rf"\caption{{{caption_text(caption)}}}", 1)
     Path(file).write_text(captioned, encoding="ascii")
 
-
+# %% ../../nbs/05_analysis.ipynb #c02b-5
 def figure_latex(folder, name, width, caption):
     "Write the .tex of a figure's PDF in `folder`, `width` inches wide: over one column of a page where it fits, else over both."
     star = "*" if width > COLUMN + 0.01 else ""
@@ -476,7 +478,7 @@ def figure_latex(folder, name, width, caption):
     ]
     (Path(folder) / f"fig-{name}.tex").write_text("\n".join(lines) + "\n", encoding="ascii")
 
-
+# %% ../../nbs/05_analysis.ipynb #c02b-6
 def document_latex(names) -> str:
     "A document of two columns, 3.25 inches each in 6.875, that holds each of `names`, .tex files beside it."
     return "\n".join(
@@ -510,7 +512,7 @@ def difference(row, measure, brief=False) -> str:
         + ("\u00a0points" if share else "")
     )
 
-
+# %% ../../nbs/05_analysis.ipynb #c029-1
 def finding(row, hypothesis) -> str:
     "One clause about a judged hypothesis, for the prose: what it says, and by which numbers, or why it cannot be judged."
     that = {"supported": "", "contradicted": "that ", "smaller": "the difference by which "}.get(
@@ -527,7 +529,7 @@ def finding(row, hypothesis) -> str:
         because += f", from {row['scenes']:.0f} of at least {FEWEST_SCENES} scenes"
     return f"{that}{literal(hypothesis.says)} ({because})"
 
-
+# %% ../../nbs/05_analysis.ipynb #c029-2
 OUTCOMES = {  # what networks do to a hypothesis
     "supported": "bear out{} that",
     "contradicted": "contradict{} the claim that",
@@ -537,7 +539,7 @@ OUTCOMES = {  # what networks do to a hypothesis
     "": "leave unjudged{} whether",
 }
 
-
+# %% ../../nbs/05_analysis.ipynb #c029-3
 def outcome(judged, hypotheses, brief=False) -> str:
     "All of them as what the networks do: they bear out that .., contradict the claim that .., leave open whether ..; `brief` gives numbers only where there is a verdict."
     kind = judged["verdict"].where(judged["why"] == "", "")
@@ -555,7 +557,7 @@ def outcome(judged, hypotheses, brief=False) -> str:
                 phrases.append(f"{verb.rpartition(' ')[0]} {said}")
     return "; they ".join(phrases)
 
-
+# %% ../../nbs/05_analysis.ipynb #c029-4
 def _clause(row, hypothesis, brief):
     "What a hypothesis says, with what was found about it in brackets."
     if row["why"]:
@@ -571,7 +573,7 @@ def spoken(verdict, scope) -> str:
     "A verdict in words, with whom it is about ('these networks', 'simulated runs') unless it speaks of architectures."
     return VERDICTS[verdict] + (f" for {scope}" if scope not in ("architectures", "") else "")
 
-
+# %% ../../nbs/05_analysis.ipynb #c029-5
 def findings(judged, hypotheses) -> str:
     "All of them, a sentence for each verdict: what is supported (of architectures, then for these networks), contradicted, smaller than matters, undecided, too few to judge."
     if judged.empty:

@@ -55,7 +55,7 @@ def judge_sources(
         )
     return pd.concat(tables, ignore_index=True)
 
-
+# %% ../../nbs/analysis/validation.ipynb #04c-0c1-1
 def choose_source(
     judged: pd.DataFrame,  # As `judge_sources` gives it
     declared=None,  # The study's own `cam.source`
@@ -208,7 +208,7 @@ def likeness(
     x, y = (maps[[names.index(i) for i in both]] for names, maps in ((ids, x), (same, y)))
     return pd.Series(rank_correlation(*common_grid(x, y)), both)
 
-
+# %% ../../nbs/analysis/validation.ipynb #04c-029-1
 def agreement(
     study,
     results,  # Folder of the study's results

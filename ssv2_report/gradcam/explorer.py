@@ -58,7 +58,7 @@ TRUE, PREDICTED, NOTHING = -2, -1, -1
 def _choice(label, options, value=None, **layout):
     return w.Dropdown(options=options, value=value, description=label, layout=layout)
 
-
+# %% ../../nbs/gradcam/explorer.ipynb #00000007-1
 def _controls(offered, classes, method):
     "The explorer's widgets by name, but for those of each side."
     numbers = [(name, i) for i, name in enumerate(classes)]
@@ -77,7 +77,7 @@ def _controls(offered, classes, method):
     w.jslink((c["play"], "value"), (c["frame"], "value"))
     return c
 
-
+# %% ../../nbs/gradcam/explorer.ipynb #00000007-2
 def _side(side, models, shown):
     "The widgets of one side by name; `shown` is the model it starts with."
     return {
@@ -115,7 +115,7 @@ def _mapper(clips, models):
 
     return explain
 
-
+# %% ../../nbs/gradcam/explorer.ipynb #00000008-1
 def verdict(
     p,  # Probabilities [K]
     classes: list[str],
@@ -158,7 +158,7 @@ def _fullest_frame(c, explain):
         return 1
     return 1 + int(sum(m.sum((1, 2)) / (m.sum() or 1) for m in maps).argmax())
 
-
+# %% ../../nbs/gradcam/explorer.ipynb #00000008e-1
 def _go_to(c, id, clips, classes):
     "Show the clip of an id, or say why it cannot be shown."
     c["note"].value = ""
@@ -254,7 +254,7 @@ class OnDemand(Mapping):
     def __len__(self):
         return len(self.names)
 
-
+# %% ../../nbs/gradcam/explorer.ipynb #00000016-1
 def clips_to_explore(study, results, clip=""):
     "The validation clips of a study; ValueError where `clip` is the id of none of them."
     index = clips_of(study, "validation", results)

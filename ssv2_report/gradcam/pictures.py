@@ -42,7 +42,7 @@ def overlay(
     alpha = opacity * value[..., None]
     return np.uint8((1 - alpha) * frames + alpha * 255 * colormaps[cmap](value)[..., :3] + 0.5)
 
-
+# %% ../../nbs/gradcam/pictures.ipynb #pictures-06-1
 def outline(frames, mask, colour):
     """Frames uint8 [T,H,W,3] with the border of a bool mask [T,H,W] drawn one pixel wide in a colour
     (r, g, b)."""
@@ -64,7 +64,7 @@ def outlined(
             frames = outline(frames, np.asarray(item[name]), colour)
     return frames
 
-
+# %% ../../nbs/gradcam/pictures.ipynb #pictures-06-2
 def enlarged(
     pictures,  # [T,H,W,...]
     least: int = 128,  # Pixels
@@ -91,7 +91,7 @@ def _colour_bar(fig, bar, size):
     drawn.ax.tick_params(labelsize=size, length=2, pad=1)
     drawn.outline.set_visible(False)
 
-
+# %% ../../nbs/gradcam/pictures.ipynb #pictures-07-1
 def _cell(fig, picture, left, bottom, width, height):
     "One picture at a place of a figure, in inches."
     across, up = fig.get_size_inches()
@@ -100,7 +100,7 @@ def _cell(fig, picture, left, bottom, width, height):
     ax.set_axis_off()
     return ax
 
-
+# %% ../../nbs/gradcam/pictures.ipynb #pictures-07-2
 def strip(
     rows: dict,  # Name -> pictures uint8 [T,H,W,3], as for `player`
     most: int = 8,  # At most this many time steps, evenly chosen
@@ -152,6 +152,7 @@ _CSS = (
     ".ssv2-scale i{width:160px;height:10px;background-color:#999}"
 )
 
+# %% ../../nbs/gradcam/pictures.ipynb #pictures-10-1
 _JS = """(function(){document.querySelectorAll('.ssv2-player:not([data-ready])').forEach(function(p){
 p.setAttribute('data-ready','1');
 var r=p.querySelector('input'),b=p.querySelector('button'),o=p.querySelector('output'),labels=JSON.parse(p.getAttribute('data-labels')),n=labels.length,timer=null;
@@ -183,7 +184,7 @@ def _sprites(columns, kilobytes):
         "frames."
     )
 
-
+# %% ../../nbs/gradcam/pictures.ipynb #pictures-11-1
 def _side_by_side(pictures, scale):
     "One image of pictures uint8 [T,H,W,3], each at `scale` of its size."
     height, width = (max(1, int(x * scale)) for x in pictures.shape[1:3])
@@ -200,7 +201,7 @@ def _data_uri(img, quality):
     img.save(buffer := io.BytesIO(), "webp", quality=quality)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-
+# %% ../../nbs/gradcam/pictures.ipynb #pictures-11-2
 @dataclass(repr=False)
 class Player:
     "Shows itself as HTML with a frame slider, and in print as a strip."
@@ -247,7 +248,7 @@ def _bar(labels, start):
         f'aria-label="Frame" aria-valuetext="{said}"><output aria-live="polite">{said}</output></div>'
     )
 
-
+# %% ../../nbs/gradcam/pictures.ipynb #pictures-12-1
 def player(
     columns: dict,  # Name -> pictures uint8 [T,H,W,3], the same T for all
     title: str = "",  # What a screen reader calls it, such as the clip's label
@@ -281,7 +282,7 @@ def player(
         bar,
     )
 
-
+# %% ../../nbs/gradcam/pictures.ipynb #pictures-12-2
 def _labels_of(columns, labels):
     "The number of frames and a label for each; `ValueError` where they do not fit."
     counts = {len(v) for v in columns.values()}

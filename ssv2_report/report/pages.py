@@ -82,7 +82,7 @@ def _fence(text, attributes):
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{ticks} {{{attributes}}}\n{text}\n{ticks}"
 
-
+# %% ../../nbs/report/pages.ipynb #b8c7e5f0-1
 def _inches(kind, value):
     "Width and height of a picture, and its own width on paper: None where it does not say so."
     if kind == "image/svg+xml":
@@ -99,7 +99,7 @@ def _inches(kind, value):
         (wide, tall), dpi = image.size, image.info.get("dpi", (0, 0))[0]
     return wide, tall, wide / dpi if dpi > 100 else None
 
-
+# %% ../../nbs/report/pages.ipynb #b8c7e5f0-2
 def _fit(kind, value, line=6.2, page=8.3):
     """Width of a picture in print: its own where it says so, within a line and a page of so many
     inches."""
@@ -122,7 +122,7 @@ def plain(
     "Take the backslashes out by which signs are meant as they are."
     return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
 
-
+# %% ../../nbs/report/pages.ipynb #b8c7e5f0-3
 def _quoted(text):
     "A value of an attribute in Markdown, in which no sign ends it or anything around it."
     words = " ".join(str(text).split())
@@ -333,7 +333,7 @@ def _metadata(page, pages):
         **known,
     }
 
-
+# %% ../../nbs/report/pages.ipynb #6e97563a-1
 def _defaults(page, site, variables):
     "How pandoc turns a page into its target, as a defaults file."
     options, html5 = page.options, page.to == "html"
@@ -358,7 +358,7 @@ def _defaults(page, site, variables):
         }
     return known
 
-
+# %% ../../nbs/report/pages.ipynb #6e97563a-2
 def _pandoc(page, site, pages, variables):
     "Run pandoc on a page's Markdown; its output."
     import pypandoc
@@ -390,7 +390,7 @@ def _save_images(page, folder):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(data)
 
-
+# %% ../../nbs/report/pages.ipynb #8163a663-1
 def write_html(
     page: Page,  # For the target `html`
     site: Path,  # Staged folder

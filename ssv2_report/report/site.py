@@ -47,7 +47,7 @@ def _look_up(variables, name, page, group=True):
         )
     return found
 
-
+# %% ../../nbs/report/site.ipynb #choose-1
 def choose(
     text: str,  # Markdown with `when` shortcodes, none within another
     variables: dict,  # Values by name, possibly nested
@@ -90,7 +90,7 @@ def _cell(kind, source):
         dict(outputs=[], execution_count=None) if kind == "code" else {}
     )
 
-
+# %% ../../nbs/report/site.ipynb #c5dc2712-1
 def split_title(
     cells: list,  # Cells of a notebook
 ) -> (
@@ -140,7 +140,7 @@ def _labelled(cells, label):
     wanted = rf"(?m)^#\| *label: *{label}\s*$"
     return next((c for c in cells if re.search(wanted, c["source"])), None)
 
-
+# %% ../../nbs/report/site.ipynb #55586aa2-1
 def embed(
     cells: list,  # Cells of a page
     sources: dict,  # Cells of every page, by the page's name
@@ -215,7 +215,7 @@ def _module(cells):
         else None
     )
 
-
+# %% ../../nbs/report/site.ipynb #a85e6524-1
 def _documentation(nb, module):
     "Put nbdev's `show_doc` cells before the source that they document, give them their outputs, and leave out those of names that `module` does not have."
     from nbdev.showdoc import show_doc
@@ -299,7 +299,7 @@ def _front_matter(source, page):
         fm.setdefault("code-fold", False)
     return "---\n" + yaml.safe_dump(fm, allow_unicode=True, sort_keys=False) + "---\n"
 
-
+# %% ../../nbs/report/site.ipynb #8cb4f4a9-1
 # Drawings follow the theme of the page they are in, which a browser tells them as the colour scheme
 # of their place. Black letters and axes turn light and the paper dark; other colours stay.
 DARK = """<style>@media (prefers-color-scheme: dark) {
@@ -317,7 +317,7 @@ def themed(svg) -> str:
     it is as it was."""
     return re.sub(r"(<svg\b[^>]*>)", lambda m: m[1] + DARK, svg, count=1)
 
-
+# %% ../../nbs/report/site.ipynb #8cb4f4a9-2
 def _tidy(cells, page, links):
     "Cells of a processed notebook as valid nbformat, with `links` (nbdev's address to page) pointing at pages."
 
@@ -371,7 +371,7 @@ def _relinked(text, pages):
         r"(?<![!\\])\[([^\]]+)\]\((?:[\w.-]+/)*([\w-]+)\.ipynb(#[^)\s]*)?\)", page_of, text
     )
 
-
+# %% ../../nbs/report/site.ipynb #3a510d0e-1
 def _staged(cells, metadata, variables, path, page, links):
     "The notebook of one page, ready to be written."
 
@@ -429,7 +429,7 @@ def _write(path, text):
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
 
-
+# %% ../../nbs/report/site.ipynb #dcf60c37-1
 # Quarto keeps a table on one page, and what does not fit is lost.
 BREAKABLE = '#show figure.where(kind: "quarto-float-tbl"): set block(breakable: true)'
 
@@ -476,7 +476,7 @@ def _filled(nb, variables, others, page):
     ]
     return _own_ids(embed(cells, others, page))
 
-
+# %% ../../nbs/report/site.ipynb #16697e06-1
 def stage(
     site: Path,  # Folder to write, which Quarto and `render` both read
     notebooks: dict,  # Path of the executed notebook by page name; `index` is the report
@@ -531,7 +531,7 @@ def _own_ids(cells):
             cell["source"] = re.sub(r"(?m)^(#+) +([^{}\n]+?)[ \t]*$", named, cell["source"])
     return cells
 
-
+# %% ../../nbs/report/site.ipynb #quarto-page-1
 def _for_quarto(nb):
     """A staged notebook as Quarto takes it without asking the network for jQuery: HTML as raw
     Markdown, with the picture that stands for it in print; and every picture with a text."""
@@ -572,7 +572,7 @@ def _complaints(text):
             found[-1].append(line)
     return [" ".join(" ".join(lines).split()) for lines in found]
 
-
+# %% ../../nbs/report/site.ipynb #9fbc690c-1
 def _by_quarto(quarto, site, out):
     "Render a copy of the staged site by Quarto, and take the result when it is whole; its files."
     with tempfile.TemporaryDirectory() as folder:
@@ -599,7 +599,7 @@ def _by_quarto(quarto, site, out):
         shutil.copytree(made, out, dirs_exist_ok=True)
         return [p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()]
 
-
+# %% ../../nbs/report/site.ipynb #9fbc690c-2
 def _files(out, pages, site):
     "Files of the pages that `_embedded` has made."
     wanted = [f"{name}{end}" for name in pages for end in (".html", ".pdf", "_files/*")]
@@ -621,7 +621,7 @@ def _remove(out, files):
 # %% ../../nbs/report/site.ipynb #embedded
 OWN = (".ipynb", ".scss", ".bib", ".lua", ".html")  # read by the renderers, not part of the site
 
-
+# %% ../../nbs/report/site.ipynb #embedded-1
 def _embedded(site, out, config, inputs, known):
     "Render the staged pages that changed by pandoc and Typst; a digest for each."
     staged = {path.stem: nbformat.read(path, as_version=4) for path in sorted(site.glob("*.ipynb"))}

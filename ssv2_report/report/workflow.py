@@ -84,7 +84,7 @@ def expected_seconds(study, job) -> float:
 
 ALL_CORES = ("demo_data", "audit", "cache")
 
-
+# %% ../../nbs/report/workflow.ipynb #workflow-08-1
 def needs_of(study, results) -> dict[str, list[str]]:
     "Labels of the jobs that each job of a study and of its second world waits for, each after those."
     name = lambda prefix, job: label(prefix + job.step, job.of, job.seed)
@@ -97,7 +97,7 @@ def needs_of(study, results) -> dict[str, list[str]]:
         found["validation"] += [job for job in found if job.startswith("shortcut_")]
     return found
 
-
+# %% ../../nbs/report/workflow.ipynb #workflow-08-2
 def time_left(seconds, needs, cores, whole=ALL_CORES) -> float:
     """Seconds until jobs that take so many `seconds` are done, as many at a time as there are `cores`
     and those whose rule is in `whole` alone; a job that is not among them is done."""
@@ -136,11 +136,11 @@ def sentence_of(logs) -> str:
     lines = [line for path in logs or () if Path(path).is_file() for line in _lines(path)]
     return next((line[6:].strip() for line in reversed(lines) if line.startswith("ssv2: ")), "")
 
-
+# %% ../../nbs/report/workflow.ipynb #workflow-11-1
 def _lines(path):
     return Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
 
-
+# %% ../../nbs/report/workflow.ipynb #workflow-11-2
 class Tracker:
     "Follows the events of a workflow and knows what is done, what runs and what is still to do."
 
@@ -229,7 +229,7 @@ def workflow_command(study, results, cores, gpus=0, jobs=None) -> list[str]:
         *(f"{k}={v}" for k, v in limits.items() if v),
     ]
 
-
+# %% ../../nbs/report/workflow.ipynb #workflow-14-1
 def run_workflow(command, tracker, log, gpus, locks=()):
     """Have Snakemake do the jobs of a study, shown as they go, and end with it all that it started; its
     lines are kept in the file `log`. ValueError with the first job's own sentence where one fails."""
@@ -258,7 +258,7 @@ def run_workflow(command, tracker, log, gpus, locks=()):
         said = f"The workflow failed; its log is {log}:\n" + "\n".join(_lines(log)[-16:])
         raise ValueError(tracker.errors[0] if tracker.errors else said)
 
-
+# %% ../../nbs/report/workflow.ipynb #workflow-14-2
 def follow(events, tracker, every=15.0):
     "Show the progress of a workflow until its events end."
     lines = queue.Queue()
@@ -315,7 +315,7 @@ STEPS = (
     *("validation", "analysis", "chapter", "render"),
 )
 
-
+# %% ../../nbs/report/workflow.ipynb #workflow-16-1
 def show_seconds(rows):
     "Print `seconds_of_steps`."
     table = Table("step")
