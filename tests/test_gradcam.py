@@ -518,7 +518,19 @@ def test_strip_has_a_row_each_and_takes_different_lengths():
         {"a": np.zeros((8, 6, 6, 3), np.uint8), "b": np.zeros((1, 6, 6, 3), np.uint8)}, most=4
     )
     wanted = ["frame 1", "frame 3", "frame 6", "frame 8"]
-    assert len(fig.axes) == 5 and [ax.get_title() for ax in fig.axes[:4]] == wanted
+    assert [text.get_text() for text in fig.axes[0].texts] == [*wanted, "a"]
+    whole, one = (ax.get_position().width for ax in fig.axes)
+    assert whole == pytest.approx(1) and 0.2 < one < 0.25
+
+
+def test_a_strip_shows_its_pictures_in_order_with_gaps_between():
+    pictures = np.arange(3, dtype=np.uint8)[:, None, None, None] * 100 + np.zeros((60, 60, 3))
+    image = strip({"a": pictures.astype(np.uint8)}, width=3).axes[0].images[0].get_array()
+    shown = image[30]
+    assert [tuple(shown[x]) for x in (0, 59)] == [(0, 0, 0, 255)] * 2
+    runs = [k for k in range(len(shown)) if k == 0 or tuple(shown[k]) != tuple(shown[k - 1])]
+    assert [int(shown[k][3]) for k in runs] == [255, 0, 255, 0, 255]
+    assert [int(shown[k][0]) for k in runs if shown[k][3]] == [0, 100, 200]
 
 
 @pytest.mark.parametrize("width", [3.25, 6.2])

@@ -92,11 +92,15 @@ def _colour_bar(fig, bar, size):
     drawn.outline.set_visible(False)
 
 # %% ../../nbs/gradcam/pictures.ipynb #pictures-07-1
-def _cell(fig, picture, left, bottom, width, height):
-    "One picture at a place of a figure, in inches."
+def _row(fig, pictures, bottom, width, height, gap):
+    "Pictures side by side from the left edge of a figure on, at a place in inches, as one image."
     across, up = fig.get_size_inches()
-    ax = fig.add_axes([left / across, bottom / up, width / across, height / up])
-    ax.imshow(picture, aspect="auto")
+    whole = len(pictures) * (width + gap) - gap
+    between = round(pictures.shape[2] * gap / width)
+    alpha = np.full((*pictures.shape[:3], 1), 255, np.uint8)
+    spaced = np.pad(np.concatenate([pictures, alpha], 3), ((0, 0),) * 2 + ((0, between), (0, 0)))
+    ax = fig.add_axes([0, bottom / up, whole / across, height / up])
+    ax.imshow(np.concatenate(spaced, 1)[:, : -between or None], aspect="auto")
     ax.set_axis_off()
     return ax
 
@@ -121,15 +125,14 @@ def strip(
     at = fig.get_figheight()
     for k, (name, pictures) in enumerate(zip(names, rows.values())):
         at -= line * (1 + name.count("\n") + 1.2 * (k == 0)) + tall
-        for i, t in enumerate(steps[k]):
-            ax = _cell(fig, pictures[t], i * (across + gap), at, across, tall)
-            if k == 0:
-                said = f"frame {t + 1}" if across > 0.6 else t + 1
-                ax.set_title(said, fontsize=size, pad=2)
-            if i == 0:
-                place = (0, 2 + 1.2 * size * (k == 0)), "offset points"
-                look = dict(fontsize=size, va="bottom", parse_math=False)
-                ax.annotate(name, (0, 1), place[0], "axes fraction", place[1], **look)
+        ax = _row(fig, np.asarray(pictures)[steps[k]], at, across, tall, gap)
+        above = ("axes fraction", "offset points"), dict(fontsize=size, va="bottom")
+        for i, t in enumerate(steps[0] if k == 0 else ()):
+            said = f"frame {t + 1}" if across > 0.6 else t + 1
+            middle = (i * (across + gap) + across / 2) / (len(steps[0]) * (across + gap) - gap)
+            ax.annotate(said, (middle, 1), (0, 2), *above[0], ha="center", **above[1])
+        up = 2 + 1.2 * size * (k == 0)
+        ax.annotate(name, (0, 1), (0, up), *above[0], parse_math=False, **above[1])
         at -= gap
     if bar:
         _colour_bar(fig, bar, size)
