@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 # %% ../../nbs/gradcam/pictures.ipynb #pictures-06
@@ -221,10 +222,11 @@ class Player:
 
     def _repr_png_(self):
         fig = strip(self.columns, bar=self.bar, width=6.2)
-        fig.savefig(buffer := io.BytesIO(), format="png", dpi=180)
+        fig.set_dpi(180)
+        (canvas := FigureCanvasAgg(fig)).draw()
+        img = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
         plt.close(fig)
-        img = Image.open(buffer).convert("RGB")
-        img = img.quantize(palette=img.quantize(256, Image.Quantize.MAXCOVERAGE))
+        img = img.quantize(256, Image.Quantize.FASTOCTREE)
         img.save(small := io.BytesIO(), "png", optimize=True)
         return small.getvalue()
 
