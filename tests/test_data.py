@@ -238,7 +238,7 @@ def test_the_chapter_shows_what_the_data_has(tmp_path, templates, n, train):
     )
     cells = nbformat.read(tmp_path / "out.ipynb", 4).cells
     pictures = [o for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert len(pictures) == 5
+    assert len(pictures) == 6
     if templates[0].startswith("Pushing"):
         assert any("cannot be flipped" in str(c.get("outputs")) for c in cells)
 
