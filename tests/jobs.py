@@ -53,7 +53,9 @@ def stand_in(folder, per_run=1, at_once=1):
     study, script, python, log = (folder / n for n in ("s.yaml", "stand_in.py", "python", "log"))
     study.write_text(STUDY.replace("PER_RUN", str(per_run)))
     script.write_text(STAND_IN)
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(script))} "$@"\n')
+    python.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(script))} "$@"\n'
+    )
     python.chmod(0o755)
     env = dict(SSV2_PYTHON=python, LOG=log, PER_RUN=per_run, AT_ONCE=at_once)
     return study, os.environ | {k: str(v) for k, v in env.items()}, log

@@ -180,6 +180,7 @@ def test_right_maps_stay_within_the_action():
 
 def test_agreement_compares_runs_of_different_seeds_only(tmp_path):
     study = load_study("demo-full")
+    study.seeds = [0, 1]
     study.experiments = {k: study.experiments[k] for k in ("2d-multi", "3d-scratch")}
     rng = np.random.default_rng(0)
     base = rng.random((4, 2, 8, 8)).astype("float32")
