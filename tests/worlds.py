@@ -149,7 +149,7 @@ def cut(path):
 def write_study(path, root, boxes=None, allowed=1, text=""):
     "A study of two small networks and two seeds on the dataset at `root`; its path."
     path.write_text(
-        f"""title: {json.dumps(f"A few clips {text}".strip())}
+        f"""title: {json.dumps(f"A few clips {text}".strip(), ensure_ascii=False)}
 data:
   root: {json.dumps(str(root))}
   boxes: {json.dumps(boxes and str(boxes))}
@@ -162,7 +162,7 @@ experiments:
   2d-multi: {{title: "2D, eight frames", model: test_resnet}}
   r(2+1)d: {{title: 3D from scratch, model: "i3d:test_resnet"}}
 hypotheses:
-  order: {{says: {json.dumps(f"3D beats 2D on order {text}".strip())}, measure: pair_right, of: r(2+1)d, over: 2d-multi, clips: reversal}}
+  order: {{says: {json.dumps(f"3D beats 2D on order {text}".strip(), ensure_ascii=False)}, measure: pair_right, of: r(2+1)d, over: 2d-multi, clips: reversal}}
   place: {{says: 3D maps lie more on the object, measure: ratio_object, of: r(2+1)d, over: 2d-multi}}
 """,
         encoding="utf-8",

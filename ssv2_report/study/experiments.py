@@ -12,6 +12,7 @@ __all__ = ['CLASS_GROUPS', 'PUBLISHED', 'VIDEO_MODELS', 'Positive', 'WEIGHTS', '
 import ast
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -333,6 +334,12 @@ def _content(path, above=()) -> dict:
         raise ValueError(
             f"{path}: a study is a mapping with the keys title, data, seeds and experiments."
         )
+    try:
+        json.dumps(raw, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{path}: an escape such as \\ud83d is half of a sign; write the sign itself."
+        ) from None
     if (name := raw.pop("base", None)) is None:
         return raw
     base = path.parent / f"{name}.yaml"
