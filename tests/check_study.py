@@ -205,8 +205,9 @@ def test_a_training_whose_files_are_gone_is_finished_again(few):
 
 def test_after_a_kill_the_same_command_goes_on_and_two_at_once_are_refused(few):
     few.reword("index")
+    (log := few.results / "reproduce.log").unlink()  # of the call before
     process = few.start(*few.reproduce)
-    wait_for(lambda: "rule " in (few.results / "reproduce.log").read_text(), process)
+    wait_for(lambda: log.is_file() and "rule " in log.read_text(), process)
     code, said = few.call(*few.reproduce)
     assert (
         code == 1
