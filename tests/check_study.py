@@ -208,6 +208,7 @@ def test_after_a_kill_the_same_command_goes_on_and_two_at_once_are_refused(few):
     (log := few.results / "reproduce.log").unlink()  # of the call before
     process = few.start(*few.reproduce)
     wait_for(lambda: log.is_file() and "rule " in log.read_text(), process)
+    os.killpg(process.pid, signal.SIGSTOP)  # lest it ends before the second has begun
     code, said = few.call(*few.reproduce)
     assert (
         code == 1
