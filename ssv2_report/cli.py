@@ -34,6 +34,7 @@ from ssv2_report.report.workflow import (
     Tracker,
     console,
     expected_seconds,
+    label_of,
     left_to_do,
     needs_of,
     run_workflow,
@@ -42,7 +43,6 @@ from ssv2_report.report.workflow import (
     time_left,
     workflow_command,
 )
-from .report.workflow import label as job_label
 from .study.devices import COUNT, gpus_of, held, seen_gpus
 from ssv2_report.study.digests import (
     CHAPTERS,
@@ -716,7 +716,8 @@ def reproduce(
     command, began = workflow_command(study, out, cores, gpus, jobs), time.time()
     with alone(out, report.parent, *worlds_to_make(s)) as locks:
         sweep(out)
-        run_workflow(command, Tracker(s, out, cores), out / "reproduce.log", gpus, locks)
+        tracker = Tracker(todo, needs_of(s, out), cores)
+        run_workflow(command, tracker, out / "reproduce.log", gpus, locks)
     show_seconds(seconds_of_steps(s, out))
     print(f"The report, after {(time.time() - began) / 60:.1f} min: {report}")
 
@@ -731,7 +732,7 @@ def job_seconds(studies, tables) -> dict[str, float]:
         for job in jobs_of(world, bool(prefix)):
             own = table["seconds"].get(job.of, 0) + NOTEBOOK
             took = own if job.step == "train" else expected_seconds(world, job)
-            found[job_label(prefix + job.step, job.of, job.seed)] = took
+            found[label_of(job, prefix)] = took
     return found
 
 # %% ../nbs/report/cli.ipynb #c019p-1

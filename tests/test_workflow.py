@@ -13,6 +13,7 @@ from ssv2_report.report.workflow import (
     expected_seconds,
     follow,
     left_to_do,
+    needs_of,
     run_workflow,
     seconds_of_steps,
     tell_events,
@@ -36,7 +37,8 @@ def event(kind, jobid=None, rule=None, **wildcards):
 
 @pytest.fixture
 def tracker(tmp_path):
-    return Tracker(load_study("demo"), tmp_path, cores=2)
+    study = load_study("demo")
+    return Tracker(left_to_do(study, tmp_path), needs_of(study, tmp_path), cores=2)
 
 
 def test_events_are_told_and_counted(tracker):
@@ -150,9 +152,9 @@ def test_a_workflow_that_never_begins_shows_its_log(tracker, tmp_path):
 
 def test_seconds_are_summed_by_step_the_longest_first(tmp_path):
     files = {
-        "benchmarks/train-gradcam-s0": (5, 4),
-        "benchmarks/train-b-s0": (7, 6),
-        "shortcut/benchmarks/gradcam-b-s0": (2, 2),
+        "benchmarks/train-2d-multi-s0": (5, 4),
+        "benchmarks/train-3d-scratch-s0": (7, 6),
+        "shortcut/benchmarks/gradcam-2d-multi-s0": (2, 2),
         "benchmarks/chapter-00_data": (30, 9),
     }
     for name, (seconds, processor) in files.items():

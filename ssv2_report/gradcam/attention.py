@@ -134,10 +134,8 @@ def attention_rows(
     maps = _shares(maps, hand=hand, object=object, known=known, ids=ids, frames=frames)
     parts, (B, T) = _parts(hand, object, known), maps.shape[:2]
     mass = maps.sum((2, 3))
-    share, area = (
-        [np.where(known, x, np.nan) for x in xs]
-        for xs in ([_ratio((maps * p).sum((2, 3)), mass) for p in parts], parts.mean((3, 4)))
-    )
+    share = [np.where(known, _ratio((maps * p).sum((2, 3)), mass), np.nan) for p in parts]
+    area = np.where(known, parts.mean((3, 4)), np.nan)
     pointing = _pointing(_peaks(maps, own), parts[0] | parts[1])
     t = np.tile(np.arange(T), B)
     table = dict(id=np.repeat(np.asarray(ids, dtype=str), T), t=t)
