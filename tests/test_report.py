@@ -414,7 +414,7 @@ def test_pdf_says_the_same(index, tmp_path):
 
 RENDERERS = [None, pytest.param("quarto", marks=needs_quarto)]
 LONG = pd.DataFrame(
-    dict(name=[f"row{i:03d}" for i in range(70)], top=[i / 70 for i in range(70)])
+    {"name": [f"row{i:03d}" for i in range(70)], "it's a < b & c": [i / 70 for i in range(70)]}
 ).set_index("name")
 TABLES = {
     "html": code(
@@ -441,6 +441,7 @@ def test_long_tables_are_whole_in_print(project, tmp_path, renderer, kind):
     words = words_of(page.with_suffix(".pdf"))
     rows = [w for w in words if re.fullmatch(r"row\d+", w[5])]
     assert [w[5] for w in rows] == list(LONG.index)
+    assert re.search("it&?[^ ]* a &lt; b &amp; c", " ".join(w[5] for w in words))
     for number in {w[0] for w in rows}:
         here = [w for w in words if w[0] == number]
         lowest, *others = sorted(here, key=lambda w: -w[4])
@@ -448,6 +449,27 @@ def test_long_tables_are_whole_in_print(project, tmp_path, renderer, kind):
         assert max(w[4] for w in others) < lowest[2], "nothing lies over the page's number"
         tops = sorted(w[2] for w in rows if w[0] == number)
         assert all(b - a > 8 for a, b in zip(tops, tops[1:])), "no row lies over another"
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_columns_of_a_wide_table_do_not_meet_in_print(project, tmp_path, renderer):
+    root, _ = project
+    row = [
+        "share on the background / its area",
+        "4.34\xa0[4.09,\xa04.65]",
+        *["0.57\xa0[0.54,\xa00.60]"] * 3,
+    ]
+    wide = pd.DataFrame([[*row, "1.70", "1.00", "8.28", "160"]] * 3).to_html()
+    cells = [
+        md("# A page"),
+        code("#| label: tbl-w\nt", outputs=[show(text_html=wide, text_plain="x")]),
+    ]
+    book = dict(index=write(tmp_path / "index.ipynb", cells))
+    quarto = renderer and shutil.which(renderer)
+    page = render(stage(tmp_path / "site", book, {}, root), tmp_path / "out", quarto=quarto)
+    words = words_of(page.with_suffix(".pdf"))
+    assert sum(w[5] == "8.28" for w in words) == 3
+    assert not overlapping(words) and not outside(words, 595.3, 841.9)
 
 
 def test_mistakes_are_one_sentence(project, tmp_path):

@@ -1,12 +1,12 @@
--- What Quarto's pages need besides: no heading skips a level, and no link runs code.
--- A link leads to a page, a place or an address; one that would run code keeps its words alone.
-local function leads(target)
-  local scheme = target:gsub('[%c%s]', ''):lower():match '^([^/?#:]*):'
-  return not scheme or scheme == 'http' or scheme == 'https' or scheme == 'mailto'
-end
-
-function Link(el)
-  if not leads(el.target) then return el.content end
+-- What Quarto's pages need besides: a drawing's type is as large as the text around it, and no heading
+-- skips a level.
+function Image(img)
+  local file = FORMAT:match 'html' and img.src:match '%.svg$' and io.open(img.src)
+  if not file then return nil end
+  local points = file:read(4096):match '<svg[^>]-%swidth="([%d.]+)pt"'
+  file:close()
+  if points then img.attributes.width = math.floor(96 * 1.45 * points / 72 + 0.5) .. 'px' end
+  return img
 end
 
 function Pandoc(doc)
