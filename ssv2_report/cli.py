@@ -492,7 +492,7 @@ def chapter(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(CHAPTERS)}.")],
     results: Results = None,
 ):
-    "Execute one of the six chapters, which do not depend on a run."
+    "Execute one of the chapters, which do not depend on a run."
     s = load_study(study)
     if name not in CHAPTERS:
         raise ValueError(f"There is no chapter {name!r}; choose from {', '.join(CHAPTERS)}.")
@@ -501,7 +501,7 @@ def chapter(
     with job(s, out, "chapter", name) as todo:
         if todo:
             parameters = known if name == "00_data" else {}
-            run_notebook(name, out / "chapters" / f"{name}.ipynb", **parameters)
+            run_notebook(CHAPTERS[name], out / "chapters" / f"{name}.ipynb", **parameters)
 
 # %% ../nbs/report/cli.ipynb #c012-1
 @app.command()

@@ -409,7 +409,7 @@ def imported_by(notebook):
 # Settings, places and means of writing decide nothing by themselves; small and simulated studies
 # are for notebooks that are opened by hand.
 NEUTRAL = {"data.basics", "study.experiments", "study.steps", "study.trial", "analysis.simulated"}
-STEPS = [*digests.NOTEBOOKS.items(), *(("chapter", name) for name in digests.CHAPTERS)]
+STEPS = [*digests.NOTEBOOKS.items(), *(("chapter", name) for name in digests.CHAPTERS.values())]
 
 
 @pytest.mark.parametrize("step, notebook", STEPS, ids=lambda x: x)

@@ -108,7 +108,8 @@ class Toy:
         for name, source in BOOKS.items():
             (self.clone / "nbs" / f"{name}.ipynb").write_text(book(source))
         code = self.clone / "ssv2_report" / "study" / "digests.py"
-        text, n = re.subn(r"CHAPTERS = \([^)]+\)", f"CHAPTERS = {CHAPTERS[:1]}", code.read_text())
+        first = dict(list(CHAPTERS.items())[:1])
+        text, n = re.subn(r"CHAPTERS = \{[^}]+\}", f"CHAPTERS = {first}", code.read_text())
         assert n == 1
         code.write_text(text)  # one chapter will do
         page = new_notebook(cells=[md("# A toy\n\nIt found {{< var accuracy >}}.")])

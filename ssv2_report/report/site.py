@@ -7,6 +7,7 @@ __all__ = ['DARK', 'OWN', 'choose', 'substitute', 'split_title', 'embed', 'capti
 
 # %% ../../nbs/report/site.ipynb #b5771f4d
 import hashlib
+import html
 import importlib
 import json
 import re
@@ -217,6 +218,21 @@ def _module(cells):
     )
 
 # %% ../../nbs/report/site.ipynb #a85e6524-1
+def _folded(name, text):
+    "nbdev's documentation of a name behind a fold, which shows the first sentence."
+    _, _, card = text.partition("```python\n")
+    signature, _, said = card.partition("\n```")
+    plainly = " ".join(re.sub(r"(?m)^\*|\*$", "", said.strip()).split())
+    first = html.escape(re.split(r"(?<=[.:;])\s", plainly)[0].rstrip(".:;"))
+    first = re.sub("`([^`]*)`", r"<code>\1</code>", first)
+    summary = f"<code>{name}</code>" + (f" <span>{first}</span>" if first else "")
+    opened = f'<details class="reference" id="{name.lower()}"><summary>{summary}</summary>'
+    return (
+        f"```{{=html}}\n{opened}\n```\n\n```python\n{signature.strip()}\n```\n\n{said.strip()}\n\n"
+        "```{=html}\n</details>\n```\n"
+    )
+
+
 def _documentation(nb, module):
     "Put nbdev's `show_doc` cells before the source that they document, give them their outputs, and leave out those of names that `module` does not have."
     from nbdev.showdoc import show_doc
@@ -230,23 +246,9 @@ def _documentation(nb, module):
         name = re.search(r"show_doc\((.+)\)", cell.source)[1]
         if not re.fullmatch(r"\w+", name) or not hasattr(module, name):
             continue
-        text = (
-            show_doc(getattr(module, name))
-            ._repr_markdown_()
-            .replace("```python\n\n", "```python\n", 1)
-        )
-        text = re.sub(
-            r"(?m)^\[source\]\(.*\n+",
-            "",
-            re.sub(r"(?m)^(#+ .*)$", r"\1 {.unnumbered .symbol}", text, count=1),
-        )
-        cell.outputs = [
-            dict(
-                output_type="display_data",
-                data={"text/markdown": text.splitlines(True)},
-                metadata={},
-            )
-        ]
+        text = _folded(name, show_doc(getattr(module, name))._repr_markdown_())
+        data = {"text/markdown": text.splitlines(True)}
+        cell.outputs = [dict(output_type="display_data", data=data, metadata={})]
         ordered.insert(at, cell)
         at += 1
     nb.cells = ordered
@@ -296,8 +298,6 @@ def _front_matter(source, page):
         "format",
         {"html": "default", "typst": "default"} if page == "index" else {"html": "default"},
     )
-    if page != "index":
-        fm.setdefault("code-fold", False)
     return "---\n" + yaml.safe_dump(fm, allow_unicode=True, sort_keys=False) + "---\n"
 
 # %% ../../nbs/report/site.ipynb #8cb4f4a9-1
@@ -455,7 +455,10 @@ def _site_config(path):
 def _beside(root, notebooks, resources):
     """The files that lie beside the staged pages; `FileNotFoundError` where one of them or a notebook is
     not there."""
-    own = [asset(name) for name in ("quarto.scss", "quarto.lua", "quarto.html", "both.lua", "tables.typ")]
+    own = [
+        asset(name)
+        for name in ("quarto.scss", "quarto.lua", "quarto.html", "both.lua", "tables.typ")
+    ]
     beside = [root / "_quarto.yml", root / "nbs" / "references.bib", *own, *map(Path, resources)]
     missing = next((p for p in [*beside, *map(Path, notebooks.values())] if not p.exists()), None)
     if missing:
@@ -628,7 +631,14 @@ def _remove(out, files):
             folder.rmdir()
 
 # %% ../../nbs/report/site.ipynb #embedded
-OWN = (".ipynb", ".scss", ".bib", ".lua", ".html", ".typ")  # read by the renderers, not part of the site
+OWN = (
+    ".ipynb",
+    ".scss",
+    ".bib",
+    ".lua",
+    ".html",
+    ".typ",
+)  # read by the renderers, not part of the site
 
 # %% ../../nbs/report/site.ipynb #embedded-1
 def _embedded(site, out, config, inputs, known):

@@ -21,14 +21,15 @@ from .experiments import CLASS_GROUPS, load_study, project_root
 from .steps import TRAINED, code_of, run_folder
 
 # %% ../../nbs/study/digests.ipynb #digests-04
-CHAPTERS = (
-    "00_data",
-    "01_models2d",
-    "02_models3d_inflation",
-    "03_train",
-    "04_gradcam",
-    "05_analysis",
-)
+CHAPTERS = {  # page -> notebook
+    "00_data": "00_data",
+    "01_models2d": "01_models2d",
+    "02_models3d_inflation": "02_models3d_inflation",
+    "03_train": "03_train",
+    "04_gradcam": "04_gradcam",
+    "04a_attention": "gradcam/attention",
+    "05_analysis": "05_analysis",
+}
 NOTEBOOKS = dict(
     train="train/train_run",
     gradcam="gradcam/gradcam_run",
@@ -138,13 +139,14 @@ def _read_by(job, needs):
 def decides(study, results, job, files, inner=False) -> dict[str, str]:
     "What decides a job's result, a digest by name; `KeyError` where a job that it needs has no record yet."
     root, folder = project_root(), Path(results)
+    notebook = NOTEBOOKS.get(job.step) or CHAPTERS.get(job.of, "")
     found = dict(
         settings=digest(
             json.loads(json.dumps(_settings(study, job), default=lambda m: m.model_dump()))
         ),
         code=digest(
             [files(p) for p in code_of(job.step)],
-            files.of_notebook(root / "nbs" / f"{NOTEBOOKS.get(job.step, job.of)}.ipynb"),
+            files.of_notebook(root / "nbs" / f"{notebook}.ipynb"),
         ),
     )
     if job.step == "audit":

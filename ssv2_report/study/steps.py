@@ -46,7 +46,7 @@ DECIDES = dict(
     chapter=(
         *("data.audit", "data.boxes", "data.clips", "data.contents", "data.media", "demo.world"),
         *("models.net2d", "models.net3d", "models.r2plus1d", "study.runs", "study.scores"),
-        *("train", "gradcam.maps", "gradcam.pictures", "analysis.stats"),
+        *("train", "gradcam.attention", "gradcam.maps", "gradcam.pictures", "analysis.stats"),
     ),
     render=("report.site", "report.pages"),
 )
