@@ -226,21 +226,26 @@ def toy(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(toy):
-    "What two studies give that differ in one setting, and the seconds that one takes."
-    found, began = {}, time.time()
-    for lr in (0.1, 0.2):
-        toy.study(lr)
-        found[lr] = toy.finish()
-        shutil.rmtree(toy.results)
-    assert found[0.1]["page"] != found[0.2]["page"]
-    return found, (time.time() - began) / 2
+def undisturbed(tmp_path_factory):
+    "A function: what the study gives with one setting, and the seconds that it takes."
+    calm, found = Toy(tmp_path_factory.mktemp("calm")), {}
+
+    def result(lr):
+        if lr not in found:
+            calm.study(lr)
+            began = time.time()
+            found[lr] = calm.finish(), time.time() - began
+            shutil.rmtree(calm.results)
+            assert len({made["page"] for made, _ in found.values()}) == len(found)
+        return found[lr]
+
+    return result
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_same_command_goes_on(toy, undisturbed, kills):
     "When a study is done after all, it is changed to the other one, over the first one's results."
-    found, seconds = undisturbed
+    seconds = undisturbed(0.1)[1]
     rng, watch, hits, settings = random.Random(kills), Watch(toy), [], [0.1, 0.2]
     ways = [(s, w) for w in ("group", "command", "another", "all") for s in SIGNS]
     rng.shuffle(ways)
@@ -253,11 +258,11 @@ def test_killed_at_any_moment_the_same_command_goes_on(toy, undisturbed, kills):
             hits.append(f"{sign.name} to {whom} after {after:.1f} s, exit {code}")
             print(hits[-1], flush=True)
         if code == 0:
-            assert toy.made() == found[settings[0]], hits
+            assert toy.made() == undisturbed(settings[0])[0], hits
             settings.reverse()
             toy.study(settings[0])
         assert not watch.lost, (watch.lost, hits)
-    assert toy.finish() == found[settings[0]], hits
+    assert toy.finish() == undisturbed(settings[0])[0], hits
     watch.over = True
     assert not watch.lost and len(watch.seen) == len(RUNS)
     assert not [p for p in toy.results.rglob(".*") if re.match(r"\.\d+\.", p.name)]
