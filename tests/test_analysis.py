@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from books import run_book
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
@@ -214,19 +215,13 @@ def test_outcomes_are_told_in_whole_clauses():
 def analyse(results, path):
     "Execute analysis_run; its variables. Pictures of clips are left out: there are no clips."
     import nbformat
-    import papermill
 
     nb = nbformat.read(ROOT / "nbs" / "analysis" / "analysis_run.ipynb", 4)
     nb.cells = [c for c in nb.cells if "label: case-studies" not in c.source]
     nbformat.write(nb, results / "as_run.ipynb")
-    papermill.execute_notebook(
-        str(results / "as_run.ipynb"),
-        str(results / "analysis_run.ipynb"),
-        dict(study=str(path), results=str(results)),
-        cwd=str(ROOT / "nbs"),
-        kernel_name="python3",
-        progress_bar=False,
-    )
+    known = dict(study=str(path), results=str(results))
+    out = results / "analysis_run.ipynb"
+    run_book(results / "as_run.ipynb", results, out, ROOT / "nbs", **known)
     return yaml.safe_load((results / "variables.yml").read_text())
 
 

@@ -502,16 +502,36 @@ def test_default_clips_are_always_the_same():
 # That it helps
 
 
+class Kept(torch.utils.data.Dataset):
+    "A dataset's clips as they were drawn in its first epochs, over and over."
+
+    def __init__(self, data, epochs):
+        self.data, self.epochs, self.drawn = data, epochs, {}
+        self.set_epoch(0)
+
+    def __len__(self):
+        return len(self.data)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch % self.epochs
+        self.data.set_epoch(self.epoch)
+
+    def __getitem__(self, i):
+        if (self.epoch, i) not in self.drawn:
+            self.drawn[self.epoch, i] = self.data[i]
+        return self.drawn[self.epoch, i]
+
+
 class Loop:
     "Training on a small demo world, the same for every network."
 
-    def __init__(self, root, size, classes=None):
+    def __init__(self, root, size, drawn, classes=None):
         load = lambda split, **kwargs: ClipDataset(
             load_index(root, splits=(split,), classes=classes), size=size, **kwargs
         )
         self.train, self.test, self.classes = (
-            load("train", train=True),
-            load("validation"),
+            Kept(load("train", train=True), drawn),
+            Kept(load("validation"), 1),
             load_index(root, classes=classes).classes,
         )
 
@@ -567,19 +587,20 @@ FOUR = [
 
 
 @pytest.mark.parametrize(
-    "depth,size,classes,clips_,epochs,seeds,most",
+    "depth,side,size,classes,clips_,epochs,drawn,seeds,most",
     [
-        (10, 32, FOUR, 24, 40, 1, 0.1),
-        pytest.param(18, 64, None, 60, 10, 3, 0.02, marks=pytest.mark.slow),
+        (10, 64, 32, FOUR, 24, 40, 6, 1, 0.1),
+        pytest.param(18, 112, 64, None, 60, 10, 10, 3, 0.02, marks=pytest.mark.slow),
     ],
 )
 def test_inflated_r2plus1d_is_ahead_of_scratch_after_one_epoch(
-    tmp_path, monkeypatch, depth, size, classes, clips_, epochs, seeds, most
+    tmp_path, monkeypatch, depth, side, size, classes, clips_, epochs, drawn, seeds, most
 ):
     """The default sample: ten layers, 32 pixels, four classes, one seed. The campaign: R(2+1)D-18 at 8x64x64 on all ten classes, 24 clips a class for
     the one epoch. Scratch and inflated see the same clips in the same order, each at a learning rate that suits it. Scenes fill the picture, so that 32 pixels show them."""
     monkeypatch.setattr("ssv2_report.demo.world.ZOOM", (0.9, 1.0))
-    loop = Loop(make_world(tmp_path / "world", clips_, 16, workers=1), size, classes)
+    world = make_world(tmp_path / "world", clips_, 16, size=side, workers=1)
+    loop = Loop(world, size, drawn, classes)
     torch.manual_seed(0)
     flat = FrameNet(ResNet(BasicBlock, [depth // 8] * 4, num_classes=len(loop.classes)))
     flat.backbone.maxpool = torch.nn.Identity()

@@ -1,53 +1,19 @@
 """Every notebook runs on its defaults, and the modules are what the notebooks export."""
 
-import os
 import shutil
-import tempfile
-import traceback
-from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
 import pytest
+from books import run_book
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb"))
 
 
-# A process that has imported what takes long, from which each notebook's own begins.
-FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["torch", "timm", "accelerate", "scipy.stats", "matplotlib.pyplot", "pandas", "execnb.shell"]
-)
-
-
-def run(path, folder):
-    "A notebook from top to bottom, by IPython as nbdev runs it; what goes wrong is in `folder`."
-    import ipykernel  # noqa: F401: a notebook that is also a command asks whether this is a kernel
-    import torch
-    from execnb.nbio import read_nb
-    from execnb.shell import CaptureShell
-
-    os.environ.update(OMP_NUM_THREADS="1", TMPDIR=str(folder))
-    tempfile.tempdir = None
-    torch.set_num_threads(1)
-    os.chdir(path.parent)
-    try:
-        CaptureShell(path).run_all(read_nb(path), exc_stop=True)
-    except BaseException:
-        (folder / "wrong.txt").write_text(traceback.format_exc())
-        raise
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs_on_its_defaults(path, tmp_path):
-    process = FORKS.Process(target=run, args=(path, tmp_path))
-    process.start()
-    process.join(400)
-    if process.exitcode is None:
-        process.kill()
-    wrong = tmp_path / "wrong.txt"
-    assert process.exitcode == 0, wrong.exists() and wrong.read_text()[-3000:]
+    run_book(path, tmp_path)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -1,0 +1,48 @@
+"Notebooks run by forks of a process that has imported what takes long, by IPython as nbdev runs them."
+
+import os
+import tempfile
+import traceback
+from multiprocessing import get_context
+
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["torch", "timm", "accelerate", "scipy.stats", "matplotlib.pyplot", "pandas", "execnb.shell"]
+)
+
+
+def _run(path, folder, out, place, parameters):
+    import nbformat
+    import torch
+    from execnb.nbio import dict2nb, nb2dict
+    from execnb.shell import CaptureShell
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
+
+    os.environ.update(OMP_NUM_THREADS="1", TMPDIR=str(folder))
+    tempfile.tempdir = None
+    torch.set_num_threads(1)
+    os.chdir(place)
+    try:
+        nb = load_notebook_node(str(path))
+        if parameters:
+            nb = parameterize_notebook(nb, parameters, kernel_name="python3", language="python")
+        nb = dict2nb(nb)
+        CaptureShell(path).run_all(nb, exc_stop=True)
+        if out:
+            nbformat.write(nbformat.from_dict(nb2dict(nb)), out)
+    except BaseException:
+        (folder / "wrong.txt").write_text(traceback.format_exc())
+        raise
+
+
+def run_book(path, folder, out=None, place=None, **parameters):
+    "Run a notebook from top to bottom, at `place` or where it lies; AssertionError with what went wrong."
+    args = (path, folder, out, place or path.parent, parameters)
+    process = FORKS.Process(target=_run, args=args)
+    process.start()
+    process.join(400)
+    if process.exitcode is None:
+        process.kill()
+    wrong = folder / "wrong.txt"
+    assert process.exitcode == 0, wrong.exists() and wrong.read_text()[-3000:]
