@@ -533,7 +533,7 @@ def finding(row, hypothesis) -> str:
 OUTCOMES = {  # what networks do to a hypothesis
     "supported": "bear out{} that",
     "contradicted": "contradict{} the claim that",
-    "smaller": "show{} less than matters where it was foretold that",
+    "smaller": "show{} a difference smaller than matters where the hypothesis is that",
     "undecided": "leave open{} whether",
     "too few": "are judged{} on too few scenes to say whether",
     "": "leave unjudged{} whether",
