@@ -705,13 +705,13 @@ def reproduce(
     if not (todo := left_to_do(s, out)):
         print(f"Nothing to do: {report} is up to date.")
         return
+    if dry_run:
+        print(*todo, sep="\n")
+        return
     from ssv2_report.study.runs import check_study
 
     check_study(s)
     cores, gpus = cores or usable_cores(), gpus_to_use(s, gpus)
-    if dry_run:
-        print(*todo, sep="\n")
-        return
     check_first(study, out, gpus)
     command, began = workflow_command(study, out, cores, gpus, jobs), time.time()
     with alone(out, report.parent, *worlds_to_make(s)) as locks:

@@ -1,5 +1,6 @@
 "Notebooks run by forks of a process that has imported what takes long, by IPython as nbdev runs them."
 
+import importlib
 import os
 import tempfile
 import traceback
@@ -19,6 +20,9 @@ def _run(path, folder, out, place, parameters):
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
+    importlib.import_module(
+        "ipykernel"
+    )  # a notebook that is also a command asks whether it is there
     os.environ.update(OMP_NUM_THREADS="1", TMPDIR=str(folder))
     tempfile.tempdir = None
     torch.set_num_threads(1)
