@@ -20,9 +20,8 @@ def _run(path, folder, out, place, parameters):
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
-    importlib.import_module(
-        "ipykernel"
-    )  # a notebook that is also a command asks whether it is there
+    # a notebook that is also a command asks whether it is in a kernel
+    importlib.import_module("ipykernel")
     os.environ.update(OMP_NUM_THREADS="1", TMPDIR=str(folder))
     tempfile.tempdir = None
     torch.set_num_threads(1)
@@ -49,4 +48,5 @@ def run_book(path, folder, out=None, place=None, **parameters):
     if process.exitcode is None:
         process.kill()
     wrong = folder / "wrong.txt"
-    assert process.exitcode == 0, wrong.exists() and wrong.read_text()[-3000:]
+    said = wrong.read_text()[-3000:] if wrong.exists() else f"exit code {process.exitcode}"
+    assert process.exitcode == 0, said

@@ -401,6 +401,7 @@ def test_one_network_without_pairs_or_boxes_gives_a_true_report(study, tmp_path)
     assert "epochs to it" not in (tmp_path / "tables" / "epochs.csv").read_text()
     assert "3D gets right" not in v["cases"]["kinds"] + v["cases"]["none"]
     assert "judged" not in abstract(text) and "No hypothesis about this" in abstract(text)
+    assert "Of the hypotheses about" not in text
 
 
 def only_layercam(results):

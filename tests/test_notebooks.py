@@ -16,6 +16,17 @@ def test_runs_on_its_defaults(path, tmp_path):
     run_book(path, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "source, said", [("1 / 0", "ZeroDivisionError"), ("import os\nos._exit(3)", "exit code 3")]
+)
+def test_a_notebook_that_fails_is_found(tmp_path, source, said):
+    path = tmp_path / "a.ipynb"
+    cells = [nbformat.v4.new_code_cell("x = 1"), nbformat.v4.new_code_cell(source)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    with pytest.raises(AssertionError, match=said):
+        run_book(path, tmp_path)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_is_clean_and_light(path):
     text = path.read_text(encoding="utf-8")

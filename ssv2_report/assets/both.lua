@@ -1,5 +1,6 @@
 -- What both renderers need before all else: no link runs code; in print, tables written as HTML are
 -- tables, and their columns fit the page.
+
 -- A link leads to a page, a place or an address; one that would run code keeps its words alone.
 local function leads(target)
   local scheme = target:gsub('[%c%s]', ''):lower():match '^([^/?#:]*):'

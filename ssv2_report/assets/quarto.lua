@@ -1,5 +1,7 @@
 -- What Quarto's pages need besides: a drawing's type is as large as the text around it, and no heading
 -- skips a level.
+
+-- In pixels, as `_on_screen` has it for our own pages.
 function Image(img)
   local file = FORMAT:match 'html' and img.src:match '%.svg$' and io.open(img.src)
   if not file then return nil end

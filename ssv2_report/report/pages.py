@@ -29,7 +29,7 @@ class ReportError(ValueError):
 
 # %% ../../nbs/report/pages.ipynb #c894d49c
 def asset(name: str) -> Path:  # Path of the file in the installed package
-    "One of the files that come with the package: `filter.lua`, `page.html`, `page.typ`, `style.css`, `site.js`, `quarto.scss`, `quarto.lua`, `quarto.html`."
+    "One of the files that come with the package, in its folder `assets`."
     return Path(str(files("ssv2_report") / "assets" / name))
 
 

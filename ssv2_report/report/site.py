@@ -631,14 +631,8 @@ def _remove(out, files):
             folder.rmdir()
 
 # %% ../../nbs/report/site.ipynb #embedded
-OWN = (
-    ".ipynb",
-    ".scss",
-    ".bib",
-    ".lua",
-    ".html",
-    ".typ",
-)  # read by the renderers, not part of the site
+# Read by the renderers, not part of the site.
+OWN = (".ipynb", ".scss", ".bib", ".lua", ".html", ".typ")
 
 # %% ../../nbs/report/site.ipynb #embedded-1
 def _embedded(site, out, config, inputs, known):
