@@ -659,8 +659,11 @@ def test_the_cache_serves_what_decoding_gives(index, tmp_path, kind, error):
 def test_a_finished_cache_is_not_built_again(index, tmp_path, capsys):
     build_cache(index, tmp_path, 32, progress=lambda done, total: print(done, total))
     assert f"{len(index)} {len(index)}" in capsys.readouterr().out
+    about = lambda: {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in tmp_path.rglob("*.*")}
+    was = about()
     build_cache(index, tmp_path, 32, progress=lambda done, total: print(done, total))
     assert capsys.readouterr().out == ""
+    assert about() == was, "jobs side by side read it: what is whole is not written again"
 
 
 def test_a_stale_entry_is_never_served(own, tmp_path):

@@ -8,7 +8,6 @@ __all__ = ['VERSION', 'KEEP', 'RAW_LIMIT', 'source_key', 'shrink', 'encode_clip'
 # %% ../../nbs/data/cache.ipynb #00d-002
 import contextlib
 import io
-import json
 import os
 import shutil
 import warnings
@@ -156,10 +155,10 @@ class FrameCache:
     """Clips at one resolution. Reads check the source's size and time and the CRC of every frame
     served; a bad entry is decoded anew and named for rebuilding."""
 
-    def __init__(self, folder):  # As `build_cache` made it
+    def __init__(self, folder):  # As `build_cache` made and named it
         self.folder = Path(folder)
-        about = json.loads((self.folder / "cache.json").read_text())
-        self.short_side, self.kind = about["short_side"], about["kind"]
+        pixels, self.kind, _ = self.folder.name.split("-")
+        self.short_side = int(pixels.removesuffix("px"))
         self.ids, self.records, self.numbers = _read_shards(self.folder)
         self._maps, self._room = {}, KEEP
 
@@ -279,9 +278,6 @@ def build_cache(
     folder = Path(folder)
     kind = _choose(index, folder, short_side, kind)
     (folder := folder / f"{short_side}px-{kind}-v{VERSION}").mkdir(parents=True, exist_ok=True)
-    (folder / "cache.json").write_text(
-        json.dumps(dict(version=VERSION, short_side=short_side, kind=kind))
-    )
     cache, torn, clips = FrameCache(folder), _torn(folder), index.clips
     todo = clips[
         [id in torn or not cache.good(id, path) for id, path in zip(clips["id"], clips["path"])]
