@@ -74,8 +74,13 @@ def shifted(
     dy,  # Fractions of a pixel, to the right and down
 ):  # [h,w,c]
     "Bilinear shift by part of a pixel."
-    a = a[1:] + np.float32(dy) * (a[:-1] - a[1:])
-    return a[:, 1:] + np.float32(dx) * (a[:, :-1] - a[:, 1:])
+    rows = a[:-1] - a[1:]
+    rows *= np.float32(dy)
+    rows += a[1:]
+    moved = rows[:, :-1] - rows[:, 1:]
+    moved *= np.float32(dx)
+    moved += rows[:, 1:]
+    return moved
 
 # %% ../../nbs/demo/art.ipynb #00b-008-1
 def blit(
@@ -95,9 +100,11 @@ def blit(
         return
     part = shifted(s.rgba[r0 - iy - 1 : r1 - iy, c0 - ix - 1 : c1 - ix], x - ix, y - iy)
     at, cover = np.s_[r0:r1, c0:c1], part[..., 3]
-    frame[at] = frame[at] * (1 - cover[..., None]) + part[..., :3]
+    left = 1 - cover
+    frame[at] *= left[..., None]
+    frame[at] += part[..., :3]
     for k in seen:
-        seen[k][at] *= 1 - cover
+        seen[k][at] *= left
     if key:
         seen.setdefault(key, np.zeros(frame.shape[:2], np.float32))[at] += cover
 

@@ -410,20 +410,20 @@ def _annotations(id, clip, boxes):
     ]
 
 # %% ../../nbs/demo/world.ipynb #00a-024c
-def _dump(value, path):
-    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+def _dump(value, path, indent=None):  # ten times as fast without
+    path.write_text(json.dumps(value, indent=indent), encoding="utf-8")
 
 
 def _write_labels(root, clips):
     "SSv2's label files."
     of = {split: [i for i, c in clips.items() if c["split"] == split] for split in SPLITS}
     folder = root / "labels"
-    _dump({c: str(i) for i, c in enumerate(CLASSES)}, folder / "labels.json")
+    _dump({c: str(i) for i, c in enumerate(CLASSES)}, folder / "labels.json", 1)
     for split in ("train", "validation"):
         keys = ("label", "template", "placeholders")
         records = [dict(id=i, **{k: clips[i][k] for k in keys}) for i in of[split]]
-        _dump(records, folder / f"{split}.json")
-    _dump([dict(id=i) for i in of["test"]], folder / "test.json")
+        _dump(records, folder / f"{split}.json", 1)
+    _dump([dict(id=i) for i in of["test"]], folder / "test.json", 1)
     answers = "".join(f"{i};{CLASSES[clips[i]['target']]}\n" for i in of["test"])
     (folder / "test-answers.csv").write_text(answers, encoding="utf-8")
 

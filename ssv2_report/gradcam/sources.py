@@ -145,7 +145,7 @@ def occlusion(
     window: tuple | None = None,  # (t,h,w): frames and pixels; None: a quarter of the clip each way
     stride: tuple
     | None = None,  # (t,h,w) of the grid; None: the window in time, half of it in space
-    batch: int = 64,  # Clips in a forward pass
+    batch: int = 16,  # Clips in a forward pass
 ) -> tuple:  # (maps [B,t,h,w] on the grid of windows, rectified, in nats; logits [B,K])
     "What the class loses in log-odds where a window in space and time is blurred. A forward pass per window."
     size = tuple(clip.shape[2:])
