@@ -120,6 +120,8 @@ def own_kernel(
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
+    from ssv2_report.study.forks import provisioner
+
     class OwnKernel(AsyncKernelManager):
         kernel_spec = KernelSpec(
             argv=[
@@ -128,6 +130,7 @@ def own_kernel(
             ],
             display_name="python3",
             language="python",
+            metadata=provisioner(),
         )
 
         async def start_kernel(self, **kw):

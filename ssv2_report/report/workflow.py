@@ -26,6 +26,7 @@ from rich.table import Table
 from ..study.devices import COUNT
 from ..study.digests import jobs_of, to_do
 from ..study.experiments import project_root, worlds_of
+from ..study.forks import forks
 from ..study.processes import identity, none_left, sign
 from ..study.steps import run_folder
 
@@ -259,6 +260,7 @@ def run_workflow(command, tracker, log, gpus, locks=()):
         PYTHONUNBUFFERED="1", SSV2_PYTHON=sys.executable, SSV2_COMMAND=identity(os.getpid())
     )
     with (
+        forks() as found,
         open(log, "wb") as kept,
         os.fdopen(read) as events,
         subprocess.Popen(
@@ -267,7 +269,7 @@ def run_workflow(command, tracker, log, gpus, locks=()):
             stdout=kept,
             stderr=subprocess.STDOUT,
             pass_fds=[write, *(f.fileno() for f in locks)],  # it holds them, should it outlive us
-            env={**os.environ, **told, COUNT: str(gpus), EVENTS: str(write)},
+            env={**os.environ, **told, **found, COUNT: str(gpus), EVENTS: str(write)},
         ) as process,
     ):
         os.close(write)

@@ -1,0 +1,165 @@
+"Kernels that are forks of a process which has imported what takes seconds."
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, writes
+
+from ssv2_report import cli
+from ssv2_report.cli import run_notebook
+from ssv2_report.study.forks import FORKS, forks
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere kernels start anew")
+
+
+@pytest.fixture(scope="module")
+def told():
+    with forks() as told:
+        yield told
+
+
+@pytest.fixture
+def run(told, tmp_path, monkeypatch):
+    "Run a cell as a notebook of a project of its own; what it printed."
+    monkeypatch.setattr(cli, "project_root", lambda: tmp_path)
+    monkeypatch.setenv(FORKS, told[FORKS])
+
+    def run(source):
+        path = tmp_path / "nbs" / "book.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(writes(new_notebook(cells=[new_code_cell(source)])))
+        run_notebook("book", tmp_path / "out.ipynb")
+        return (tmp_path / "out.ipynb").read_text()
+
+    return run
+
+
+def until(true, seconds=30):
+    "Wait until something is so, and say whether it is."
+    end = time.time() + seconds
+    while not true() and time.time() < end:
+        time.sleep(0.05)
+    return true()
+
+
+def gone(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_kernel_is_a_fork_with_the_jobs_own_place_and_variables(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("SSV2_OF_THIS_JOB", "its own")
+    said = run(
+        "import os, sys; early = {'torch', 'timm', 'ssv2_report.train'} & {*sys.modules}\n"
+        "import torch; print(sorted(early), torch.get_num_threads(), os.environ['SSV2_OF_THIS_JOB'])\n"
+        "import matplotlib.pyplot as plt; plt.plot([0, 1])\n"
+        "print(os.getcwd(), plt.get_backend())"
+    )
+    assert "['timm', 'torch'] 3 its own" in said and str(tmp_path / "nbs") in said
+    assert "image/png" in said and "inline" in said, "figures are shown"
+
+
+def test_forks_draw_their_own_numbers(run):
+    source = "import numpy, random; print('drawn', numpy.random.rand(), random.random())"
+    drawn = [run(source).split("drawn ")[1].split("\\n")[0].split() for _ in range(2)]
+    assert drawn[0][0] != drawn[1][0] and drawn[0][1] != drawn[1][1]
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(0)"])
+def test_a_fork_that_dies_is_named_with_its_log(run, tmp_path, end):
+    source = f"import os, signal, sys; print('at 7', file=sys.__stderr__, flush=True); {end}"
+    with pytest.raises(ValueError, match="was killed or ran out of memory.*at 7"):
+        run(source)
+    assert "at 7" in (tmp_path / "out.log").read_text() and not (tmp_path / "out.ipynb").exists()
+
+
+def test_an_error_in_a_fork_is_the_notebooks_own_sentence(run):
+    with pytest.raises(ValueError, match="^book: a sentence"):
+        run("raise ValueError('a sentence')")
+    assert "done" in run("print('done')")
+
+
+JOB = """
+import sys
+from pathlib import Path
+from ssv2_report import cli
+cli.project_root = lambda: Path(sys.argv[1])
+cli.run_notebook("book", Path(sys.argv[1]) / "out.ipynb")
+"""
+WAITS = """
+import os, pathlib, signal, sys, time
+{}
+pathlib.Path("../pid").write_text(str(os.getpid()))
+time.sleep(600)
+"""
+SAVES = "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('../saved').touch(), os._exit(0)))"
+
+
+@pytest.mark.parametrize("heeds", [SAVES, ""])
+def test_a_fork_ends_with_its_job_and_may_save_first(told, tmp_path, heeds):
+    path = tmp_path / "nbs" / "book.ipynb"
+    path.parent.mkdir()
+    path.write_text(writes(new_notebook(cells=[new_code_cell(WAITS.format(heeds))])))
+    job = subprocess.Popen([sys.executable, "-c", JOB, tmp_path], env={**os.environ, **told})
+    pid = tmp_path / "pid"
+    assert until(lambda: pid.exists() and pid.read_text())
+    job.kill()
+    job.wait()
+    assert until(lambda: gone(int(pid.read_text())))
+    assert (tmp_path / "saved").exists() == bool(heeds)
+
+
+COMMAND = f"""
+import os, subprocess, sys
+from ssv2_report.study.forks import forks
+with forks() as told:
+    subprocess.run([sys.executable, "-c", {JOB!r}, sys.argv[1]], env={{**os.environ, **told}})
+"""
+
+
+@pytest.mark.parametrize("sign", ["SIGKILL", "SIGTERM"])
+def test_forks_end_with_the_command_or_with_what_they_are_forks_of(tmp_path, sign):
+    path, pid = tmp_path / "nbs" / "book.ipynb", tmp_path / "pid"
+    path.parent.mkdir()
+    path.write_text(writes(new_notebook(cells=[new_code_cell(WAITS.format(""))])))
+    command = subprocess.Popen([sys.executable, "-c", COMMAND, tmp_path], stderr=subprocess.DEVNULL)
+    assert until(lambda: pid.exists() and pid.read_text())
+    kernel = int(pid.read_text())
+    forked_of = psutil.Process(kernel).parent()
+    forked = psutil.Process(command.pid).children()[-1].environ()[FORKS]
+    (command if sign == "SIGKILL" else forked_of).send_signal(getattr(signal, sign))
+    assert until(lambda: gone(kernel) and gone(forked_of.pid))
+    assert not Path(forked).exists()
+    command.kill()
+    command.wait()
+
+
+def test_without_a_process_to_fork_kernels_start_as_ever(run, monkeypatch, tmp_path):
+    monkeypatch.setenv(FORKS, str(tmp_path / "nobody"))
+    assert "has []" in run("import sys; print('has', [m for m in ('torch',) if m in sys.modules])")
+
+
+def test_a_kernel_that_is_to_hold_gpus_is_no_fork(run, monkeypatch, tmp_path):
+    from contextlib import contextmanager
+
+    @contextmanager
+    def held(gpus, on_wait):
+        with open(tmp_path / "slot", "w") as slot:
+            yield dict(env={**os.environ}, pass_fds=[slot.fileno()])
+
+    monkeypatch.setattr(cli, "held", held)
+    assert "has []" in run("import sys; print('has', [m for m in ('torch',) if m in sys.modules])")
+
+
+def test_nothing_is_left_when_the_block_ends():
+    with forks() as told:
+        folder = Path(told[FORKS]).parent
+        server = [p for p in psutil.Process().children() if "serve(" in " ".join(p.cmdline())][-1]
+        assert folder.is_dir()
+    assert gone(server.pid) and not folder.exists()
