@@ -1,6 +1,6 @@
 """The whole demo from nothing, against its training steps alone in a bare loop over clips already in memory, with the same networks, optimisers and precision.
 
-Prints one JSON object: minutes, seconds and processor seconds of each step of the workflow, seconds of the bare loops on one core, and their ratio: cores x seconds
+Prints one JSON object: minutes, seconds of each step of the workflow, seconds of the bare loops on one core, and their ratio: cores x seconds
 of the whole / seconds of the bare loops. Run it in a fresh clone; it makes the report. `OMP_NUM_THREADS=1 python benchmarks/demo.py [study]`"""
 
 import json

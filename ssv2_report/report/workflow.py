@@ -76,16 +76,16 @@ def expected_seconds(study, job) -> float:
     pixels = study.frames * (study.data.size / 64) ** 2 / 8
     if step == "train":
         exp = study.experiments[job.of]
-        of_clip = exp.n_frames / study.frames * (0.0115 if exp.is_3d else 0.0085)
-        return 12 + clips * exp.epochs * pixels * of_clip
+        of_clip = 0.0012 + exp.n_frames / study.frames * (0.010 if exp.is_3d else 0.0077)
+        return 8 + clips * exp.epochs * pixels * of_clip
     if step == "gradcam":
         many = 1.5 * cam.references + 0.3 * classes * min(cam.choice_per_class, train)
-        return 14 + pixels * (many + 0.09 * classes * looked)
+        return 9 + pixels * (many + 0.09 * classes * looked)
     if step == "reliance":
         looked = min(cam.reliance_per_class or looked, held)
-        return 8 + pixels * 0.08 * len(cam.paint) * classes * looked
-    of_step = dict(demo_data=4 + 0.055 * clips, audit=5 + 0.008 * clips, cache=5 + 0.008 * clips)
-    return of_step.get(step) or dict(validation=20, analysis=40, chapter=14).get(step, 12)
+        return 4 + pixels * 0.08 * len(cam.paint) * classes * looked
+    of_step = dict(demo_data=4 + 0.08 * clips, audit=5 + 0.011 * clips, cache=5 + 0.02 * clips)
+    return of_step.get(step) or dict(validation=24, analysis=43, chapter=9, render=20)[step]
 
 
 PREPARING = ("demo_data", "audit", "cache")
@@ -319,7 +319,7 @@ def follow(events, tracker, every=15.0):
 
 # %% ../../nbs/report/workflow.ipynb #workflow-16
 def seconds_of_steps(study, results) -> list[dict]:
-    "Jobs, seconds and processor seconds of each step of a study, the longest first, from the workflow's benchmark files."
+    "Jobs and seconds of each step of a study, the longest first, from the workflow's benchmark files."
     found = {}
     for world, folder, prefix in worlds(study, results):
         for job in jobs_of(world, bool(prefix)):
@@ -328,19 +328,17 @@ def seconds_of_steps(study, results) -> list[dict]:
                 continue
             with open(path, encoding="utf-8") as file:
                 row = next(csv.DictReader(file, delimiter="\t"))
-            total = found.setdefault(step, dict(step=step, jobs=0, seconds=0.0, processor=0.0))
+            total = found.setdefault(step, dict(step=step, jobs=0, seconds=0.0))
             total["jobs"] += 1
             total["seconds"] += float(row["s"])
-            total["processor"] += float(row["cpu_time"])
     return sorted(found.values(), key=lambda row: -row["seconds"])
 
 # %% ../../nbs/report/workflow.ipynb #workflow-16-1
 def show_seconds(rows):
     "Print `seconds_of_steps`."
     table = Table("step")
-    for column in ("jobs", "seconds", "on a processor"):
+    for column in ("jobs", "seconds"):
         table.add_column(column, justify="right")
     for row in rows:
-        seconds, processor = f"{row['seconds']:.0f}", f"{row['processor']:.0f}"
-        table.add_row(row["step"].replace("_", " "), str(row["jobs"]), seconds, processor)
+        table.add_row(row["step"].replace("_", " "), str(row["jobs"]), f"{row['seconds']:.0f}")
     Console().print(table)
