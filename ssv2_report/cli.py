@@ -65,6 +65,7 @@ from ssv2_report.study.experiments import (
     worlds_of,
     write_asked_for,
 )
+from .study.forks import FORKS, provisioner
 from .study.processes import alone, end_with_command, sweep
 from .study.steps import run_folder, write_sums
 
@@ -120,8 +121,6 @@ def own_kernel(
     "A kernel manager class that starts this very interpreter, whatever `python3` Jupyter knows."
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
-
-    from ssv2_report.study.forks import provisioner
 
     class OwnKernel(AsyncKernelManager):
         kernel_spec = KernelSpec(
@@ -412,6 +411,7 @@ def train(
             sys.exit(143)
 
     signal.signal(signal.SIGTERM, forward)
+    os.environ.pop(FORKS, None)  # so that the kernel is a child of this process
     show_progress(run / "progress.txt")
     with alone(run), job(s, out, "train", name, seed) as todo:
         if not todo:

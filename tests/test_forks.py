@@ -1,7 +1,9 @@
 "Kernels that are forks of a process which has imported what takes seconds."
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -85,6 +87,7 @@ def test_an_error_in_a_fork_is_the_notebooks_own_sentence(run):
     assert "done" in run("print('done')")
 
 
+HAS = "import sys; print('has', [m for m in ('torch',) if m in sys.modules])"
 JOB = """
 import sys
 from pathlib import Path
@@ -93,26 +96,38 @@ cli.project_root = lambda: Path(sys.argv[1])
 cli.run_notebook("book", Path(sys.argv[1]) / "out.ipynb")
 """
 WAITS = """
-import os, pathlib, signal, sys, time
-{}
+import os, pathlib, time
 pathlib.Path("../pid").write_text(str(os.getpid()))
 time.sleep(600)
 """
-SAVES = "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('../saved').touch(), os._exit(0)))"
 
 
-@pytest.mark.parametrize("heeds", [SAVES, ""])
-def test_a_fork_ends_with_its_job_and_may_save_first(told, tmp_path, heeds):
-    path = tmp_path / "nbs" / "book.ipynb"
+def test_a_fork_ends_with_its_job(told, tmp_path):
+    path, pid = tmp_path / "nbs" / "book.ipynb", tmp_path / "pid"
     path.parent.mkdir()
-    path.write_text(writes(new_notebook(cells=[new_code_cell(WAITS.format(heeds))])))
+    path.write_text(writes(new_notebook(cells=[new_code_cell(WAITS)])))
     job = subprocess.Popen([sys.executable, "-c", JOB, tmp_path], env={**os.environ, **told})
-    pid = tmp_path / "pid"
     assert until(lambda: pid.exists() and pid.read_text())
     job.kill()
     job.wait()
     assert until(lambda: gone(int(pid.read_text())))
-    assert (tmp_path / "saved").exists() == bool(heeds)
+
+
+ASKS = dict(
+    cmd=["python", "-m", "ipykernel_launcher", "-f", "/nowhere/kernel.json"],
+    env={},
+    cwd="/",
+    log=os.devnull,
+)
+
+
+@pytest.mark.parametrize("said", ["", "{", json.dumps(ASKS) + "\n", "null\n"])
+def test_a_job_that_goes_before_it_is_answered_takes_no_other_with_it(run, told, said):
+    for _ in range(3):
+        with socket.socket(socket.AF_UNIX) as job:
+            job.connect(told[FORKS])
+            job.sendall(said.encode())
+    assert "has ['torch']" in run(HAS)
 
 
 COMMAND = f"""
@@ -127,7 +142,7 @@ with forks() as told:
 def test_forks_end_with_the_command_or_with_what_they_are_forks_of(tmp_path, sign):
     path, pid = tmp_path / "nbs" / "book.ipynb", tmp_path / "pid"
     path.parent.mkdir()
-    path.write_text(writes(new_notebook(cells=[new_code_cell(WAITS.format(""))])))
+    path.write_text(writes(new_notebook(cells=[new_code_cell(WAITS)])))
     command = subprocess.Popen([sys.executable, "-c", COMMAND, tmp_path], stderr=subprocess.DEVNULL)
     assert until(lambda: pid.exists() and pid.read_text())
     kernel = int(pid.read_text())
@@ -140,9 +155,17 @@ def test_forks_end_with_the_command_or_with_what_they_are_forks_of(tmp_path, sig
     command.wait()
 
 
+def test_where_there_can_be_no_socket_kernels_start_as_ever(run, monkeypatch, tmp_path):
+    deep = tmp_path / ("long" * 30)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    with forks() as told:
+        assert told == {}
+
+
 def test_without_a_process_to_fork_kernels_start_as_ever(run, monkeypatch, tmp_path):
     monkeypatch.setenv(FORKS, str(tmp_path / "nobody"))
-    assert "has []" in run("import sys; print('has', [m for m in ('torch',) if m in sys.modules])")
+    assert "has []" in run(HAS)
 
 
 def test_a_kernel_that_is_to_hold_gpus_is_no_fork(run, monkeypatch, tmp_path):
@@ -154,7 +177,7 @@ def test_a_kernel_that_is_to_hold_gpus_is_no_fork(run, monkeypatch, tmp_path):
             yield dict(env={**os.environ}, pass_fds=[slot.fileno()])
 
     monkeypatch.setattr(cli, "held", held)
-    assert "has []" in run("import sys; print('has', [m for m in ('torch',) if m in sys.modules])")
+    assert "has []" in run(HAS)
 
 
 def test_nothing_is_left_when_the_block_ends():

@@ -26,6 +26,7 @@ import ssv2_report.train as train
 from ssv2_report.data.audit import audit
 from ssv2_report.study.devices import held
 from ssv2_report.study.experiments import Experiment, load_study, project_root
+from ssv2_report.study.forks import forks
 from ssv2_report.study.scores import confusion
 from ssv2_report.train import (
     EpochSampler,
@@ -234,8 +235,15 @@ def test_sigterm_writes_a_checkpoint_within_ten_seconds(world, undisturbed, tmp_
     print(f"ended after {longest:.2f} s at most")
 
 
+@pytest.fixture
+def forked():
+    "Variables of a command that forks kernels."
+    with forks() as told:
+        yield told
+
+
 @pytest.mark.slow
-def test_the_command_passes_sigterm_on_and_resumes(world, tmp_path):
+def test_the_command_passes_sigterm_on_and_resumes(world, tmp_path, forked):
     study = dict(yaml.safe_load((project_root() / "experiments" / "smoke.yaml").read_text()))
     study["data"] = dict(study["data"], root=str(world))
     study["settings"] = dict(study["settings"], epochs=8)
@@ -254,7 +262,7 @@ def test_the_command_passes_sigterm_on_and_resumes(world, tmp_path):
     ]
     run_, env = (
         tmp_path / "results" / "runs" / "3d-scratch-s0",
-        {**os.environ, "OMP_NUM_THREADS": "1"},
+        {**os.environ, "OMP_NUM_THREADS": "1", **forked},
     )
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
     while not (run_ / "history.csv").is_file():

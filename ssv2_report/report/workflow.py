@@ -66,7 +66,7 @@ def left_to_do(study, results) -> dict[str, tuple]:
     }
 
 # %% ../../nbs/report/workflow.ipynb #workflow-08
-AROUND_TRAINING = 8.0  # seconds of a training's notebook beside its training
+AROUND_TRAINING = 12.0  # seconds of a training's notebook beside its training
 
 
 def expected_seconds(study, job) -> float:
