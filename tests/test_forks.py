@@ -155,7 +155,7 @@ def test_forks_end_with_the_command_or_with_what_they_are_forks_of(tmp_path, sig
     command.wait()
 
 
-def test_where_there_can_be_no_socket_kernels_start_as_ever(run, monkeypatch, tmp_path):
+def test_where_there_can_be_no_socket_kernels_start_as_ever(monkeypatch, tmp_path):
     deep = tmp_path / ("long" * 30)
     deep.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(deep))
