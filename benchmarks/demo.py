@@ -16,8 +16,8 @@ from ssv2_report.data.basics import usable_cores
 from ssv2_report.models.net2d import channels_last
 from ssv2_report.report.workflow import seconds_of_steps
 from ssv2_report.study.experiments import load_study, project_root, worlds_of
-from ssv2_report.study.runs import build_model
-from ssv2_report.train import optimiser, precision_of
+from ssv2_report.study.runs import build_model, precision_of
+from ssv2_report.train import optimiser
 
 
 def bare_seconds(study, exp, steps=20):

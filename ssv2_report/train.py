@@ -6,9 +6,9 @@
 __all__ = ['CHECKED', 'ONE_VALUE', 'LAUNCHER', 'start_from', 'EpochSampler', 'fingerprint', 'save_checkpoint', 'read_checkpoint',
            'load_checkpoint', 'Training', 'head_apart', 'optimiser', 'SharedNorm', 'share_statistics', 'clips_a_step',
            'limits_in_a_sentence', 'until_sigterm', 'timed_batches', 'spend', 'peak_memory', 'finished', 'use_threads',
-           'loaders', 'start_network', 'resume', 'precision_of', 'prepare', 'check_loss', 'save', 'stop', 'is_asked',
-           'after_step', 'progress_of', 'teller', 'draw_anew', 'train_epoch', 'go_on', 'evaluate', 'add_epoch', 'keep',
-           'finish', 'fit', 'board', 'stop_after', 'main', 'launch']
+           'loaders', 'start_network', 'resume', 'prepare', 'check_loss', 'save', 'stop', 'is_asked', 'after_step',
+           'progress_of', 'teller', 'draw_anew', 'train_epoch', 'go_on', 'evaluate', 'add_epoch', 'keep', 'finish',
+           'fit', 'board', 'stop_after', 'main', 'launch']
 
 # %% ../nbs/03_train.ipynb #c002
 import hashlib
@@ -54,6 +54,7 @@ from ssv2_report.study.runs import (
     datasets,
     is_run,
     load_run,
+    precision_of,
     published,
     save_run,
     weights_of,
@@ -445,16 +446,6 @@ def resume(run, state):
         run.totals = state["totals"]
     if run.accelerator.scaler and state["scaler"]:
         run.accelerator.scaler.load_state_dict(state["scaler"])
-
-
-def precision_of(exp) -> str:  # no, bf16 or fp16
-    "The precision in which an experiment is trained on this machine."
-    if exp.mixed_precision != "auto":
-        return exp.mixed_precision
-    if torch.cuda.is_available() and not NO_GPU:
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    able = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
 
 # %% ../nbs/03_train.ipynb #c022-3
 def prepare(exp, classes, train_set, val_set, out, seed, start, replace) -> Training:

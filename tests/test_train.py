@@ -1102,8 +1102,9 @@ def test_metrics_by_hand():
 # -- the head
 
 
-def test_a_resumed_run_leaves_out_what_the_undisturbed_one_does(tmp_path):
-    exp = experiment(dropout=0.5, accumulate=2)
+@pytest.mark.parametrize("opt", ["adamw", "muon"])
+def test_a_resumed_run_leaves_out_what_the_undisturbed_one_does(tmp_path, opt):
+    exp = experiment(dropout=0.5, accumulate=2, opt=opt)
     whole = run(exp, tmp_path / "whole")
     steps = []
 
@@ -1118,7 +1119,7 @@ def test_a_resumed_run_leaves_out_what_the_undisturbed_one_does(tmp_path):
             run(exp, tmp_path / "resumed")
     torch.rand(7)  # another process has another state
     assert same(run(exp, tmp_path / "resumed"), whole)
-    assert not same(run(experiment(accumulate=2), tmp_path / "none"), whole)
+    assert not same(run(experiment(accumulate=2, opt=opt), tmp_path / "none"), whole)
 
 
 @pytest.mark.parametrize("model", ["test_resnet", "i3d:test_resnet", "r3d_18"])

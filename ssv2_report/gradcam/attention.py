@@ -239,7 +239,7 @@ def faithfulness_curves(
     with frozen(model):
         logits = model(clip)
         idx = class_numbers(logits, targets)
-        probability = lambda z: z.softmax(1).gather(1, idx[:, None])[:, 0].cpu()
+        probability = lambda z: z.float().softmax(1).gather(1, idx[:, None])[:, 0].cpu()
         intact, nothing = probability(logits), probability(model(base))
         cuts = [ranks < round(places * i / steps) for i in range(1, steps)]
         blur = [probability(model(torch.where(c, base, clip))) for c in cuts]

@@ -101,7 +101,7 @@ def _row(fig, pictures, bottom, width, height, gap):
     alpha = np.full((*pictures.shape[:3], 1), 255, np.uint8)
     spaced = np.pad(np.concatenate([pictures, alpha], 3), ((0, 0),) * 2 + ((0, between), (0, 0)))
     ax = fig.add_axes([0, bottom / up, whole / across, height / up])
-    ax.imshow(np.concatenate(spaced, 1)[:, : -between or None], aspect="auto")
+    ax.imshow(np.concatenate(spaced, 1)[:, : -between or None], aspect="auto", interpolation="none")
     ax.set_axis_off()
     return ax
 

@@ -22,9 +22,9 @@ from ..data.clips import choose_classes, read_classes, read_records, wanted_clas
 from ..data.media import list_media
 from ..models.net2d import channels_last
 from .experiments import PUBLISHED
-from .runs import build_model, check_study, is_run, published
+from .runs import build_model, check_study, is_run, precision_of, published
 from .steps import SUMS, run_folder
-from ..train import limits_in_a_sentence, optimiser, peak_memory, precision_of
+from ..train import limits_in_a_sentence, optimiser, peak_memory
 
 # %% ../../nbs/study/check.ipynb #check-04
 OFFICIAL = dict(train=168_913, validation=24_777)  # clips of Something-Something V2, of 174 classes
