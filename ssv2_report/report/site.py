@@ -15,11 +15,13 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import yaml
 
+from ..data.basics import usable_cores
 from ssv2_report.report.pages import (
     INTERACTIVE,
     UNNAMED,
@@ -652,18 +654,19 @@ def _embedded(site, out, config, inputs, known):
             _copy(path, out / path.name)
     for name in ("style.css", "site.js"):
         _copy(asset(name), out / "assets" / name)
-    made = {}
-    for name, page in pages.items():
-        made[name] = digest(staged[name], common)
-        if known.get(name) == made[name] and (out / f"{name}.html").exists():
-            continue
+    made = {name: digest(nb, common) for name, nb in staged.items()}
+    todo = [n for n in made if known.get(n) != made[n] or not (out / f"{n}.html").exists()]
+
+    def write(name):
+        page, pdf = pages[name], ""
         shutil.rmtree(out / f"{name}_files", ignore_errors=True)
-        pdf = (
-            write_pdf(Page(staged[name], name, "typst", config), site, out).name
-            if "typst" in page.meta.get("format", {})
-            else ""
-        )
+        if "typst" in page.meta.get("format", {}):
+            pdf = write_pdf(Page(staged[name], name, "typst", config), site, out).name
         write_html(page, site, out, config, nav, pdf)
+
+    todo.sort(key=lambda name: -len(str(staged[name])))  # the longest first
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        list(pool.map(write, todo))
     return made
 
 # %% ../../nbs/report/site.ipynb #4da6525a
