@@ -237,7 +237,8 @@ def test_the_chapter_shows_what_the_data_has(tmp_path, templates, n, train):
         progress_bar=False,
     )
     cells = nbformat.read(tmp_path / "out.ipynb", 4).cells
-    pictures = [o for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    kinds = {"image/png", "image/svg+xml"}
+    pictures = [o for c in cells for o in c.get("outputs", []) if kinds & o.get("data", {}).keys()]
     assert len(pictures) == 6
     if templates[0].startswith("Pushing"):
         assert any("cannot be flipped" in str(c.get("outputs")) for c in cells)
