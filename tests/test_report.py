@@ -46,7 +46,15 @@ from ssv2_report.analysis.tables import (
 )
 from ssv2_report.gradcam.pictures import player
 from ssv2_report.report.pages import Page
-from ssv2_report.report.site import ReportError, captions, embed, render, stage, substitute
+from ssv2_report.report.site import (
+    ReportError,
+    _words_left,
+    captions,
+    embed,
+    render,
+    stage,
+    substitute,
+)
 
 ROOT = Path(__file__).parent.parent
 VARIABLES = dict(clips=480, accuracy=dict(gain="12.5 points", interval="9.1 to 15.8"))
@@ -1005,3 +1013,11 @@ def test_axe_finds_nothing(browser, index):
         )
         assert violations == [], path.name
     context.close()
+
+
+def test_columns_of_words_begin_at_the_left_and_others_do_not():
+    table = pd.DataFrame(dict(kind=["a ball", "a cup"], right=[0.5, float("nan")]))
+    left = re.findall(r'<t[dh] style="text-align: left">([^<]*)<', _words_left(table.to_html()))
+    assert left == ["kind", "a ball", "a cup"]
+    spanned = pd.concat({"above": table}, axis=1).to_html()
+    assert "text-align: left" not in _words_left(spanned)

@@ -17,7 +17,7 @@ from ..data.basics import nearest
 # %% ../../nbs/04_gradcam.ipynb #00000009
 @contextmanager
 def frozen(model):
-    """Inside: evaluation mode, no graph, frozen weights, and a list for the handles of hooks.
+    """A block in evaluation mode with frozen weights, no graph and a list for the handles of hooks.
     Afterwards the model is as before, whatever happened."""
     modes = [(m, m.training) for m in model.modules()]
     grads = [(p, p.requires_grad) for p in model.parameters()]

@@ -320,6 +320,24 @@ def themed(svg) -> str:
     it is as it was."""
     return re.sub(r"(<svg\b[^>]*>)", lambda m: m[1] + DARK, svg, count=1)
 
+# %% ../../nbs/report/site.ipynb #8cb4f4a9-1w
+def _words_left(table):
+    "A table of pandas whose columns of words begin at the left; what is empty heads nothing."
+    table = re.sub(r"<th([^>]*)></th>", r"<td\1></td>", table)
+    rows = re.findall(r"(?s)<tr\b.*?</tr>", table)
+    cells = [re.findall(r"(?s)<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
+    if len({len(row) for row in cells}) != 1 or "span=" in table:
+        return table
+    is_word = lambda text: re.search(r"[^\W\d_]{3}", text) and text != "NaN"
+    words = {k for row in cells[1:] for k, text in enumerate(row) if is_word(text)}
+
+    def marked(row):
+        at = iter(range(len(cells[0])))
+        left = lambda m: m[0] + ' style="text-align: left"' * (next(at) in words)
+        return re.sub(r"<t[dh]\b", left, row[0])
+
+    return re.sub(r"(?s)<tr\b.*?</tr>", marked, table)
+
 # %% ../../nbs/report/site.ipynb #8cb4f4a9-2
 def _tidy(cells, page, links):
     "Cells of a processed notebook as valid nbformat, with `links` (nbdev's address to page) pointing at pages."
@@ -355,9 +373,7 @@ def _tidy(cells, page, links):
                 if "image/svg+xml" in data:
                     data["image/svg+xml"] = themed("".join(data["image/svg+xml"]))
                 if 'class="dataframe' in "".join(data.get("text/html", "")):
-                    data["text/html"] = re.sub(
-                        r"<th([^>]*)></th>", r"<td\1></td>", "".join(data["text/html"])
-                    )
+                    data["text/html"] = _words_left("".join(data["text/html"]))
                 if "text/markdown" in data:
                     data["text/markdown"] = relink("".join(data["text/markdown"]))
         cells[i] = keep
