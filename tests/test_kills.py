@@ -26,6 +26,7 @@ from ssv2_report.study.steps import TRAINED
 
 ROOT = Path(__file__).parents[1]
 RUNS = ("2d", "3d")
+LONGEST = 20.0  # seconds until a kill; a study takes about 30
 STUDY = """title: A toy
 data: {{root: data, size: 32}}
 seeds: [0]
@@ -155,16 +156,20 @@ class Toy:
         return self.made()
 
     def made(self):
-        "What the study is for, by path; without what tells times, processes and places."
-        left = [*self.results.glob("runs/*/*"), *self.results.glob("runs/*/maps/*")]
-        left += [*self.results.glob("tables/*"), *self.results.glob("figures/*")]
-        found = {
-            str(p.relative_to(self.base)): p.read_bytes()
-            for p in [*left, self.results / "variables.yml"]
-            if p.is_file() and p.suffix not in ("", ".ipynb", ".log", ".json")  # locks have none
-        }
+        "What the study is for: files, and the number on its page."
         page = (self.clone / "_report" / "toy" / "index.html").read_text()
-        return found | dict(page=re.search("It found ([0-9a-f]+)", page)[1])
+        return files_in(self.results), re.search("It found ([0-9a-f]+)", page)[1]
+
+
+def files_in(results):
+    "Contents by path, but for what tells times, processes and places."
+    folders = ("runs/*", "runs/*/maps", "tables", "figures")
+    found = [p for folder in folders for p in results.glob(f"{folder}/*")]
+    return {
+        str(p.relative_to(results)): p.read_bytes()
+        for p in [*found, results / "variables.yml"]
+        if p.is_file() and p.suffix not in ("", ".ipynb", ".log", ".json")  # locks have none
+    }
 
 
 class Watch(threading.Thread):
@@ -227,42 +232,44 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    "A function: what the study gives with one setting, and the seconds that it takes."
-    calm, found = Toy(tmp_path_factory.mktemp("calm")), {}
+    "What the study gives with one setting and with the other, by its notebooks' code run here, in order."
 
     def result(lr):
-        if lr not in found:
-            calm.study(lr)
-            began = time.time()
-            found[lr] = calm.finish(), time.time() - began
-            shutil.rmtree(calm.results)
-            assert len({made["page"] for made, _ in found.values()}) == len(found)
-        return found[lr]
+        base = tmp_path_factory.mktemp("calm")
+        (base / "toy.yaml").write_text(STUDY.format(lr=lr))
+        given = dict(study=str(base / "toy.yaml"), results=str(base / "results"), seed=0)
+        for run in RUNS:
+            for step in ("train/train_run", "gradcam/gradcam_run", "gradcam/reliance_run"):
+                exec(BOOKS[step], given | dict(experiment_name=run))
+        exec(BOOKS["analysis/analysis_run"], given)
+        said = (base / "results" / "variables.yml").read_text()
+        return files_in(base / "results"), said.removeprefix("accuracy: ")
 
-    return result
+    found = {lr: result(lr) for lr in (0.1, 0.2)}
+    assert found[0.1][1] != found[0.2][1]
+    return found
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_same_command_goes_on(toy, undisturbed, kills):
     "When a study is done after all, it is changed to the other one, over the first one's results."
-    seconds = undisturbed(0.1)[1]
     rng, watch, hits, settings = random.Random(kills), Watch(toy), [], [0.1, 0.2]
     ways = [(s, w) for w in ("group", "command", "another", "all") for s in SIGNS]
     rng.shuffle(ways)
     toy.study(settings[0])
     while len(hits) < kills:
         sign, whom = ways[len(hits) % len(ways)]
-        after = rng.uniform(0.2, 0.6 * seconds)
+        after = rng.uniform(0.2, LONGEST)
         was_hit, code = disturb(toy, sign, whom, after, rng)
         if was_hit:
             hits.append(f"{sign.name} to {whom} after {after:.1f} s, exit {code}")
             print(hits[-1], flush=True)
         if code == 0:
-            assert toy.made() == undisturbed(settings[0])[0], hits
+            assert toy.made() == undisturbed[settings[0]], hits
             settings.reverse()
             toy.study(settings[0])
         assert not watch.lost, (watch.lost, hits)
-    assert toy.finish() == undisturbed(settings[0])[0], hits
+    assert toy.finish() == undisturbed[settings[0]], hits
     watch.over = True
     assert not watch.lost and len(watch.seen) == len(RUNS)
     assert not [p for p in toy.results.rglob(".*") if re.match(r"\.\d+\.", p.name)]

@@ -250,7 +250,7 @@ def make_maps(
     targets=None,  # As in `gradcam`
     sources=REFERENCES,  # Names as `all_sources` gives them
     steps: int = 16,  # Of integrated gradients
-    batch: int = 64,  # Clips in a forward pass of occlusion
+    batch: int = 16,  # Clips in a forward pass of occlusion
 ) -> tuple:  # (dict: source -> maps [B,t,h,w], rectified, at the source's own size; logits [B,K])
     "Maps of several sources for the same clips and classes. `ValueError` for a source that does not exist."
     cams = _layers(model, sources)
