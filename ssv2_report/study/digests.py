@@ -59,7 +59,7 @@ def is_validated(study, inner=False) -> bool:
 
 # %% ../../nbs/study/digests.ipynb #digests-04-2
 def jobs_of(study, inner=False) -> dict[Job, list[Job]]:
-    "Every job of a study with the jobs of it that it needs, each after those. `inner`: as the second world of another."
+    "Every job of a study with the jobs of it that it needs, each after those. `inner`: as the second world of another, of which only the maps are asked."
     audit, cache = Job("audit"), Job("cache")
     jobs = {Job("demo_data"): []} if study.data.demo else {}
     jobs |= {audit: list(jobs), cache: [audit]}
@@ -72,7 +72,8 @@ def jobs_of(study, inner=False) -> dict[Job, list[Job]]:
             continue
         jobs[Job("train", name, seed)] = [cache, *([init] if init in jobs else [])]
     trained = [Job("train", *run) for run in study.runs]
-    looked = [Job(step, *run) for step in ("gradcam", "reliance") for run in study.runs]
+    steps = ("gradcam",) if inner else ("gradcam", "reliance")
+    looked = [Job(step, *run) for step in steps for run in study.runs]
     jobs |= {job: [Job("train", job.of, job.seed)] for job in looked}
     if inner:
         return jobs
