@@ -279,7 +279,8 @@ def _frame(s, t, mark, without):
         at = x[t] * s.unit + s.corner[0] + cx, y[t] * s.unit + s.corner[1] + cy
         blit(frame, seen, None if key in UNBOXED else key, sprite, *at)
     grain = 2 * noise.standard_normal((s.size, s.size, 1), np.float32)
-    frame = frame * (255 * s.light[t] * s.tint).astype(np.float32) + grain
+    frame *= (255 * s.light[t] * s.tint).astype(np.float32)
+    frame += grain
     return frame, {k: b for k in seen if (b := _box(seen[k] > 0.5))}
 
 # %% ../../nbs/demo/world.ipynb #00a-016-2
@@ -293,7 +294,9 @@ def draw_scene(
     size, shown = scene.size, range(scene.n) if frames is None else map(int, frames)
     at = [scene.n - 1 - t if scene.backwards else t for t in shown]
     frames, boxes = zip(*(_frame(scene, t, mark, without) for t in at))
-    frames = np.clip(np.stack(frames) + 0.5, 0, 255).astype(np.uint8)
+    frames = np.stack(frames)
+    frames += 0.5
+    frames = np.clip(frames, 0, 255, out=frames).astype(np.uint8)
     if scene.mirrored:
         flip = lambda x1, y1, x2, y2: [size - x2, y1, size - x1, y2]
         frames, boxes = frames[:, :, ::-1], [{k: flip(*v) for k, v in b.items()} for b in boxes]
