@@ -39,7 +39,7 @@ CAMS = ("stem:layercam", "layer1:layercam", "layer2:gradcam", "layer2:gradcam++"
 def patches():
     "The patch network, clips it has not seen, their classes and the patch."
     net = train_patch_net(*patch_world(256)[:2])
-    return net, *patch_world(32, seed=1)
+    return net, *patch_world(48, seed=1)
 
 
 @pytest.fixture(scope="module")
