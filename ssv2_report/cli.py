@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
@@ -65,7 +65,7 @@ from ssv2_report.study.experiments import (
     worlds_of,
     write_asked_for,
 )
-from .study.forks import FORKS, provisioner
+from .study.forks import KERNELS, provisioner
 from .study.processes import alone, end_with_command, sweep
 from .study.steps import run_folder, write_sums
 
@@ -405,13 +405,15 @@ def train(
     run = run_folder(s, out, name, seed)
 
     def forward(signum, frame):  # to the notebook's kernel, which writes a checkpoint
-        for kernel in psutil.Process().children():
-            kernel.send_signal(signum)
-        if not psutil.Process().children():
+        forked = [kernel for kernel in KERNELS if kernel.returncode is None]
+        kernels = [kernel.pid for kernel in (*psutil.Process().children(), *forked)]
+        for pid in kernels:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
+        if not kernels:
             sys.exit(143)
 
     signal.signal(signal.SIGTERM, forward)
-    os.environ.pop(FORKS, None)  # so that the kernel is a child of this process
     show_progress(run / "progress.txt")
     with alone(run), job(s, out, "train", name, seed) as todo:
         if not todo:

@@ -96,7 +96,12 @@ cli.project_root = lambda: Path(sys.argv[1])
 cli.run_notebook("book", Path(sys.argv[1]) / "out.ipynb")
 """
 WAITS = """
-import os, pathlib, time
+import os, pathlib, signal, time
+def save(*_):
+    time.sleep(1)
+    pathlib.Path("../saved").touch()
+    os._exit(1)
+signal.signal(signal.SIGTERM, save)
 pathlib.Path("../pid").write_text(str(os.getpid()))
 time.sleep(600)
 """
@@ -150,6 +155,7 @@ def test_forks_end_with_the_command_or_with_what_they_are_forks_of(tmp_path, sig
     forked = psutil.Process(command.pid).children()[-1].environ()[FORKS]
     (command if sign == "SIGKILL" else forked_of).send_signal(getattr(signal, sign))
     assert until(lambda: gone(kernel) and gone(forked_of.pid))
+    assert (tmp_path / "saved").exists(), "a training has time for its checkpoint"
     assert not Path(forked).exists()
     command.kill()
     command.wait()
