@@ -65,7 +65,7 @@ from ssv2_report.study.experiments import (
     worlds_of,
     write_asked_for,
 )
-from .study.forks import KERNELS, provisioner
+from .study.kernels import KERNELS, provisioner
 from .study.processes import alone, end_with_command, sweep
 from .study.steps import run_folder, write_sums
 
@@ -1018,5 +1018,5 @@ def main():
         sys.exit(130)
 
 
-if __name__ == "__main__" and "ipykernel" not in sys.modules:
+if __name__ == "__main__" and "__file__" in globals():
     main()

@@ -804,5 +804,5 @@ def launch(processes, *arguments, on_line=print):
         )
 
 # %% ../nbs/03_train.ipynb #c034
-if __name__ == "__main__" and "ipykernel" not in sys.modules:
+if __name__ == "__main__" and "__file__" in globals():
     main()

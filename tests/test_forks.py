@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere kerne
 @pytest.fixture(scope="module")
 def told():
     with forks() as told:
+        assert until(Path(told[FORKS]).exists, 60), "it is ready"
         yield told
 
 
@@ -118,12 +119,7 @@ def test_a_fork_ends_with_its_job(told, tmp_path):
     assert until(lambda: gone(int(pid.read_text())))
 
 
-ASKS = dict(
-    cmd=["python", "-m", "ipykernel_launcher", "-f", "/nowhere/kernel.json"],
-    env={},
-    cwd="/",
-    log=os.devnull,
-)
+ASKS = dict(argv=["ipykernel_launcher", "-f", "/nowhere/kernel.json"], env={}, cwd="/")
 
 
 @pytest.mark.parametrize("said", ["", "{", json.dumps(ASKS) + "\n", "null\n"])
@@ -137,8 +133,11 @@ def test_a_job_that_goes_before_it_is_answered_takes_no_other_with_it(run, told,
 
 COMMAND = f"""
 import os, subprocess, sys
+import time
 from ssv2_report.study.forks import forks
 with forks() as told:
+    while not os.path.exists(*told.values()):
+        time.sleep(0.05)
     subprocess.run([sys.executable, "-c", {JOB!r}, sys.argv[1]], env={{**os.environ, **told}})
 """
 
@@ -193,3 +192,52 @@ def test_nothing_is_left_when_the_block_ends():
         server = max(servers, key=psutil.Process.create_time)  # ids begin anew at some time
         assert folder.is_dir()
     assert gone(server.pid) and not folder.exists()
+
+
+def as_job(told, tmp_path, code, **kw):
+    "A process that runs `code` as a module would be run that a job of a command runs."
+    (tmp_path / "work.py").write_text(code)
+    command = [sys.executable, "-m", "ssv2_report.study.forks", "work", "of it"]
+    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), **told}
+    return subprocess.Popen(command, cwd=tmp_path, env=env, text=True, **kw)
+
+
+WHO = """
+import os, sys
+early = {"torch", "ssv2_report.train"} & {*sys.modules}
+print(sys.argv[1:], __name__, os.getcwd(), *early)
+print("an error", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "end, code",
+    [("", 0), ("sys.exit(3)", 3), ("sys.exit('a sentence')", 1), ("1 / 0", 1), ("os.abort()", 134)],
+)
+def test_a_job_is_a_fork_that_prints_and_ends_as_ever(told, tmp_path, end, code):
+    pipe = subprocess.PIPE
+    for found, imported in ((told, "torch"), ({}, "")):
+        job = as_job(found, tmp_path, WHO + end, stdout=pipe, stderr=pipe)
+        said, errors = job.communicate()
+        assert said.strip() == f"['of it'] __main__ {tmp_path} {imported}".strip()
+        assert "an error" in errors and ("a sentence" in errors) == ("sentence" in end)
+        assert job.returncode in (code, -signal.SIGABRT if code == 134 else code)
+
+
+def test_a_job_has_time_to_end_when_it_is_asked_to(told, tmp_path):
+    code = WAITS.replace("../", "")
+    job = as_job(told, tmp_path, code)
+    pid = tmp_path / "pid"
+    assert until(lambda: pid.exists() and pid.read_text())
+    assert int(pid.read_text()) != job.pid
+    for sign in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        job.send_signal(sign)
+    assert job.wait(10) == 1 and (tmp_path / "saved").exists()
+
+
+def test_a_job_that_is_killed_ends(told, tmp_path):
+    job = as_job(told, tmp_path, WAITS.replace("../", ""))
+    pid = tmp_path / "pid"
+    assert until(lambda: pid.exists() and pid.read_text())
+    job.kill()
+    assert until(lambda: gone(int(pid.read_text())))
