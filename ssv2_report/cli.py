@@ -215,10 +215,11 @@ def do(study, step, results=None, of="", seed=None):
 
 # %% ../nbs/report/cli.ipynb #c007
 class Steps:
-    "Progress callback `(done, total)`: a line at most every `every` seconds, and at the end."
+    "Progress callback `(done, total)`: a line every `every` seconds, and at the end."
 
     def __init__(self, what, every=5.0):
-        self.what, self.every, self.began, self.said = what, every, time.time(), 0.0
+        self.what, self.every = what, every
+        self.began = self.said = time.time()
 
     def __call__(self, done, total):
         now = time.time()
@@ -700,7 +701,7 @@ def reproduce(
     ] = False,
 ):
     "Do everything: data, audit, training, maps, analysis, report. A second call with nothing changed does nothing."
-    studies = asked_for(study, only, seeds, changes)
+    began, studies = time.time(), asked_for(study, only, seeds, changes)
     s = studies[0]
     out, report = results_folder(s, results), project_root() / "_report" / s.name / "index.html"
     check_places(s, out, report)
@@ -719,7 +720,7 @@ def reproduce(
     check_study(s)
     cores, gpus = cores or usable_cores(), gpus_to_use(s, gpus)
     check_first(study, out, gpus)
-    command, began = workflow_command(study, out, cores, gpus, jobs), time.time()
+    command = workflow_command(study, out, cores, gpus, jobs)
     with alone(out, report.parent, *worlds_to_make(s)) as locks:
         sweep(out)
         tracker = Tracker(todo, needs_of(s, out), cores)

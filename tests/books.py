@@ -1,6 +1,6 @@
 "Notebooks run by forks of a process that has imported what takes long, by IPython as nbdev runs them."
 
-import importlib
+import gc
 import os
 import tempfile
 import traceback
@@ -20,8 +20,7 @@ def _run(path, folder, out, place, parameters):
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
-    # a notebook that is also a command asks whether it is in a kernel
-    importlib.import_module("ipykernel")
+    gc.freeze()
     os.environ.update(OMP_NUM_THREADS="1", TMPDIR=str(folder))
     tempfile.tempdir = None
     torch.set_num_threads(1)

@@ -1,5 +1,6 @@
 """What several tests share: the browser, and the folder of a rendered report."""
 
+import gc
 import os
 import shutil
 
@@ -10,6 +11,11 @@ def pytest_addoption(parser):
     parser.addoption(
         "--report", default=None, help="folder of a rendered report for check_report.py"
     )
+
+
+def pytest_collection_finish():
+    "What is imported by now stays: statsmodels collects garbage at every call, which takes half a second with all of it."
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

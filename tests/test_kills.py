@@ -25,7 +25,7 @@ from ssv2_report.study.steps import TRAINED
 
 ROOT = Path(__file__).parents[1]
 RUNS = ("2d", "3d")
-LONGEST = 20.0  # seconds until a kill; a study takes about 30
+LONGEST = 10.0  # seconds until a kill; a study takes about 14
 STUDY = """title: A toy
 data: {{root: data, size: 32}}
 seeds: [0]

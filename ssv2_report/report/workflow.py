@@ -66,7 +66,7 @@ def left_to_do(study, results) -> dict[str, tuple]:
     }
 
 # %% ../../nbs/report/workflow.ipynb #workflow-08
-AROUND_TRAINING = 12.0  # seconds of a training's notebook beside its training
+AROUND_TRAINING = 6.0  # seconds of a training's notebook beside its training
 
 
 def expected_seconds(study, job) -> float:
@@ -83,12 +83,12 @@ def expected_seconds(study, job) -> float:
         return AROUND_TRAINING + clips * exp.epochs * pixels * of_clip
     if step == "gradcam":
         many = 1.5 * cam.references + 0.3 * classes * min(cam.choice_per_class, train)
-        return 9 + pixels * (many + 0.09 * classes * looked)
+        return 5 + pixels * (many + 0.09 * classes * looked)
     if step == "reliance":
         looked = min(cam.reliance_per_class or looked, held)
-        return 4 + pixels * 0.08 * len(cam.paint) * classes * looked
-    of_step = dict(demo_data=4 + 0.08 * clips, audit=5 + 0.011 * clips, cache=5 + 0.02 * clips)
-    return of_step.get(step) or dict(validation=24, analysis=43, chapter=9, render=20)[step]
+        return 2 + pixels * 0.08 * len(cam.paint) * classes * looked
+    of_step = dict(demo_data=2 + 0.072 * clips, audit=1 + 0.008 * clips, cache=2 + 0.016 * clips)
+    return of_step.get(step) or dict(validation=22, analysis=32, chapter=8, render=7)[step]
 
 
 PREPARING = ("demo_data", "audit", "cache")
