@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision.models.video import resnet as video
 
 from ssv2_report.data.clips import MEAN, STD, ClipDataset, load_index
-from ssv2_report.demo.world import CLASSES, _tasks, make_world
+from ssv2_report.demo import world as demo_world
 from ssv2_report.models.net2d import FrameNet, create_2d, normalisation, renormalise, stage_outputs
 from ssv2_report.models.net3d import (
     InflationReport,
@@ -604,10 +604,10 @@ def test_inflated_r2plus1d_is_ahead_of_scratch_after_one_epoch(
 ):
     """The default sample: ten layers, 32 pixels, four classes, one seed. The campaign: R(2+1)D-18 at 8x64x64 on all ten classes, 24 clips a class for
     the one epoch. Scratch and inflated see the same clips in the same order, each at a learning rate that suits it. Scenes fill the picture, so that 32 pixels show them."""
-    monkeypatch.setattr("ssv2_report.demo.world.ZOOM", (0.9, 1.0))
-    drawn_ = partial(only, _tasks, [CLASSES.index(c) for c in classes or CLASSES])
-    monkeypatch.setattr("ssv2_report.demo.world._tasks", drawn_)
-    world = make_world(tmp_path / "world", clips_, 16, size=side, workers=1)
+    monkeypatch.setattr(demo_world, "ZOOM", (0.9, 1.0))
+    targets = [demo_world.CLASSES.index(c) for c in classes or demo_world.CLASSES]
+    monkeypatch.setattr(demo_world, "_tasks", partial(only, demo_world._tasks, targets))
+    world = demo_world.make_world(tmp_path / "world", clips_, 16, size=side, workers=1)
     loop = Loop(world, size, drawn, classes)
     torch.manual_seed(0)
     flat = FrameNet(ResNet(BasicBlock, [depth // 8] * 4, num_classes=len(loop.classes)))
