@@ -258,7 +258,9 @@ def test_killed_at_any_moment_the_same_command_goes_on(toy, undisturbed, kills):
     toy.study(settings[0])
     while len(hits) < kills:
         sign, whom = ways[len(hits) % len(ways)]
-        after = rng.uniform(0.2, LONGEST)
+        after = rng.uniform(
+            1, LONGEST
+        )  # before, Python itself imports, and says so when interrupted
         was_hit, code = disturb(toy, sign, whom, after, rng)
         if was_hit:
             hits.append(f"{sign.name} to {whom} after {after:.1f} s, exit {code}")
