@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere kerne
 @pytest.fixture(scope="module")
 def told():
     with forks() as told:
-        assert until(Path(told[FORKS]).exists, 60), "it is ready"
+        assert until(Path(told[FORKS]).exists), "it is ready"
         yield told
 
 
@@ -43,7 +43,7 @@ def run(told, tmp_path, monkeypatch):
     return run
 
 
-def until(true, seconds=30):
+def until(true, seconds=90):
     "Wait until something is so, and say whether it is."
     end = time.time() + seconds
     while not true() and time.time() < end:
@@ -232,7 +232,7 @@ def test_a_job_has_time_to_end_when_it_is_asked_to(told, tmp_path):
     assert int(pid.read_text()) != job.pid
     for sign in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         job.send_signal(sign)
-    assert job.wait(10) == 1 and (tmp_path / "saved").exists()
+    assert job.wait(60) == 1 and (tmp_path / "saved").exists()
 
 
 def test_a_job_that_is_killed_ends(told, tmp_path):
