@@ -132,8 +132,7 @@ def test_a_job_that_goes_before_it_is_answered_takes_no_other_with_it(run, told,
 
 
 COMMAND = f"""
-import os, subprocess, sys
-import time
+import os, subprocess, sys, time
 from ssv2_report.study.forks import forks
 with forks() as told:
     while not os.path.exists(*told.values()):
@@ -195,7 +194,7 @@ def test_nothing_is_left_when_the_block_ends():
 
 
 def as_job(told, tmp_path, code, **kw):
-    "A process that runs `code` as a module would be run that a job of a command runs."
+    "A process that runs `code` as the workflow runs a job."
     (tmp_path / "work.py").write_text(code)
     command = [sys.executable, "-m", "ssv2_report.study.forks", "work", "of it"]
     env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), **told}

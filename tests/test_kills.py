@@ -124,7 +124,7 @@ class Toy:
     def start(self, *more):
         env = {**os.environ, "PYTHONPATH": str(self.clone), "OMP_NUM_THREADS": "1"}
         env |= {"NO_COLOR": "1", "SSV2_TOY": self.mark}
-        command = [sys.executable, "-m", "ssv2_report.cli", "reproduce", self.base / "toy.yaml"]
+        command = [sys.executable, "-m", "ssv2_report.command", "reproduce", self.base / "toy.yaml"]
         return subprocess.Popen(
             [*command, "--results", self.results, *more],
             cwd=self.clone,
@@ -258,9 +258,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(toy, undisturbed, kills):
     toy.study(settings[0])
     while len(hits) < kills:
         sign, whom = ways[len(hits) % len(ways)]
-        after = rng.uniform(
-            1, LONGEST
-        )  # before, Python itself imports, and says so when interrupted
+        after = rng.uniform(0.2, LONGEST)
         was_hit, code = disturb(toy, sign, whom, after, rng)
         if was_hit:
             hits.append(f"{sign.name} to {whom} after {after:.1f} s, exit {code}")
