@@ -38,6 +38,7 @@ from ssv2_report.report.workflow import (
     label_of,
     left_to_do,
     needs_of,
+    pending_lines,
     run_workflow,
     seconds_of_steps,
     show_seconds,
@@ -50,11 +51,14 @@ from ssv2_report.study.digests import (
     NOTEBOOKS,
     Job,
     files_of,
+    forget,
     is_validated,
     jobs_of,
     pages_of,
     recorded,
     refuse_mixture,
+    run_shown,
+    sources_of_pages,
 )
 from .study.experiments import experiment as find_experiment
 from ssv2_report.study.experiments import (
@@ -206,6 +210,7 @@ def do(study, step, results=None, of="", seed=None):
     "Do a job that one notebook does, unless it is up to date."
     s = load_study(study)
     out = results_folder(s, results)
+    study = study_file(worlds_of(s), out)
     run = {} if seed is None else dict(experiment_name=of, seed=seed)
     with job(s, out, step, of, seed) as todo:
         if todo:
@@ -268,10 +273,8 @@ def asked_for(study, only=None, seeds=None, changes=None) -> list:
     return studies
 
 
-def study_file(study, studies, results) -> str:
-    "What all steps are to read: the study by its own name, or its file where it was narrowed or changed."
-    if studies == worlds_of(load_study(study)):
-        return study
+def study_file(studies, results) -> str:
+    "The file from which all steps read a study and its second world: as they are now, whatever is edited meanwhile."
     return write_asked_for(studies, results / "studies")
 
 # %% ../nbs/report/cli.ipynb #c009
@@ -402,7 +405,7 @@ def train(
     s = studies[0]
     find_experiment(s, name)
     out = results_folder(s, results)
-    study = study_file(study, studies, out)
+    study = study_file(studies, out)
     run = run_folder(s, out, name, seed)
 
     def forward(signum, frame):  # to the notebook's kernel, which writes a checkpoint
@@ -449,7 +452,8 @@ def of_a_run(study, step, results, name, seed, changes):
     "Do a job on a trained network, by the settings of its study or by changed ones."
     studies = asked_for(study, changes=changes)
     find_experiment(studies[0], name)
-    do(study_file(study, studies, results_folder(studies[0], results)), step, results, name, seed)
+    out = results_folder(studies[0], results)
+    do(study_file(studies, out), step, out, name, seed)
 
 # %% ../nbs/report/cli.ipynb #c010-3
 @app.command()
@@ -489,7 +493,7 @@ def analyse(study: StudyName = "demo", results: Results = None):
     out = results_folder(s, results)
     refuse_mixture(s, out, Job("analysis"))
     if not is_validated(s):  # what the study once was
-        shutil.rmtree(out / "tables_validation", ignore_errors=True)
+        forget(s, out, Job("validation"))
     do(study, "analysis", results)
 
 # %% ../nbs/report/cli.ipynb #c012
@@ -516,6 +520,7 @@ def render(study: StudyName = "demo", results: Results = None):
     "Render the report of a study to _report/STUDY, with Quarto where it is installed."
     import yaml
 
+    from ssv2_report.analysis.tables import literal
     from ssv2_report.report import site
 
     s, root = load_study(study), project_root()
@@ -529,7 +534,9 @@ def render(study: StudyName = "demo", results: Results = None):
     with job(s, out, "render") as todo:
         if not todo:
             return
-        site.stage(out / "site", pages, variables, root)
+        name, seed = run_shown(s, out)
+        variables["shown"] = dict(title=literal(s.experiments[name].title), seed=seed)
+        site.stage(out / "site", pages, variables, root, sources=sources_of_pages(s))
         quarto = shutil.which("quarto")
         print(site.render(out / "site", root / "_report" / s.name, quarto))
         if quarto:
@@ -662,9 +669,13 @@ def check_first(study, results, gpus):
 
 # %% ../nbs/report/cli.ipynb #c016
 def worlds_to_make(study) -> list[Path]:
-    "Folders of the demo worlds of a study that are not there yet; those that are, are only read."
+    "Folders of the demo worlds of a study that are not there yet, or that other code drew; the others are only read."
+    from ssv2_report.demo.answers import known_world
+    from ssv2_report.demo.world import world_version
+
     roots = [Path(s.data.root) for s in worlds_of(study) if s.data.demo]
-    return [root for root in roots if not (root / "demo.json").is_file()]
+    drawn = {root: (known_world(root) or {}).get("version") for root in roots}
+    return [root for root in roots if drawn[root] != world_version()]
 
 
 def check_places(study, results, report):
@@ -705,7 +716,7 @@ def reproduce(
     s = studies[0]
     out, report = results_folder(s, results), project_root() / "_report" / s.name / "index.html"
     check_places(s, out, report)
-    study = study_file(study, studies, out)
+    study = study_file(studies, out)
     s = load_study(study)
     if s.left_out:
         console.print(s.left_out)
@@ -713,7 +724,7 @@ def reproduce(
         print(f"Nothing to do: {report} is up to date.")
         return
     if dry_run:
-        print(*todo, sep="\n")
+        print(*pending_lines(todo, needs_of(s, out)), sep="\n")
         return
     from ssv2_report.study.runs import check_study
 
@@ -863,11 +874,14 @@ def _exported(folder, drawn, variables, out):
         analysis_run=dict(fig=drawn / "figures", tbl=folder / "tables"),
         validation_run=dict(fig=drawn / paper, tbl=folder / paper),
     )
+    now = project_root() / "nbs" / "analysis"
     shown = {
         f"{notebook}.ipynb#{label}": (place, label, caption)
         for notebook, place in places.items()
         if (folder / f"{notebook}.ipynb").is_file()
-        for label, caption in captions(folder / f"{notebook}.ipynb", variables).items()
+        for label, caption in captions(
+            folder / f"{notebook}.ipynb", variables, now / f"{notebook}.ipynb"
+        ).items()
     }
     cases = folder / "tables" / "case_captions.yml"
     told = yaml.safe_load(cases.read_text(encoding="utf-8")) if cases.is_file() else {}

@@ -40,6 +40,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from .data.basics import usable_cores, whole
 from .data.clips import ClipDataset, denormalise
+from .data.code import code_digests
 from ssv2_report.models.net2d import (
     FrameNet,
     channels_last,
@@ -61,7 +62,7 @@ from ssv2_report.study.runs import (
     write_table,
 )
 from .study.scores import NO_GPU, metrics, outlive, predict, processes
-from .study.steps import code_of, run_folder
+from .study.steps import BESIDE, BY_VALUE, run_folder
 
 # %% ../nbs/03_train.ipynb #c011
 def start_from(model, exp, classes, source, clips=None):
@@ -128,14 +129,15 @@ def _clips_hash(classes, sets) -> str:
 # %% ../nbs/03_train.ipynb #c018-1
 def fingerprint(exp, classes, sets, seed, start) -> dict:
     """What must be the same for a run to be resumed: settings that matter, classes, clips, targets
-    and frames as cached, seed, starting weights and code."""
+    and frames as cached, seed, starting weights and the code that `fit` reaches."""
+    stops = {*BESIDE, *BY_VALUE}
     start = _hash(Path(start).read_bytes()) if start and Path(start).is_file() else start
     return dict(
         exp.model_dump(exclude={"title", "init", "gpus_per_run", "workers", "views"}),
         seed=seed,
         data=_clips_hash(classes, sets),
         start=start,
-        code=_hash(*(p.read_bytes() for p in code_of("train"))),
+        code=_hash(sorted(code_digests("train:fit", "study.runs:datasets", without=stops).items())),
     )
 
 # %% ../nbs/03_train.ipynb #c018b

@@ -229,7 +229,7 @@ def planned(study, results):
     log = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     return {
         (rule, m[1] if (m := re.fullmatch(r"([\w-]+)-s\d+", of)) else None)
-        for rule, _, of in (line.partition(" ") for line in log.splitlines())
+        for rule, _, of in (re.split("[,:] ", line)[0].partition(" ") for line in log.splitlines())
         if not rule.startswith("Nothing")
     }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from pdfs import text_of
 from worlds import TEXTS, as_read, clone, cut, official, write_study
 
 ROOT = Path(__file__).parents[1]
@@ -69,12 +70,14 @@ class Few:
         assert code == 0, said
         return {
             (rule, m[1] if (m := re.fullmatch(r"(\S+)-s\d+", of)) else None)
-            for rule, _, of in (line.partition(" ") for line in said.splitlines())
+            for rule, _, of in (
+                re.split("[,:] ", line)[0].partition(" ") for line in said.splitlines()
+            )
             if not rule.startswith("Nothing")
         }
 
     def recode(self, notebook):
-        "Add a comment to the first line of code of a notebook."
+        "Add a line of code that does nothing to a notebook."
         path = self.clone / "nbs" / f"{notebook}.ipynb"
         content = json.loads(path.read_text(encoding="utf-8"))
         cell = next(
@@ -82,7 +85,7 @@ class Few:
             for c in content["cells"]
             if c["cell_type"] == "code" and not c["metadata"].get("tags")
         )
-        cell["source"] = ["# another comment\n", *cell["source"]]
+        cell["source"] = ["0\n", *cell["source"]]
         path.write_text(json.dumps(content), encoding="utf-8")
 
     def reword(self, notebook):
@@ -149,7 +152,7 @@ def test_free_text_of_a_study_is_shown_as_written_and_runs_nowhere(few):
     main = re.sub(r"(?s)<(script|style).*?</\1>|<[^>]+>", "", page[page.index("<body") :])
     said = as_read(html.unescape(main))
     pdf = few.report / "index.pdf"
-    paper = subprocess.run(["pdftotext", "-raw", pdf, "-"], capture_output=True, text=True).stdout
+    paper = text_of(pdf, "-raw")
     for text in PRINTABLE:
         assert said.count(as_read(text)) >= 2, text  # the title, and what a hypothesis says
         assert not text.isascii() or as_read(text) in as_read(paper), text

@@ -9,15 +9,18 @@ import pytest
 from PIL import Image
 
 
+def text_of(pdf, *options):
+    "The text of a PDF as pdftotext prints it; the test is skipped without that."
+    if not shutil.which("pdftotext"):
+        pytest.skip("pdftotext (poppler-utils) is not installed, so no words of PDFs can be read")
+    command = ["pdftotext", *options, str(pdf), "-"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def words_of(pdf):
     "Every word of a PDF as page, left, top, right, bottom (points) and text, by its own positions."
-    if not shutil.which("pdftotext"):
-        pytest.skip("pdftotext (poppler-utils) is not installed, so no words of PDFs can be placed")
-    text = subprocess.run(
-        ["pdftotext", "-bbox", str(pdf), "-"], capture_output=True, text=True, check=True
-    ).stdout
     found = []
-    for number, page in enumerate(text.split("<page ")[1:], 1):
+    for number, page in enumerate(text_of(pdf, "-bbox").split("<page ")[1:], 1):
         for m in re.finditer(
             r'<word xMin="([\d.]+)" yMin="([\d.]+)" xMax="([\d.]+)" yMax="([\d.]+)">(.*?)</word>',
             page,

@@ -20,6 +20,7 @@ from ssv2_report.cli import (
     gpus_to_use,
     run_notebook,
 )
+from ssv2_report.demo.world import world_version
 from ssv2_report.study.check import expected_clips
 from ssv2_report.study.experiments import load_study
 from ssv2_report.study.processes import alone, identity
@@ -298,8 +299,11 @@ def test_the_worlds_of_studies_with_and_without_a_second_one(tmp_path):
     study.second_world = "demo-shortcut"
     assert [p.name for p in cli.worlds_to_make(study)][0] == "first"
     (tmp_path / "first").mkdir()
-    (tmp_path / "first" / "demo.json").touch()
+    known = tmp_path / "first" / "demo.json"
+    known.write_text(json.dumps(dict(version=world_version())))
     assert tmp_path / "first" not in cli.worlds_to_make(study)
+    known.write_text(json.dumps(dict(version="of other code")))
+    assert tmp_path / "first" in cli.worlds_to_make(study)
 
 
 def test_a_home_that_cannot_be_written_is_named(tmp_path, monkeypatch):

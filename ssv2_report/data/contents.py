@@ -74,6 +74,7 @@ class Files:
     "Digests of files by their content, remembered in a folder of results, or only here."
 
     def __init__(self, results=None):
+        self.results = results and os.path.abspath(results)
         self.path = results and Path(results) / "records" / "files.json"
         self.changed = False
         try:
@@ -87,46 +88,70 @@ class Files:
         try:
             found = os.stat(path)
             if stat.S_ISREG(found.st_mode):
-                return self._kept(path, "", [found.st_size, found.st_mtime_ns], _content)
+                return self.remember(self._name(path), _about(found), lambda: _content(path))
             if stat.S_ISDIR(found.st_mode):
-                return self._kept(path, "/", digest(_listed(path)), _contents)
+                name = f"{self._name(path)}/"
+                return self.remember(name, digest(_listed(path)), lambda: _contents(path))
         except OSError:
             pass
         return ""
 
-    def of_notebook(self, path, outputs=False) -> str:
-        "Digest of a notebook's code or, if asked for, of all that a reader sees; the times in its metadata decide nothing, nor does prose what the code does."
+    def outputs(self, path) -> str:
+        "Digest of what the cells of an executed notebook gave; empty where there is no such file."
+        return self._of_cells(path, "outputs")
+
+    def words(self, path) -> str:
+        "Digest of all that a notebook says, code and comments among it; empty where there is no such file."
+        return self._of_cells(path, "source")
+
+    def _of_cells(self, path, key):
         if not os.path.isfile(path):
             return ""
-        read, found = _shown if outputs else _code, os.stat(path)
-        seen = [found.st_size, found.st_mtime_ns]
-        return self._kept(os.fspath(path), read.__name__, seen, read)
 
-    def _kept(self, path, kind, seen, read):
-        name = "/".join([*path.rsplit(os.sep, 2)[-2:], kind])  # wherever the folder is
+
+        def read():
+            try:
+                return digest([[c["cell_type"], c.get(key)] for c in _cells(path)])
+            except (ValueError, LookupError):  # half of a notebook is no notebook
+                return _content(path)
+
+        return self.remember(f"{self._name(path)} {key}", _about(os.stat(path)), read)
+
+    def _name(self, path):
+        "A file's name wherever the folder of results, or of data, is."
+        inside = self.results and os.path.abspath(path).startswith(self.results + os.sep)
+        return os.path.relpath(path, self.results) if inside else "/".join(Path(path).parts[-2:])
+
+    def remember(self, name, seen, read):
+        "What `read` gives, or what it gave when last it was asked under this name and had `seen` the same."
         known = self.known.get(name)
         if not isinstance(known, list) or known[:-1] != [seen]:
-            known, self.changed = [seen, read(path)], True
+            known, self.changed = [seen, read()], True
             self.known[name] = known
         return known[-1]
 
     def save(self):
-        "Remember what is known."
+        "Write down what is known."
         if self.changed and self.path:
             with whole(self.path) as part:
                 part.write_text(json.dumps(self.known), encoding="utf-8")
             self.changed = False
 
 # %% ../../nbs/data/contents.ipynb #contents-08-2
+def _about(found):
+    "Size and times of a file: when it was written, and when anything of it, that time among it, was last changed."
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
 def _listed(folder):
-    "Name, size and time of every file in a folder and in those within it."
+    "Name, size and times of every file in a folder and in those within it."
     found = []
     for e in sorted(os.scandir(folder), key=lambda e: e.name):
         if e.is_dir():
             found.append((e.name, _listed(e.path)))
         else:
             about = e.stat(follow_symlinks=e.is_file())  # of a broken link, the link
-            found.append((e.name, about.st_size, about.st_mtime_ns))
+            found.append((e.name, *_about(about)))
     return found
 
 
@@ -153,14 +178,6 @@ def _content(path):
 
 def _cells(path):
     return json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-
-
-def _code(path):
-    return digest(["".join(c["source"]) for c in _cells(path) if c["cell_type"] == "code"])
-
-
-def _shown(path):
-    return digest([(c["source"], c.get("outputs")) for c in _cells(path)])
 
 # %% ../../nbs/data/contents.ipynb #contents-09
 def dataset_digest(root, files=None) -> str:  # By `files`, which remembers

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-import ssv2_report
 from ..data.basics import whole
 from ..data.cache import shrink
-from .world import WORLD_VERSION, Scene, draw_scene, mark_colour, seed_numbers
+from ..data.code import code_digests
+from .world import Scene, draw_scene, mark_colour, seed_numbers, world_version
 
 # %% ../../nbs/demo/answers.ipynb #00f-005
 def known_world(
@@ -73,11 +73,11 @@ def scene_of(
     world: dict,  # As `known_world` gives it
     id: str,  # Clip
 ) -> Scene:
-    "The scene of a clip. `ValueError` where another version of the demo world drew it."
-    if world["version"] != WORLD_VERSION:
+    "The scene of a clip. `ValueError` where another version of the drawing code drew it."
+    if world["version"] != world_version():
         raise ValueError(
-            f"This demo world was drawn by version {world['version']} and cannot be drawn again by "
-            f"version {WORLD_VERSION}: delete it and make it anew with `ssv2 demo-data`."
+            f"This demo world was drawn by version {world['version']} of the drawing code and cannot "
+            f"be drawn again by version {world_version()}: make it anew with `ssv2 demo-data`."
         )
     c = world["clips"][id]
     split = "train" if c["split"] == "train" else "validation"
@@ -136,12 +136,9 @@ def _rerender(world, id, frames, part, side):
 # %% ../../nbs/demo/answers.ipynb #00f-022-1
 def _stamp(world, ids, frames, parts, side):
     "What pictures depend on: the world, the clips asked for and the code that draws."
-    code = [
-        (Path(ssv2_report.__file__).parent / "demo" / f"{m}.py").read_bytes()
-        for m in ("world", "art", "answers")
-    ]
-    asked = repr([world["digest"], list(ids), np.asarray(frames).tolist(), parts, side]).encode()
-    return hashlib.sha256(b"\0".join([asked, *code])).hexdigest()
+    code = code_digests("demo.answers:_rerender")
+    asked = [world["digest"], list(ids), np.asarray(frames).tolist(), parts, side]
+    return hashlib.sha256(repr([asked, sorted(code.items())]).encode()).hexdigest()
 
 # %% ../../nbs/demo/answers.ipynb #00f-023
 def rerendered(

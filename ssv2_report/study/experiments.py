@@ -458,13 +458,20 @@ def part_of(
 
 # %% ../../nbs/study/experiments.ipynb #c012b-2
 def write_study(study, folder) -> Path:
-    "The file of that study, in a folder named after its content."
-    content = study.model_dump(mode="json", exclude={"name"})
+    "The file of that study, in a folder named after its content; a file of classes that it names lies beside it."
+    content, listed = study.model_dump(mode="json", exclude={"name"}), b""
+    classes = study.data.classes
+    if isinstance(classes, str) and classes not in CLASS_GROUPS:
+        listed, beside = Path(classes).read_bytes(), f"classes{Path(classes).suffix}"
+        content["data"]["classes"] = beside
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    path = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:10] / f"{study.name}.yaml"
-    with whole(path) as part:
+    home = Path(folder) / hashlib.sha256(text.encode() + listed).hexdigest()[:10]
+    if listed:
+        with whole(home / beside) as part:
+            part.write_bytes(listed)
+    with whole(home / f"{study.name}.yaml") as part:
         part.write_text(text, encoding="utf-8")
-    return path
+    return home / f"{study.name}.yaml"
 
 # %% ../../nbs/study/experiments.ipynb #c012b-3
 def study_asked_for(
@@ -497,7 +504,7 @@ def study_asked_for(
 
 # %% ../../nbs/study/experiments.ipynb #c012b-4
 def write_asked_for(studies, folder) -> str:
-    "The file of a study, and of its second world beside it."
+    "The file of a study as it was read, and of its second world beside it: every job of a run reads these, whatever becomes of the file that they were read from."
     study, *second = studies
     second = str(write_study(second[0], folder)) if second else None
     return str(write_study(study.model_copy(update=dict(second_world=second)), folder))
