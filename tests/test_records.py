@@ -166,3 +166,15 @@ def test_a_study_is_the_same_to_its_records_by_its_own_file_and_as_it_was_read(w
     )
     again = load_study(write_asked_for([load_study(path)], tmp_path / "studies"))
     assert stale_jobs(again, results) == {}
+
+
+def test_a_title_a_hypothesis_and_the_number_of_cases_leave_the_validation(whole):  # noqa: F811
+    study, results = whole
+    study.seeds = [0, 1]
+    bring_up_to_date(study, results)
+    toy.change_title(study, results)
+    study.hypotheses.pop(next(iter(study.hypotheses)))
+    study.cam.cases += 1
+    assert set(bring_up_to_date(study, results)) == DOWN
+    study.experiments["2d-multi"].title = "Another, which its figures name"
+    assert set(bring_up_to_date(study, results)) == {"validation", *DOWN}

@@ -108,7 +108,6 @@ class Files:
         if not os.path.isfile(path):
             return ""
 
-
         def read():
             try:
                 return digest([[c["cell_type"], c.get(key)] for c in _cells(path)])

@@ -128,9 +128,14 @@ def _settings(study, job):
         return data.size, classes, data.per_class, data.max_excluded
     if job.step in ("validation", "analysis", "render"):
         second = load_study(study.second_world) if study.second_world else None
-        return [x and _dump(x) for x in (study, second)], *map(
-            list, (study.experiments, study.hypotheses)
-        )
+        found = [x and _dump(x) for x in (study, second)]
+        if job.step == "validation":
+            for world in filter(None, found):
+                world["cam"].pop("cases")
+                for name in ("title", "hypotheses", "left_out", "asked"):
+                    world.pop(name)
+            return found, list(study.experiments)
+        return found, list(study.experiments), list(study.hypotheses)
     return None
 
 # %% ../../nbs/study/digests.ipynb #digests-09-2
