@@ -633,6 +633,55 @@ def test_a_dataset_one_folder_deeper_is_named(root):
         audit(root.parent)
 
 
+class Listed(list):
+    "What `os.scandir` gives, in an order of our own."
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_clip_that_is_there_twice_is_named_and_refused_where_it_may_differ(
+    root, monkeypatch, step
+):
+    media, frames = root / MEDIA, read_frames(root / MEDIA / "1.webm")
+    worlds.write_video(media / "1.mp4", frames[::-1], codec="mpeg4")
+    shutil.copy(media / "2.webm", media / "2.mkv")
+    (root / "videos").mkdir()
+    shutil.copy(media / "3.webm", root / "videos/3.webm")
+    worlds.write_video(root / "videos/4.webm", frames[::-1])
+    (to := root / "frames/5").mkdir(parents=True)
+    for t, frame in enumerate(frames, 1):
+        Image.fromarray(frame).save(to / f"{t:05}.jpg")
+    scan = os.scandir
+    monkeypatch.setattr(
+        "os.scandir", lambda p: Listed(sorted(scan(p), key=lambda e: e.name)[::step])
+    )
+    found, names = findings(root)
+    assert names == {
+        ("1", "several files"),
+        ("2", "copies of a clip"),
+        ("3", "copies of a clip"),
+        ("4", "several files"),
+        ("5", "several files"),
+    }
+    assert found.excluded == ["1", "4", "5"] and not found.ok
+    detail = found.table.set_index("id")["detail"]
+    assert detail["1"] == f"{MEDIA}/1.webm and {MEDIA}/1.mp4 may differ: keep one of them"
+    paths = dict(zip(*(load_index(root).clips[c] for c in ("id", "path"))))
+    assert [os.path.relpath(paths[id], root) for id in "1245"] == [
+        f"{MEDIA}/{id}.webm" for id in "1245"
+    ]
+
+
+def test_a_link_to_the_folder_of_clips_is_no_second_one(root):
+    (root / "videos").symlink_to(root / MEDIA)
+    assert not findings(root)[1]
+
+
 # --- damaged files, by hand and by hypothesis
 
 

@@ -234,3 +234,9 @@ def test_the_demo_world_stays_known_frame_by_frame(tmp_path):
     root = make_world(tmp_path / "demo", 1, 1, test_per_class=0, workers=1)
     data = ClipDataset(index := load_index(root), boxes=load_boxes(root))
     assert not data.misfit and all(data[i]["known"].all() for i in range(len(index)))
+
+
+def test_what_macos_puts_beside_box_files_is_none(root):
+    whole = load_boxes(root)
+    (root / "boxes/._part1.json").write_bytes(b"\0\5\x16\7" + bytes(90))
+    assert np.array_equal(load_boxes(root).xyxy, whole.xyxy)

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from PIL import Image
@@ -20,6 +21,7 @@ from ssv2_report.gradcam.maps import (
     resize_maps,
 )
 from ssv2_report.gradcam.pictures import enlarged, outline, outlined, overlay, player, strip
+from ssv2_report.models import net2d, net3d
 
 
 class Folded(nn.Module):
@@ -345,6 +347,176 @@ def test_the_default_layer_is_the_last_with_space(clip, space):
     torch.testing.assert_close(gradcam(Folded().eval(), clip, 0)[0].shape, torch.Size([3, 4, 4, 4]))
     with pytest.raises(ValueError, match="No layer"):
         find_layer(nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(3, 2)), clip)
+
+
+# ---- networks of tokens
+
+
+def mvit():
+    from torchvision.models.video.mvit import MSBlockConfig, MViT
+
+    blocks = [
+        MSBlockConfig(1, 16, 16, [3] * 3, [3] * 3, [1, 1, 1], [1, 2, 2]),
+        MSBlockConfig(2, 16, 32, [3] * 3, [3] * 3, [1, 2, 2], [1, 1, 1]),
+    ]
+    how = dict(residual_pool=True, residual_with_cls_embed=False, rel_pos_embed=True)
+    return MViT((32, 32), 4, blocks, proj_after_attn=True, num_classes=3, **how)
+
+
+def swin(kind, window, **kw):
+    name = {2: torchvision.models.SwinTransformer, 3: torchvision.models.video.SwinTransformer3d}
+    patch = [4] * 2 if kind == 2 else [2, 4, 4]
+    return name[kind](patch, 16, [1, 1], [2, 2], window, num_classes=3, **kw)
+
+
+def timm_swin():
+    how = dict(img_size=64, window_size=4, embed_dim=16, depths=(1, 1), num_heads=(2, 2))
+    return timm.create_model("swin_tiny_patch4_window7_224", num_classes=3, **how)
+
+
+TOKENS = dict(  # Network, clip, and layers of tokens, one of which has as many channels as places
+    vit=(
+        lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3),
+        (2, 3, 32, 32),
+        ["encoder.layers.encoder_layer_1", "encoder"],
+    ),
+    swin=(
+        lambda: swin(2, [4, 4]),
+        (2, 3, 64, 64),
+        ["features.0", "features.1.0", "features.2", "features.3", "norm"],
+    ),
+    swin3d=(
+        lambda: swin(3, [2, 4, 4]),
+        (2, 3, 8, 64, 64),
+        ["patch_embed", "features.0.0", "features.1", "features.2", "norm"],
+    ),
+    mvit=(mvit, (2, 3, 4, 32, 32), ["blocks.0.norm1", "blocks.1.attn.qkv", "norm"]),
+    timm_vit=(
+        lambda: timm.create_model("test_vit", num_classes=3, img_size=32),
+        (2, 3, 32, 32),
+        ["blocks.0", "blocks.0.attn.q_norm", "blocks", "norm"],
+    ),
+    timm_swin=(timm_swin, (2, 3, 64, 64), ["patch_embed", "layers.0", "layers.1", "norm"]),
+)
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_a_network_of_tokens_is_refused_in_a_sentence(kind):
+    make, shape, layers = TOKENS[kind]
+    torch.manual_seed(0)
+    model, clip = make().eval(), torch.rand(shape)
+    for layer in layers:
+        with pytest.raises(ValueError, match="not a map over space.*choose another layer") as e:
+            gradcam(model, clip, 0, layer)
+        assert "tokens cannot be shown yet." in str(e.value) and "\n" not in str(e.value)
+    if kind == "swin":  # whose last module but the head turns its tokens into pictures
+        assert find_layer(model, clip) == "permute"
+        assert gradcam(model, clip, 0)[0].shape == (2, 1, 8, 8)
+        return
+    with pytest.raises(ValueError, match="No layer of this model.*choose a layer") as e:
+        gradcam(model, clip, 0)
+    assert "tokens cannot be shown yet." in str(e.value) and "\n" not in str(e.value)
+
+
+def test_places_and_channels_of_one_size_are_told_apart():
+    "Both layers give [2,8,8,8]: convolution's is a map, the other has its channels last."
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.last, self.fc = nn.Conv2d(3, 8, 2, 2), nn.Identity(), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.fc(self.last(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+    model, clip = Turned(), torch.rand(2, 3, 16, 16)
+    assert gradcam(model, clip, 0, "conv")[0].shape == (2, 1, 8, 8)
+    with pytest.raises(ValueError, match="'last' gives .2, 8, 8, 8., not a map"):
+        gradcam(model, clip, 0, "last")
+    with pytest.raises(ValueError, match="such as 'conv'"):
+        find_layer(model, clip)
+
+
+def test_attention_is_no_map():
+    "[B,heads,N,N] and [B,heads,N,d] look like maps of a square clip."
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.fc = nn.Conv2d(3, 36, 4, 4), nn.Linear(18, 3)
+            self.heads, self.weights = nn.Identity(), nn.Identity()
+
+        def forward(self, x):
+            x = self.embed(x).flatten(2).mT
+            x = self.heads(x.unflatten(2, (2, 18)).transpose(1, 2))
+            return self.fc((self.weights((x @ x.mT).softmax(-1)) @ x).mean((1, 2)))
+
+    model, clip = Attention(), torch.rand(1, 3, 20, 20)
+    for layer in ("heads", "weights"):  # [1,2,25,18] and [1,2,25,25] of 20 pixels
+        with pytest.raises(ValueError, match="not a map"):
+            gradcam(model, clip, 0, layer)
+    clip = torch.rand(1, 3, 40, 20)  # [1,2,50,18] and [1,2,50,50]
+    for layer in ("heads", "weights"):
+        with pytest.raises(ValueError, match="not a map"):
+            gradcam(model, clip, 0, layer)
+    clip = torch.rand(1, 3, 36, 20)  # 45 tokens: fewer than pixels on one side only
+    with pytest.raises(ValueError, match="not a map"):
+        gradcam(model, clip, 0, "heads")
+
+
+CONVOLUTIONS = dict(  # Network, clip, the layer taken, and its map
+    r3d=(
+        lambda: torchvision.models.video.r3d_18(num_classes=3),
+        (1, 3, 8, 32, 32),
+        "layer4",
+        (1, 1, 2, 2),
+    ),
+    frames=(lambda: net2d.create_2d("test_resnet", 3), (2, 3, 4, 64, 64), None, (2, 4, 2, 2)),
+    i3d=(
+        lambda: net3d.create_3d("i3d:test_resnet", 3),
+        (1, 3, 8, 64, 64),
+        None,
+        (1, 8, 2, 2),
+    ),
+    convnext=(
+        lambda: timm.create_model("test_convnext2", num_classes=3),
+        (2, 3, 64, 64),
+        "norm_pre",
+        (2, 1, 2, 2),
+    ),
+    convnext_of_torchvision=(
+        lambda: torchvision.models.ConvNeXt(
+            [torchvision.models.convnext.CNBlockConfig(16, None, 2)], num_classes=3
+        ),
+        (2, 3, 64, 64),  # stem and blocks give [2,16,16,16]
+        "features",
+        (2, 1, 16, 16),
+    ),
+)
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_convolutional_networks_are_shown_as_before(kind):
+    make, shape, layer, size = CONVOLUTIONS[kind]
+    torch.manual_seed(0)
+    model, clip = make().eval(), torch.rand(shape)
+    found = find_layer(model, clip)
+    assert found == layer or layer is None
+    maps, _ = gradcam(model, clip, 0)
+    assert maps.shape == size and torch.equal(maps, gradcam(model, clip, 0, found)[0])
+
+
+@pytest.mark.parametrize("height, width", [(56, 100), (33, 65), (75, 75), (47, 64)])
+def test_maps_of_odd_clips_and_of_layers_without_padding_are_maps(height, width):
+    model = nn.Sequential(
+        nn.Sequential(*[nn.Conv2d(3, 3, 3), nn.Conv2d(3, 5, 3, 2), nn.Conv2d(5, 6, 3)]),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    clip = torch.rand(2, 3, height, width)
+    for layer in ("0.0", "0.1", "0.2"):
+        at = gradcam(model, clip, 0, layer)[0].shape
+        assert at[0] == 2 and find_layer(model, clip) == "0"
 
 
 # ---- peers

@@ -2,11 +2,17 @@
 
 import itertools
 import os
+import re
 import shutil
 import struct
+import subprocess
+import sys
+import tempfile
 import time
 import types
+from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -22,6 +28,7 @@ from ssv2_report.data.media import (
     frame_files,
     frame_numbers,
     in_processes,
+    list_media,
     n_frames,
     probe,
     read_frames,
@@ -201,7 +208,8 @@ def test_sound_files_are_sound(tmp_path, kind):
     agrees(path, want)
 
 
-CUT = {f"{ext}_{codecs[-1]}": dict(ext=ext, codec=codecs[-1]) for ext, codecs in HOMES.items()}
+CHAINS = ("webm", "mkv", "mp4", "mov", "m4v")  # of elements that begin with their length
+CUT = {f"{ext}_{HOMES[ext][-1]}": dict(ext=ext, codec=HOMES[ext][-1]) for ext in CHAINS}
 CUT |= {k: v for k, v in ODD.items() if "live" in k or k in ("fragments", "index_first")}
 
 
@@ -233,6 +241,97 @@ def test_damage_that_matroska_s_reader_passes_over_is_named(tmp_path):
         with open(path, "wb") as f:
             f.write(data)
         assert probe(path)["reason"], name
+
+
+def grainy(n, h, w, drawn=pictures):
+    "Frames that do not compress to next to nothing."
+    noise = np.random.default_rng(0).integers(0, 40, (n, h, w, 3))
+    return (drawn(n, h, w) * 0.8 + noise).astype(np.uint8)
+
+
+def holes(path, sizes, places):
+    "Of a file with so many zeros at so many places: size, place and frames of each that is called sound."
+    whole = Path(path).read_bytes()
+    for size in sizes:
+        for at in np.linspace(0, len(whole) - size, places).astype(int):
+            Path(path).write_bytes(whole[:at] + bytes(size) + whole[at + size :])
+            if not probe(path)["reason"]:
+                yield size, at, read_frames(path)
+
+
+@pytest.mark.parametrize("gop", [12, 250])
+@pytest.mark.parametrize(
+    "ext, codec",
+    [
+        ("webm", "vp9"),
+        ("webm", "vp8"),
+        pytest.param("mkv", "x264", marks=pytest.mark.slow),
+        pytest.param("mp4", "x264", marks=pytest.mark.slow),
+        pytest.param("mp4", "mpeg4", marks=pytest.mark.slow),
+        pytest.param("mp4", "x265", marks=pytest.mark.slow),
+        pytest.param("mkv", "av1", marks=pytest.mark.slow),
+    ],
+)
+def test_a_hole_of_zeros_is_not_sound(tmp_path, monkeypatch, ext, codec, gop):
+    monkeypatch.setattr("test_media.pictures", grainy)
+    path = write(tmp_path / f"1.{ext}", codec, n=50, fps=25, gop=gop)
+    want = read_frames(path)
+    wrong = [
+        (size, at, len(frames))
+        for size, at, frames in holes(path, (256, 4096, 16384), 24)
+        if not np.array_equal(frames, want)
+    ]
+    assert not wrong
+
+
+def test_a_block_whose_track_is_zero_is_named(tmp_path):
+    "Matroska's reader leaves such a block out, and with it a frame."
+    path = write(tmp_path / "1.webm", gop=1)
+    whole = Path(path).read_bytes()
+    tracks = [m.end() - 1 for m in re.finditer(rb"\xa3([\x80-\xfe]|[\x40-\x7f].)\x81", whole, re.S)]
+    assert len(tracks) > 10
+    for at in tracks:
+        Path(path).write_bytes(whole[:at] + bytes(1) + whole[at + 1 :])
+        assert probe(path)["reason"], at
+
+
+def plain(colour):
+    return lambda n, h, w: np.broadcast_to(np.uint8(colour), (n, h, w, 3)).copy()
+
+
+PLAIN = [(ext, codec) for ext in ("webm", "mkv", "mp4") for codec in HOMES[ext]]
+
+
+@pytest.mark.parametrize("ext, codec", [(e, c) for e, c in PLAIN if c not in ("av1", "x265")])
+def test_clips_of_one_colour_are_sound(tmp_path, monkeypatch, ext, codec):
+    "They compress to almost nothing: of all clips these have the most zeros."
+    for k, (colour, h, w) in enumerate([(0, 96, 128), (128, 240, 426), ((250, 9, 9), 360, 640)]):
+        monkeypatch.setattr("test_media.pictures", plain(colour))
+        path = write(tmp_path / f"{k}.{ext}", codec, 6, h, w, fps=25)
+        assert probe(path)["reason"] == "" and len(read_frames(path)) == 6
+
+
+@pytest.mark.parametrize("how", ["void", "behind", "silence", "live"])
+def test_zeros_that_belong_there_are_sound(tmp_path, how):
+    "Room kept for an index, room behind the last element, sound that is silent."
+    options = dict(void=dict(reserve_index_space="20000"), live=dict(live="1")).get(how, {})
+    path = str(tmp_path / "1.mkv")
+    with av.open(path, "w", options=options) as file:
+        stream = file.add_stream("libvpx", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        sound = file.add_stream("pcm_s16le", rate=48000) if how == "silence" else None
+        for picture in pictures(20, 96, 128):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+        for k in range(20) if sound else ():
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 9600), "int16"), layout="stereo")
+            silence.sample_rate, silence.pts = 48000, 4800 * k
+            file.mux(sound.encode(silence))
+    if how == "behind":
+        Path(path).write_bytes(Path(path).read_bytes() + bytes(5000))
+    if how != "live":
+        assert bytes(1000) in Path(path).read_bytes()
+    agrees(path, in_order(path))
 
 
 @pytest.mark.parametrize("ext, codec", [("mp4", "x265"), ("mkv", "x264"), ("mpg", "mpeg2")])
@@ -378,6 +477,138 @@ def test_frames_that_are_there_twice_are_named(tmp_path):
     path = folder(tmp_path / "a", range(1, 9))
     Image.fromarray(pictures(1, 48, 64)[0]).save(tmp_path / "a/3.png")
     assert probe(path)["reason"] == "frames twice"
+
+
+def test_what_macos_puts_beside_files_is_no_clip_and_no_frame(tmp_path):
+    (tmp_path / "frames").mkdir()
+    path = folder(tmp_path / "frames/7", range(1, 9))
+    for t in range(1, 9):
+        (tmp_path / f"frames/7/._{t:05}.jpg").write_bytes(b"\0\5\x16\7" + bytes(90))
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/._1.webm").write_bytes(bytes(90))
+    assert list_media(tmp_path) == {"7": path}
+    assert n_frames(path) == 8 and probe(path)["reason"] == ""
+
+
+def test_pictures_of_16_bits_are_refused_in_a_sentence(tmp_path):
+    "Pillow would make white of all above 255."
+    (tmp_path / "a").mkdir()
+    for t in range(1, 4):
+        Image.fromarray(np.full((8, 8), 9000 * t, "uint16")).save(tmp_path / f"a/{t:05}.png")
+    found = probe(str(tmp_path / "a"))
+    assert found["reason"] == "damaged frame" and "more than 8 bits" in found["detail"]
+    with pytest.raises(ValueError, match="more than 8 bits a channel: write it with 8"):
+        read_frames(tmp_path / "a")
+
+
+@pytest.mark.parametrize("ext", ["bmp", "tif", "JP2"])
+def test_pictures_of_another_kind_are_told_what_is_read(tmp_path, ext):
+    (tmp_path / "a").mkdir()
+    for t in range(1, 4):
+        (tmp_path / f"a/{t:05}.{ext}").write_bytes(b"picture")
+    says = f".jpg, .jpeg, .png, .webp are read; its files end in .{ext.lower()}"
+    found = probe(str(tmp_path / "a"))
+    assert found["reason"] == "no frames" and says in found["detail"]
+    with pytest.raises(ValueError, match="no frame in it.*are read; its files"):
+        read_frames(tmp_path / "a")
+
+
+@contextmanager
+def as_somebody_else():
+    "Without root's right to read everything."
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX rights")
+@pytest.mark.parametrize("what", ["file", "home", "folder", "frame"])
+def test_what_one_may_not_read_is_not_readable(what):
+    root = Path(tempfile.mkdtemp())
+    root.chmod(0o755)
+    (root / "videos").mkdir()
+    video = write(root / "videos/1.webm")
+    frames = folder(root / "2", range(1, 4))
+    path, locked = dict(
+        file=(video, video),
+        home=(video, root / "videos"),
+        folder=(frames, frames),
+        frame=(frames, f"{frames}/00002.jpg"),
+    )[what]
+    os.chmod(locked, 0)
+    try:
+        with as_somebody_else():
+            assert probe(path)["reason"] == "not readable", probe(path)
+            with pytest.raises(ValueError, match="is not readable: give yourself the right"):
+                read_frames(path)
+            if what == "home":
+                with pytest.raises(PermissionError, match="videos is not readable"):
+                    list_media(root)
+    finally:
+        os.chmod(locked, 0o755)
+        shutil.rmtree(root)
+
+
+# --- what a clip may take
+
+
+PEAK = """
+import re, sys
+from ssv2_report.data.media import read_frames
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
+before = peak()
+frames = read_frames(sys.argv[1], eval(sys.argv[2]))
+print(len(frames), peak() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
+def test_a_large_video_takes_the_memory_of_the_frames_asked_for(tmp_path):
+    path = tmp_path / "1.mp4"
+    frames = np.broadcast_to(np.uint8(90), (150, 1024, 1024, 3))
+    worlds.write_video(path, frames, codec="libx264", options={"preset": "ultrafast"})
+    for indices in ("lambda n: range(0, n, n // 3)[:3]", "[0, 70, 149]", "[-1]"):
+        call = [sys.executable, "-c", PEAK, str(path), indices]
+        found = subprocess.run(call, capture_output=True, text=True, check=True)
+        n, megabytes = map(int, found.stdout.split())
+        assert n in (1, 3) and megabytes < 130, (indices, megabytes)  # all decoded are 236
+
+
+@pytest.mark.parametrize("ext, codec", [("webm", "vp9"), ("mp4", "x265"), ("mpg", "mpeg1")])
+def test_a_video_that_is_decoded_twice_gives_the_same_frames(tmp_path, monkeypatch, ext, codec):
+    path = write(tmp_path / f"1.{ext}", codec, fps=25)
+    asked = []
+    monkeypatch.setattr("ssv2_report.data.media.ROOM", 50_000)
+    agrees(path, want := in_order(path))
+    assert np.array_equal(read_frames(path, lambda n: asked.append(n) or [n - 1])[0], want[-1])
+    assert asked == [len(want)]  # once: it may draw at random
+    for wrong in ([len(want)], lambda n: [n], [-len(want) - 1]):
+        with pytest.raises(ValueError, match="no frame .* among its"):
+            read_frames(path, wrong)
+
+
+def test_a_picture_of_too_many_pixels_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("1", (13_000, 13_000)).save(tmp_path / "a/00001.png")
+    found = probe(str(tmp_path / "a"))
+    assert found["reason"] == "damaged frame"
+    assert "13000 x 13000 pixels are more than the 33,554,432 a frame may have" in found["detail"]
+    with pytest.raises(ValueError, match="a frame may have") as e:
+        read_frames(tmp_path / "a")
+    assert "\n" not in str(e.value)
+
+
+def test_a_video_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = write(tmp_path / "1.webm")
+    monkeypatch.setattr("ssv2_report.data.media.PIXELS", 96 * 128 - 1)
+    assert "128 x 96 pixels are more than" in probe(path)["detail"]
+    with pytest.raises(ValueError, match="a frame may have"):
+        read_frames(path, [0])
 
 
 # --- the cache, and processes

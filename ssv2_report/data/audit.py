@@ -6,6 +6,7 @@
 __all__ = ['OFFICIAL', 'NOTES', 'MEND', 'SHOWN', 'TABLE', 'TALLY', 'Audit', 'load_audit', 'box_problem', 'audit']
 
 # %% ../../nbs/data/audit.ipynb #00e-002
+import filecmp
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from .basics import read_text, whole
 from .boxes import SLACK, Boxes, box_misfit, box_step, load_boxes
 from .clips import choose_classes, read_classes, read_records
 from .contents import SPLITS, Files, dataset_digest, label_file
-from .media import MEDIA, VIDEO, in_processes, list_media
+from .media import MEDIA, VIDEO, in_processes, media_files
 
 # %% ../../nbs/data/audit.ipynb #00e-006
 OFFICIAL = {"train": 168_913, "validation": 24_777, "test": 27_157}
@@ -36,6 +37,7 @@ NOTES = (
     "changed boxes",
     "picture is not the boxes'",
     "clips not extracted",
+    "copies of a clip",
 )
 MEND = {  # What a finding about a whole file asks for
     "damaged box file": "mend the box files",
@@ -358,6 +360,27 @@ def _audit_places(root, records, media):  # When clips are not there, where else
         return [("", "", "no clips", where or "no media folder holds a clip of the label files")]
     return [("", "", "clips not extracted", where)] if where else []
 
+# %% ../../nbs/data/audit.ipynb #00e-010-3
+def _same(paths):  # Are these video files the same, byte by byte?
+    try:
+        return all(os.path.isfile(p) and filecmp.cmp(paths[0], p, shallow=False) for p in paths)
+    except OSError:
+        return False
+
+
+def _audit_copies(root, records, there):  # Clips of more than one file or folder of frames
+    findings = []
+    for id, split in dict(zip(records["id"], records["split"])).items():
+        paths = list({os.path.realpath(p): p for p in reversed(there.get(id, [])) if p}.values())
+        if len(paths) < 2:
+            continue
+        names = " and ".join(os.path.relpath(p, root) for p in reversed(paths))
+        if _same(paths):
+            findings.append((id, split, "copies of a clip", f"{names} are the same"))
+        else:
+            findings.append((id, split, "several files", f"{names} may differ: keep one of them"))
+    return findings
+
 # %% ../../nbs/data/audit.ipynb #00e-011
 def box_problem(
     frame,
@@ -431,12 +454,14 @@ def audit(
 ) -> Audit:
     "Checks every record, file and box of a dataset. `FileNotFoundError` when there is no dataset."
     label_file(root, "labels")
-    digest, media = dataset_digest(root, files), list_media(root)
+    digest, there = dataset_digest(root, files), media_files(root)
+    media = {id: paths[0] for id, paths in there.items()}
     records, findings, classes = _audit_labels(root)
     listed, of_list = _listed_sums(root)
     sums = listed | _demo_sums(root)
     of_files, shapes = _audit_files(root, records, media, sums, workers, progress)
     findings += of_list + of_files + _audit_texts(root, sums) + _audit_places(root, records, media)
+    findings += _audit_copies(root, records, there)
     said = "There are no boxes."
     try:
         boxes = boxes if isinstance(boxes, Boxes) else load_boxes(boxes or root)

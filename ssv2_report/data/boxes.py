@@ -104,11 +104,13 @@ def box_files(path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
-    files = (
-        sorted((path / "boxes").glob("*.json"))
-        if (path / "boxes").is_dir()
-        else sorted(path.glob("*bounding*box*.json"))
-    )
+    if (path / "boxes").is_dir():
+        files = sorted((path / "boxes").glob("*.json"))
+    else:
+        files = sorted(path.glob("*bounding*box*.json"))
+    files = [
+        f for f in files if not f.name.startswith(".")
+    ]  # macOS puts `._part1.json` beside them
     if files:
         return files
     raise FileNotFoundError(

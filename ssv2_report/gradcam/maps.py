@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'frozen', 'find_layer', 'class_numbers', 'gradcam', 'resize_maps', 'normalise', 'common_grid']
 
 # %% ../../nbs/04_gradcam.ipynb #00000002
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -36,17 +36,68 @@ def frozen(model):
         for p, grad in grads:
             p.requires_grad_(grad)
 
+# %% ../../nbs/04_gradcam.ipynb #00000009m
+def _strided(h, w, H, W):
+    "Can strides make h x w places of H x W pixels?"
+    return any(
+        h in (H // s, -(-H // s)) and w in (W // s, -(-W // s)) for s in range(1, max(H, W) + 1)
+    )
+
+
+def _is_map(out, clip):
+    """Is a layer's output [B*T,C,h,w] or [B,C,t,h,w] of clips [B,C,T,H,W] or [B,C,H,W]? None where
+    the shape alone does not tell. (Attention of as many tokens as a stride makes rows is taken
+    for a map.)"""
+    shape = getattr(out, "shape", ())
+    if len(shape) not in (4, 5) or shape[0] % len(clip):
+        return False
+    steps = clip.shape[2] if clip.ndim == 5 else 1
+    t = shape[2] if len(shape) == 5 else shape[0] // len(clip)
+    (h, w), (H, W) = shape[-2:], clip.shape[-2:]
+    if t > steps or h > H or w > W or (len(shape) == 5 and shape[0] != len(clip)):
+        return False
+    channels_last = _strided(*shape[-3:-1], H, W) and (len(shape) == 4 or shape[1] <= steps)
+    return True if _strided(h, w, H, W) and not channels_last else None
+
+# %% ../../nbs/04_gradcam.ipynb #00000009n
+def _follows(model, clip, shapes):
+    "Of layers and their outputs' shapes, the names of those that follow the shape of a clip."
+    H, W = clip.shape[-2:]
+    other = clip.new_zeros(1, *clip.shape[1:-2], 2 * H, max(W // 2, 1))
+    seen = {}
+
+    def note(name):
+        return lambda module, args, out: seen.update({name: getattr(out, "shape", ())})
+
+    with frozen(model) as handles:
+        for name, m in _modules(model, shapes).items():
+            handles.append(m.register_forward_hook(note(name)))
+        with suppress(Exception):  # a head, or a network of tokens, may want the size it knows
+            model(other)
+    return {
+        name
+        for name, a in shapes.items()
+        if (b := seen.get(name, ()))[1:-2] == a[1:-2]
+        and len(a) == len(b)
+        and b[-2] > a[-2]
+        and (b[-1] < a[-1] or a[-1] == 1 == b[-1])
+    }
+
 # %% ../../nbs/04_gradcam.ipynb #0000000a
-def _tap(name, taken):
+def _no_map(name, out):
+    kind = list(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+    return ValueError(
+        f"Layer '{name}' gives {kind}, not a map over space ([B*T,C,h,w] or [B,C,t,h,w], no larger "
+        "than the clip): choose another layer; a network of tokens cannot be shown yet."
+    )
+
+
+def _tap(name, taken, clip):
     "A forward hook that keeps the layer's output in `taken` and lets the graph begin there."
 
     def hook(module, args, out):
-        if not isinstance(out, torch.Tensor) or out.ndim not in (4, 5):
-            kind = list(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-            raise ValueError(
-                f"Layer '{name}' gives {kind}, not a map over space ([B*T,C,h,w] or [B,C,t,h,w]): "
-                "choose an earlier layer."
-            )
+        if _is_map(out, clip) is False:
+            raise _no_map(name, out)
         if name in taken:
             raise ValueError(
                 f"Layer '{name}' runs more than once in a forward pass: choose the block around it."
@@ -58,27 +109,54 @@ def _tap(name, taken):
     return hook
 
 # %% ../../nbs/04_gradcam.ipynb #0000000c
+def _is_tokens(out, clip):
+    "Has an output places before channels, and more places than the clip has frames?"
+    shape, steps = getattr(out, "shape", ()), clip.shape[2] if clip.ndim == 5 else 1
+    if len(shape) == 3:
+        return min(shape[1:]) > steps
+    return len(shape) in (4, 5) and shape[-2:].numel() > 1
+
+
 def find_layer(
     model: torch.nn.Module,
-    clip: torch.Tensor,  # [B,C,T,H,W]
+    clip: torch.Tensor,  # [B,C,T,H,W] (or [B,C,H,W])
 ) -> str:  # Dotted name of the last module that gives a map of more than one place
-    "The default layer for Grad-CAM. `ValueError` if no module gives such a map."
-    last = []
+    """The default layer for Grad-CAM. `ValueError` if no module gives such a map, or if the network
+    goes on to work on tokens after the last that does."""
+    clip, kinds, shapes = clip[:1], {}, {}
 
     def note(name):
         def hook(module, args, out):
-            if isinstance(out, torch.Tensor) and out.ndim in (4, 5) and out.shape[-2:].numel() > 1:
-                last[:] = [name]
+            kinds.pop(name, None)
+            if (is_map := _is_map(out, clip)) is not False and out.shape[-2:].numel() > 1:
+                kinds[name], shapes[name] = "map" if is_map else "unsure", out.shape
+            elif is_map is False and _is_tokens(out, clip):
+                kinds[name], shapes[name] = "tokens", out.shape
 
         return hook
 
     with frozen(model) as handles:
         inside = [(name, m) for name, m in model.named_modules() if name]
         handles += [m.register_forward_hook(note(name)) for name, m in inside]
-        model(clip[:1])
-    if not last:
-        raise ValueError("No layer of this model gives a map over space: Grad-CAM needs one.")
-    return last[0]
+        model(clip)
+    if unsure := {name: shapes[name] for name, kind in kinds.items() if kind == "unsure"}:
+        follows = _follows(model, clip, unsure)
+        kinds |= {name: "map" if name in follows else "tokens" for name in unsure}
+    return _last_map(kinds, shapes)
+
+# %% ../../nbs/04_gradcam.ipynb #0000000c-0
+def _last_map(kinds, shapes):
+    "The last of the layers if it gives a map; their kinds are in the order in which they ran."
+    maps = [name for name, kind in kinds.items() if kind == "map"]
+    last = next(reversed(kinds), "")
+    if maps and maps[-1] == last:
+        return last
+    tokens = f"its layer '{last}' gives {list(shapes[last])}" if last else "none is larger than 1x1"
+    hint = f", such as '{maps[-1]}'" if maps else ""
+    raise ValueError(
+        f"No layer of this model is the last to give a map over space ({tokens}): choose a layer "
+        f"that gives one{hint}; a network of tokens cannot be shown yet."
+    )
 
 # %% ../../nbs/04_gradcam.ipynb #0000000c-1
 def _modules(model, layers):
@@ -154,7 +232,7 @@ def gradcam(
     per_step: bool = False,  # One channel weight per time step instead of one per clip
 ) -> tuple:  # Maps [B,t,h,w] at the layer's own size, rectified, and logits [B,K]
     """Class activation maps in one forward pass and a backward pass down to the lowest layer asked
-    for.
+    for. (Another forward pass, of one clip, where a layer's shape leaves open whether it is a map.)
 
     Maps are a dict by (layer, method) if either is a list. None in a tuple of targets is the
     predicted class. The model is left as found. `ValueError` for an unknown or unsuitable layer,
@@ -164,6 +242,10 @@ def gradcam(
         raise ValueError(f"There is no method '{unknown[0]}'; choose of {', '.join(METHODS)}.")
     layers = [find_layer(model, clip) if name is None else name for name in layers]
     logits, acts, grads = _activations(model, clip, targets, layers)
+    unsure = {k: A.shape for k, A in zip(layers, acts) if _is_map(A, clip) is None}
+    if unsure and (wrong := unsure.keys() - _follows(model, clip, unsure)):
+        name = min(wrong)
+        raise _no_map(name, acts[layers.index(name)])
     maps = {}
     for name, A, G in zip(layers, acts, grads):
         if G is None:
@@ -188,7 +270,7 @@ def _activations(model, clip, targets, layers):
     taken = {}
     with frozen(model) as handles:
         for name, m in _modules(model, layers).items():
-            handles.append(m.register_forward_hook(_tap(name, taken)))
+            handles.append(m.register_forward_hook(_tap(name, taken, clip)))
         logits = model(clip)
         _check(model, logits, layers, taken, len(clip))
         with torch.enable_grad():
@@ -213,10 +295,6 @@ def _check(model, logits, layers, taken, n_clips):
         if name not in taken:
             raise ValueError(
                 f"Layer '{name}' does not run in this model's forward pass: choose another."
-            )
-        if len(taken[name]) % n_clips:
-            raise ValueError(
-                f"Layer '{name}' gives {len(taken[name])} maps, which {n_clips} clips do not divide."
             )
 
 # %% ../../nbs/04_gradcam.ipynb #0000001d

@@ -1,0 +1,242 @@
+"""A tiny study in a clone, which is changed and reproduced again, and all that it makes, as text."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from difflib import unified_diff
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from worlds import clone
+
+ROOT = Path(__file__).parents[1]
+NAME = "tiny"
+CHAPTERS = ("00_data", "04_gradcam")  # the cheapest, of which the first shows the study's data
+CLASSES = [
+    "Pulling something from left to right",
+    "Pushing something from right to left",
+    "Covering something with something",
+    "Holding something in front of something",
+]
+STUDY = f"""title: A tiny study
+data: {{root: data, size: 32, classes: {CLASSES}}}
+seeds: [0]
+settings: {{stages: 2, n_frames: 4, batch_size: 4, epochs: 1}}
+cam: {{sources: ["layer2:gradcam", "layer1:layercam"], choice_per_class: 1, references: 1, cases: 2}}
+experiments:
+  2d: {{title: A flat network, model: test_resnet}}
+  3d: {{title: A deep network, model: "i3d:test_resnet", lr: 0.01}}
+hypotheses:
+  order: {{says: deep networks tell order, measure: pair_right, of: 3d, over: 2d, clips: reversal}}
+  place: {{says: deep maps lie more on the object, measure: ratio_object, of: 3d, over: 2d}}
+"""
+
+# What two studies from nothing do not have in common, and nothing else.
+SPEED = r"[\d.]+ clips/s, [\d.]+% of the time waiting for clips, [\d.]+ GB at most"
+MASKS = (
+    (r"BASE/(data|results)( moved)?", "PLACE"),
+    (SPEED, "SPEED"),  # a sentence of train_run
+    (r"\bT_[0-9a-f]{5}(?=[_\" ])", "T_ID"),  # ids that pandas draws for tables of its Styler
+    (r"(?<=[#\"])(image|m|p)[0-9a-f]{10}(?=[\")])", "ID"),  # ids that matplotlib draws in an SVG
+)
+TIMED = ["clips_per_s", "waiting", "memory_gb", "seconds"]  # columns of history.csv
+
+
+class World:
+    "A clone with few chapters, a dataset, a study and its results, all in one folder."
+
+    def __init__(self, base, results="results"):
+        self.base, self.clone, self.study = base, base / "clone", base / f"{NAME}.yaml"
+        self.results = base / results
+
+    def copy(self, base):
+        "The same without what `reproduce` makes."
+        made = {"_report", ".snakemake", "__pycache__", self.results.name}
+        shutil.copytree(self.base, base, ignore=lambda folder, names: made & {*names})
+        return World(base, self.results.name)
+
+    def start(self):
+        "`ssv2 reproduce`, begun."
+        env = os.environ | {"PYTHONPATH": str(self.clone), "NO_COLOR": "1"}
+        command = ["-m", "ssv2_report.command", "reproduce", self.study, "--results", self.results]
+        self.before, self.began = self.stamps(), time.time()
+        return subprocess.Popen(
+            [sys.executable, *command],
+            cwd=self.clone,
+            env=env,
+            text=True,
+            stdout=open(self.base / "said.txt", "w"),
+            stderr=subprocess.STDOUT,
+        )
+
+    def end(self, process):
+        "Wait for it; what it said. `seconds` and `done` tell what it took and did."
+        code, said = process.wait(1200), (self.base / "said.txt").read_text()
+        self.seconds, self.done = time.time() - self.began, self.newer(self.before)
+        assert code == 0, said[-4000:]
+        return said
+
+    def reproduce(self):
+        return self.end(self.start())
+
+    def newer(self, before):
+        "What has been trained or executed since `stamps` were so."
+        return {name for name, stamp in self.stamps().items() if before.get(name) != stamp}
+
+    @property
+    def trained(self):
+        "Runs whose weights the last call has written."
+        return {name.split()[1] for name in self.done if name.startswith("weights")}
+
+    @property
+    def executed(self):
+        "Steps of the notebooks that the last call has executed."
+        return {name.split()[0] for name in self.done} - {"weights"}
+
+    def stamps(self):
+        "Of each run's weights when they were written, of each notebook when it was executed."
+        found = {
+            f"weights {path.parent.name}": path.stat().st_mtime_ns
+            for path in self.results.glob("runs/*/weights.safetensors")
+        }
+        for where in ("*.ipynb", "runs/*/*.ipynb", "chapters/*.ipynb"):
+            for path in self.results.glob(where):
+                step = path.stem.partition("_run")[0] if "_run" in path.stem else "chapter"
+                about = json.loads(path.read_text(encoding="utf-8"))["metadata"]["papermill"]
+                found[f"{step} {path.parent.name} {path.stem}"] = about["start_time"]
+        return found
+
+    # --- what a change is made of
+
+    def rewrite(self, path, pattern, new):
+        "Put another text where a pattern is in a file of the clone, or in one cell of a notebook."
+        path = self.clone / path
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".ipynb":
+            text, n = re.subn(pattern, new, text)
+            assert n == 1, f"{path} has {n} times {pattern!r}"
+            path.write_text(text, encoding="utf-8")
+            return
+        content = json.loads(text)
+        hits = [c for c in content["cells"] if re.search(pattern, "".join(c["source"]))]
+        assert len(hits) == 1, f"{path} has {len(hits)} cells with {pattern!r}"
+        for cell in hits:
+            cell["source"] = re.sub(pattern, new, "".join(cell["source"]), count=1)
+        dump(path, content)
+
+    def recode(self, module, notebook, pattern, new):
+        "The same in a module of the library and in the notebook that it comes from."
+        self.rewrite(f"ssv2_report/{module}.py", pattern, new)
+        self.rewrite(f"nbs/{notebook}.ipynb", pattern, new)
+
+    def add_cell(self, notebook, kind, source):
+        "A cell at the end of a notebook."
+        path = self.clone / "nbs" / f"{notebook}.ipynb"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rest = dict(execution_count=None, outputs=[]) if kind == "code" else {}
+        id = f"added-{len(content['cells'])}"
+        cell = dict(cell_type=kind, id=id, metadata={}, source=source) | rest
+        content["cells"].append(cell)
+        dump(path, content)
+
+    def settings(self):
+        return yaml.safe_load(self.study.read_text())
+
+    def set(self, keys, value):
+        "Another value in the study (None: none), at keys such as 'cam.cases'."
+        *keys, last = keys.split(".")
+        content = part = self.settings()
+        for key in keys:
+            part = part[key]
+        part[last] = value
+        if value is None:
+            del part[last]
+        self.study.write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def run(self, name):
+        return self.results / "runs" / name
+
+    # --- what it makes
+
+    def made(self):
+        "All pages, tables, figures and what they were made of, as text by path."
+        report = self.clone / "_report" / NAME
+        found = {f"report/{p.relative_to(report).as_posix()}": p for p in report.rglob("*")}
+        for where in ("variables.yml", "tables*/**/*", "figures/**/*", "runs/*/*", "runs/*/maps/*"):
+            found |= {p.relative_to(self.results).as_posix(): p for p in self.results.glob(where)}
+        return {
+            name: masked(as_text(path), self.base)
+            for name, path in sorted(found.items())
+            if path.is_file() and is_compared(path)
+        }
+
+
+def dump(path, content):
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def new_world(base, data):
+    "The study on a copy of a dataset, with none of its results."
+    clone(ROOT, base / "clone")
+    few_chapters(base / "clone")
+    shutil.copytree(data, base / "data")
+    (base / f"{NAME}.yaml").write_text(STUDY)
+    return World(base)
+
+
+def few_chapters(clone):
+    "Leave a clone few chapters, wherever its library lists them."
+    listed = r"(?ms)^CHAPTERS = \{.*?^\}"
+    (home,) = (
+        path
+        for path in (clone / "ssv2_report" / "study").glob("*.py")
+        if re.search(listed, path.read_text(encoding="utf-8"))
+    )
+    few = f"CHAPTERS = {dict(zip(CHAPTERS, CHAPTERS))}"
+    home.write_text(re.sub(listed, few, home.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def is_compared(path):
+    "Not what tells how far a job is, nor executed notebooks, which pages show, nor print, nor a user's own."
+    told = path.suffix in ("", ".ipynb", ".log", ".pdf") or path.name == "progress.txt"
+    return not (told or path.name.startswith(".") or path.stem == "my own")
+
+
+def as_text(path):
+    "A table as CSV, another file of text as it is, a digest of any other."
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path).to_csv()
+    if path.name == "history.csv":
+        return pd.read_csv(path, dtype=str).drop(columns=TIMED).to_csv()
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def masked(text, base):
+    "Text without what names paths, and what tells times and memory."
+    text = text.replace(str(base), "BASE")
+    for pattern, name in MASKS:
+        text = re.sub(pattern, name, text)
+    return text
+
+
+def differences(found, wanted):
+    "A line for each text that is not as it should be: `-` what is there, `+` what should be."
+    lines = []
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found or name not in wanted:
+            lines.append(f"{name}: {'missing' if name in wanted else 'left over'}")
+        elif found[name] != wanted[name]:
+            texts = (text.splitlines() for text in (found[name], wanted[name]))
+            told = [s[:200] for s in unified_diff(*texts, n=0, lineterm="") if s[:2] != "@@"]
+            lines.append(f"{name}: {' '.join(told[2:8])}")
+    return lines
