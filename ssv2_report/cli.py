@@ -7,8 +7,9 @@ __all__ = ['app', 'StudyName', 'Results', 'Only', 'Seeds', 'Changes', 'show_vers
            'run_notebook', 'results_folder', 'job', 'do', 'Steps', 'words', 'asked_for', 'study_file', 'demo_data',
            'audit', 'prepare', 'cache', 'train', 'show_progress', 'of_a_run', 'gradcam', 'reliance', 'validate',
            'analyse', 'chapter', 'render', 'check_writable', 'check_home', 'check_paths', 'check_data', 'gpus_to_use',
-           'show_rows', 'check', 'weights', 'check_first', 'worlds_to_make', 'check_places', 'reproduce', 'job_seconds',
-           'show_prices', 'say_total', 'plan', 'figures', 'explore', 'status', 'for_terminal', 'main']
+           'show_rows', 'check', 'weights', 'check_first', 'worlds_to_make', 'check_places', 'refuse_unfinished',
+           'reproduce', 'job_seconds', 'show_prices', 'say_total', 'plan', 'figures', 'explore', 'status',
+           'for_terminal', 'main']
 
 # %% ../nbs/report/cli.ipynb #c002
 import os
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -32,12 +34,15 @@ from .data.basics import usable_cores
 from .data.contents import Files
 from ssv2_report.report.workflow import (
     AROUND_TRAINING,
+    NOTICE,
     Tracker,
     console,
     expected_seconds,
+    in_words,
     label_of,
     left_to_do,
     needs_of,
+    notices_of,
     pending_lines,
     run_workflow,
     seconds_of_steps,
@@ -60,6 +65,7 @@ from ssv2_report.study.digests import (
     run_shown,
     sources_of_pages,
 )
+from .study.environment import job_environment
 from .study.experiments import experiment as find_experiment
 from ssv2_report.study.experiments import (
     load_study,
@@ -122,7 +128,8 @@ def own_kernel(
     log: Path,  # File for what the kernel itself prints
     given: dict,  # Arguments of Popen, by which it sees and holds GPUs
 ):
-    "A kernel manager class that starts this very interpreter, whatever `python3` Jupyter knows."
+    """A kernel manager class that starts this very interpreter with a kernel that nobody has configured
+    (study.kernels), whatever `python3` Jupyter knows."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -130,7 +137,7 @@ def own_kernel(
         kernel_spec = KernelSpec(
             argv=[
                 *(sys.executable, "-Xfrozen_modules=off"),
-                *("-m", "ipykernel_launcher", "-f", "{connection_file}"),
+                *("-m", "ssv2_report.study.kernels", "-f", "{connection_file}"),
             ],
             display_name="python3",
             language="python",
@@ -151,10 +158,12 @@ def _last_line(log):
 # %% ../nbs/report/cli.ipynb #c005-2
 def run_notebook(name, out, gpus=0, /, **parameters):
     """Execute nbs/`name`.ipynb with `parameters` into `out`, on so many GPUs of its own where there are
-    any; raises ValueError with the notebook's own sentence, or with one that names `out` and its log
-    where the kernel died or did not answer."""
+    any; raises ValueError with the notebook's own sentence, with one that names a cell whose figure is
+    not there, or with one that names `out` and its log where the kernel died or did not answer."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    from ssv2_report.report.site import lost_figures
 
     root, out = project_root(), Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +181,11 @@ def run_notebook(name, out, gpus=0, /, **parameters):
         iopub_timeout=60,
     )
     try:
-        with held(gpus, on_wait=console.print) as given:
+        with (
+            held(gpus, on_wait=console.print) as given,
+            tempfile.TemporaryDirectory(prefix="ssv2-", ignore_cleanup_errors=True) as empty,
+        ):
+            given["env"] = job_environment(given["env"]) | dict(IPYTHONDIR=empty)
             papermill.execute_notebook(**book, kernel_manager_class=own_kernel(log, given))
     except papermill.PapermillExecutionError as e:
         sentence = (
@@ -189,6 +202,11 @@ def run_notebook(name, out, gpus=0, /, **parameters):
             f"{name}: the kernel that made {out} {what}; the same command starts or goes on with it."
             f" (Its log: {log}{said})"
         ) from None
+    if lost := lost_figures(failed):
+        raise ValueError(
+            f"{name}: the cell {lost[0]} shows no picture; have it end in a figure that is not closed, or"
+            f" draw under an `if` what some runs have nothing for. (The notebook as it ran: {failed})"
+        )
     os.replace(failed, out)
 
 # %% ../nbs/report/cli.ipynb #c005-3
@@ -537,9 +555,14 @@ def render(study: StudyName = "demo", results: Results = None):
         name, seed = run_shown(s, out)
         variables["shown"] = dict(title=literal(s.experiments[name].title), seed=seed)
         site.stage(out / "site", pages, variables, root, sources=sources_of_pages(s))
-        quarto = shutil.which("quarto")
-        print(site.render(out / "site", root / "_report" / s.name, quarto))
-        if quarto:
+        with warnings.catch_warnings(record=True) as notices:
+            warnings.simplefilter("always", UserWarning)
+            page = site.render(out / "site", root / "_report" / s.name)
+        for notice in notices:
+            if notice.category is UserWarning:
+                print(f"{NOTICE}{for_terminal(notice.message)}", file=sys.stderr)
+        print(page)
+        if site.is_by_quarto(page.parent):
             console.print(
                 "Made by Quarto, some of whose scripts a browser only runs from a web server,"
                 " such as `quarto preview`."
@@ -686,6 +709,16 @@ def check_places(study, results, report):
     check_writable(report.parent, 30e6, "work in a clone that you can write to")
     check_home()
 
+# %% ../nbs/report/cli.ipynb #c016-2
+def refuse_unfinished(study, results):
+    "ValueError where the workflow ended well and jobs are left, such as those of files that changed meanwhile."
+    if left := list(left_to_do(study, results)):
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise ValueError(
+            f"The workflow ended well, but left to do: {in_words(left[0])}{more}; the same command goes "
+            f"on, and {results / 'reproduce.log'} says what was done."
+        )
+
 # %% ../nbs/report/cli.ipynb #c016-1
 @app.command()
 def reproduce(
@@ -736,7 +769,10 @@ def reproduce(
         sweep(out)
         tracker = Tracker(todo, needs_of(s, out), cores)
         run_workflow(command, tracker, out / "reproduce.log", gpus, locks)
+        refuse_unfinished(s, out)
     show_seconds(seconds_of_steps(s, out))
+    for notice in notices_of(out / "logs" / "render.log"):
+        console.print(notice, markup=False)
     print(f"The report, after {(time.time() - began) / 60:.1f} min: {report}")
 
 # %% ../nbs/report/cli.ipynb #c019p

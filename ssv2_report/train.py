@@ -49,6 +49,7 @@ from ssv2_report.models.net2d import (
     renormalise,
 )
 from .models.net3d import inflate
+from .study.environment import OF_TRAINING, job_environment, without
 from .study.experiments import Experiment, experiment, load_study
 from ssv2_report.study.runs import (
     build_model,
@@ -450,6 +451,7 @@ def resume(run, state):
         run.accelerator.scaler.load_state_dict(state["scaler"])
 
 # %% ../nbs/03_train.ipynb #c022-3
+@without(*OF_TRAINING)
 def prepare(exp, classes, train_set, val_set, out, seed, start, replace) -> Training:
     "A training before its first step, or where its checkpoint left it."
     accelerator = Accelerator(
@@ -582,6 +584,7 @@ def draw_anew(run, part):
         torch.manual_seed(int(_hash(*at), 16))
 
 # %% ../nbs/03_train.ipynb #c022d-1
+@without(*OF_TRAINING)
 def train_epoch(run):
     "Train on what is left of an epoch, adding to `run.totals` its losses, right answers and clips."
     exp, accelerator = run.exp, run.accelerator
@@ -788,7 +791,7 @@ def launch(processes, *arguments, on_line=print):
             stdout=log,
             stderr=log,
             close_fds=False,
-            env={**os.environ, LAUNCHER: str(os.getpid())},
+            env=job_environment() | {LAUNCHER: str(os.getpid())},
         ) as running,
     ):
         before = signal.signal(signal.SIGTERM, lambda *_: running.terminate())

@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
+import pypandoc
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import (
@@ -51,6 +52,7 @@ from ssv2_report.report.site import (
     _words_left,
     captions,
     embed,
+    is_by_quarto,
     render,
     stage,
     substitute,
@@ -652,12 +654,11 @@ def test_quarto_renders_where_it_is(site, tmp_path):
 def test_what_quarto_complains_of_is_told_whole(site, tmp_path):
     long = "no such cell " + "in a long list of cells " * 40 + "at line 7"
     fails = f'echo "[ 1/11] index.ipynb" >&2; echo "ERROR: {long}" >&2; exit 1'
-    with pytest.raises(ReportError) as error:
+    with pytest.warns(UserWarning) as said:
         render(site, tmp_path / "out", quarto=fake_quarto(tmp_path / "fails", fails))
-    assert " ".join(long.split()) in str(error.value) and "1/11" not in str(error.value)
-    assert not (tmp_path / "out" / "index.html").exists()
+    assert " ".join(long.split()) in str(said[0].message) and "1/11" not in str(said[0].message)
     silent = fake_quarto(tmp_path / "silent", 'echo "it died" >&2; exit 1')
-    with pytest.raises(ReportError, match="it died"):
+    with pytest.warns(UserWarning, match="it died"):
         render(site, tmp_path / "out", quarto=silent)
     warns = (
         'mkdir "$2/_site"; echo > "$2/_site/index.html"; printf "\\033[33mWARN: no alt\\n  in x\\n"'
@@ -669,6 +670,44 @@ def test_what_quarto_complains_of_is_told_whole(site, tmp_path):
         "Quarto: WARN: no alt in x",
         "Quarto: WARNING: second",
     ]
+
+
+@pytest.mark.parametrize(
+    "script, why",
+    [
+        ('[ "$1" = --version ] && kill -SEGV $$', "--version ended with exit code -11"),
+        ('[ "$1" = --version ] && echo 1.2.3 || exit 7', "it could not render"),
+        ("echo 1.2.3", "it made no index.html"),
+    ],
+)
+def test_where_quarto_fails_the_pages_are_made_without_it(site, tmp_path, script, why, monkeypatch):
+    copy, out = shutil.copytree(site, tmp_path / "site"), tmp_path / "out"
+    fake_quarto(tmp_path / "quarto", script)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.warns(UserWarning) as said:
+        page = render(copy, out)
+    assert len(said) == 1 and "\n" not in str(said[0].message)
+    assert why in str(said[0].message)
+    assert str(said[0].message).endswith("; pandoc and Typst make the pages.")
+    theirs = render(copy, tmp_path / "without", quarto=None)
+    assert page.read_bytes() == theirs.read_bytes() and page.with_suffix(".pdf").is_file()
+    assert not is_by_quarto(out)
+    works = 'echo 1.2.3; mkdir "$2/_site" && echo by Quarto > "$2/_site/index.html"'
+    fake_quarto(tmp_path / "quarto", f'[ "$1" = render ] || exec echo 1.2.3; {works}')
+    assert render(copy, out).read_text() == "by Quarto\n" and is_by_quarto(out)
+
+
+def test_another_pandoc_decides_no_page(site, index, tmp_path, monkeypatch):
+    "Nor a template, a style of citations or an abbreviation of the user's."
+    (tmp_path / "bin").mkdir()
+    newer = fake_quarto(tmp_path / "bin" / "pandoc", "echo pandoc 99.0")
+    monkeypatch.setenv("PYPANDOC_PANDOC", newer)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(pypandoc, "__pandoc_path", None)
+    (tmp_path / "pandoc").mkdir()
+    (tmp_path / "pandoc" / "default.csl").write_text("not a style")
+    copy = shutil.copytree(site, tmp_path / "site")
+    assert render(copy, tmp_path / "out", quarto=None).read_bytes() == index.read_bytes()
 
 
 def test_quarto_gets_html_that_asks_the_network_for_nothing(site, tmp_path):
@@ -723,7 +762,7 @@ def test_quarto_at_the_root_renders_what_was_staged_last(clone, site, tmp_path):
     assert "there is no report yet; run `ssv2 reproduce` first" in done.stderr
     shutil.copytree(site, clone / "results" / "demo" / "site")
     works = 'mkdir "$2/_site"; echo by Quarto > "$2/_site/index.html"'
-    fake_quarto(tmp_path / "quarto", works)
+    fake_quarto(tmp_path / "quarto", f'[ "$1" = render ] || exec echo 1.2.3; {works}')
     done = root_script(clone, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert done.returncode == 0, done.stderr
     assert (clone / "_report" / "quarto" / "index.html").read_text() == "by Quarto\n"

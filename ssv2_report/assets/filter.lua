@@ -129,7 +129,7 @@ local function tabset(div)
   blocks:insert(raw '</div>')
   for i, tab in ipairs(tabs) do
     blocks:insert(pandoc.Div(tab.body, pandoc.Attr(name .. '-' .. i, {},
-      { role = 'tabpanel', ['aria-labelledby'] = name .. '-' .. i .. '-tab' })))
+      { { 'aria-labelledby', name .. '-' .. i .. '-tab' }, { 'role', 'tabpanel' } })))  -- in this order each time
   end
   return pandoc.Div(blocks, { class = 'tabset' })
 end

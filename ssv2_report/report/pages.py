@@ -358,17 +358,23 @@ def _defaults(page, site, variables):
         }
     return known
 
+# %% ../../nbs/report/pages.ipynb #6e97563a-3
+def _pandoc_path():
+    "The pandoc that pip brought along, whatever others there are; another where it brought none."
+    import pypandoc
+
+    own = Path(pypandoc.__file__).parent / "files" / "pandoc"
+    return str(own) if own.is_file() else pypandoc.get_pandoc_path()
+
 # %% ../../nbs/report/pages.ipynb #6e97563a-2
 def _pandoc(page, site, pages, variables):
     "Run pandoc on a page's Markdown; its output."
-    import pypandoc
-
     head = yaml.safe_dump(_metadata(page, pages), allow_unicode=True)
     with tempfile.TemporaryDirectory() as folder:
         defaults = json.dumps(_defaults(page, site, variables))
         (Path(folder) / "defaults.yaml").write_text(defaults, encoding="utf-8")
         run = subprocess.run(
-            [pypandoc.get_pandoc_path(), "--defaults", f"{folder}/defaults.yaml"],
+            [_pandoc_path(), f"--data-dir={folder}", f"--defaults={folder}/defaults.yaml"],
             input=f"---\n{head}---\n\n{page.text}",
             cwd=site,
             capture_output=True,

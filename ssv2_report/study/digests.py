@@ -11,7 +11,6 @@ __all__ = ['CHAPTERS', 'NOTEBOOKS', 'GRADCAM', 'DATED', 'Job', 'is_validated', '
 import json
 import os
 import re
-import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from ..data.basics import whole
 from ..data.boxes import box_files
 from ..data.code import PACKAGE
 from ..data.contents import Files, dataset_digest, digest
+from .environment import find_quarto
 from .experiments import CLASS_GROUPS, load_study, project_root
 from .steps import TRAINED, code_of, run_folder
 
@@ -198,7 +198,7 @@ def decides(study, results, job, files, inner=False) -> dict[str, str]:
         found["beside"] = digest(
             [files(root / p) for p in beside],
             files(folder / "variables.yml"),
-            shutil.which("quarto"),
+            find_quarto().version,
         )
     for need in _read_by(job, jobs_of(study, inner)[job]):
         found[need.name] = record(folder, need)["results"]

@@ -21,6 +21,7 @@ import time
 import traceback
 from contextlib import contextmanager, suppress
 
+from .environment import job_environment
 from .processes import identity, is_alive, none_left
 
 # %% ../../nbs/study/forks.ipynb #forks-04
@@ -101,7 +102,6 @@ def _end(forked, grace=6.0):
 # %% ../../nbs/study/forks.ipynb #forks-06
 def serve(number: int, path: str):
     "Fork for those who connect to a listening socket, of which this process has inherited the file and which gets its `path` when all is imported, until the command that SSV2_COMMAND names is gone."
-    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as in any kernel
     sys.path[:] = filter(None, sys.path)  # no fork's path has this process's own folder
     for name in IMPORTED:
         importlib.import_module(name)
@@ -177,7 +177,7 @@ def forks():
         told = dict(OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", SSV2_COMMAND=identity(os.getpid()))
         server = subprocess.Popen(
             [sys.executable, "-Xfrozen_modules=off", "-c", code],
-            env={**os.environ, **told},
+            env=job_environment() | told,
             cwd=folder,  # nothing there is taken for a module
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -237,14 +237,14 @@ class Fork:
 # %% ../../nbs/study/forks.ipynb #forks-10
 def main():
     """`python -m ssv2_report.study.forks MODULE ...`: what `python -m MODULE ...` would be as a fork, or as
-    ever where there is none to be had. SIGTERM is passed on; the command itself looks after the others."""
+    ever where there is none to be had, with `job_environment`. SIGTERM is passed on; the command itself looks after the others."""
     asked = []
     signal.signal(signal.SIGTERM, lambda sign, _: [fork.send_signal(sign) for fork in asked])
     try:
-        asked.append(Fork(sys.argv[1:], os.getcwd(), {**os.environ}, (1, 2)))
+        asked.append(Fork(sys.argv[1:], os.getcwd(), job_environment(), (1, 2)))
     except OSError:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:]])
+        os.execve(sys.executable, [sys.executable, "-m", *sys.argv[1:]], job_environment())
     for sign in (signal.SIGINT, signal.SIGHUP):
         signal.signal(sign, signal.SIG_IGN)
     code = asked[0].wait()

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from ..data.clips import REVERSAL_PAIRS
+from .environment import OF_TRAINING, without
 
 # %% ../../nbs/study/scores.ipynb #scores-04
 NO_GPU = (
@@ -27,7 +28,8 @@ NO_GPU = (
 
 def processes() -> PartialState:
     "The processes that share a job, of which this is one."
-    return PartialState(cpu=NO_GPU)
+    with without(*OF_TRAINING):
+        return PartialState(cpu=NO_GPU)
 
 # %% ../../nbs/study/scores.ipynb #scores-04-1
 @torch.no_grad()
