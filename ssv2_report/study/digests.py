@@ -445,7 +445,6 @@ def recorded(study, results, job, inner=False):
     for path in dict(kept).keys() - others:
         path.unlink()
     if decided is None:
-        _path(results, job).unlink()
         return
     left = [
         p for p in files_of(study, results, job) if p not in others or (p, after[p]) not in kept
