@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,12 @@ from timm.utils import ModelEmaV3
 from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, Sampler
 
-from .data.basics import usable_cores, whole
+from ssv2_report.data.basics import (
+    full_disk_in_a_sentence,
+    threads_asked_for,
+    usable_cores,
+    whole,
+)
 from .data.clips import ClipDataset, denormalise
 from .data.code import code_digests
 from ssv2_report.models.net2d import (
@@ -51,6 +56,7 @@ from ssv2_report.models.net2d import (
 from .models.net3d import inflate
 from .study.environment import OF_TRAINING, job_environment, without
 from .study.experiments import Experiment, experiment, load_study
+from .study.processes import heeding, how_it_ended, identity, is_alive
 from ssv2_report.study.runs import (
     build_model,
     datasets,
@@ -62,7 +68,15 @@ from ssv2_report.study.runs import (
     weights_of,
     write_table,
 )
-from .study.scores import NO_GPU, metrics, outlive, predict, processes
+from ssv2_report.study.scores import (
+    NO_GPU,
+    loading_in_a_sentence,
+    metrics,
+    outlive,
+    predict,
+    processes,
+    with_room,
+)
 from .study.steps import BESIDE, BY_VALUE, run_folder
 
 # %% ../nbs/03_train.ipynb #c011
@@ -343,7 +357,8 @@ ONE_VALUE = (
 def limits_in_a_sentence(exp):
     "Turn running out of memory or of values into a ValueError that says what to change."
     try:
-        yield
+        with loading_in_a_sentence():
+            yield
     except ValueError as e:
         if "Expected more than 1 value per channel" not in str(e):
             raise
@@ -367,11 +382,8 @@ def until_sigterm():
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
+    with heeding(lambda *_: asked.set(), signal.SIGTERM):
         yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/03_train.ipynb #c021g
 def timed_batches(loader, spent):
@@ -388,7 +400,7 @@ def timed_batches(loader, spent):
 
 def spend(run):
     "Bring the seconds of training in this epoch up to date."
-    now = time.time()
+    now = time.monotonic()
     run.spent["train"] += now - run.since
     run.since = now
 
@@ -411,7 +423,7 @@ def finished(history, exp) -> bool:
 # %% ../nbs/03_train.ipynb #c022
 def use_threads():
     "Compute on as many threads as OMP_NUM_THREADS says, or on half of the cores."
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, usable_cores() // 2)))
+    torch.set_num_threads(threads_asked_for() or max(1, usable_cores() // 2))
 
 
 def loaders(exp, processes=1) -> int:
@@ -420,7 +432,7 @@ def loaders(exp, processes=1) -> int:
         return exp.workers
     if not torch.cuda.is_available():
         return 0
-    cores = int(os.environ.get("OMP_NUM_THREADS") or usable_cores())
+    cores = threads_asked_for() or usable_cores()
     return min(8, max(0, cores // processes - 1))
 
 # %% ../nbs/03_train.ipynb #c022-1
@@ -465,7 +477,7 @@ def prepare(exp, classes, train_set, val_set, out, seed, start, replace) -> Trai
     steps = len(train_set) // batch_size
     sampler = EpochSampler(len(train_set), seed, steps * batch_size)
     part = batch_size // exp.accumulate
-    workers = loaders(exp, accelerator.num_processes)
+    workers = with_room(loaders(exp, accelerator.num_processes), train_set, part)
     loader = DataLoader(
         train_set, part, sampler=sampler, num_workers=workers, worker_init_fn=outlive
     )
@@ -562,10 +574,10 @@ def progress_of(run, rate) -> str:
 # %% ../nbs/03_train.ipynb #c022bs-2
 def teller(run, show=None, every=1.0):
     "A callback that writes `progress_of` a run to progress.txt, and hands it to `show`."
-    told = dict(first=run.step, began=time.time(), last=0.0)
+    told = dict(first=run.step, began=time.monotonic(), last=-math.inf)
 
     def tell(run):
-        if not run.main or (now := time.time()) - told["last"] <= every:
+        if not run.main or (now := time.monotonic()) - told["last"] <= every:
             return
         told["last"] = now
         check_loss(run, run.totals[0])
@@ -615,7 +627,7 @@ def train_epoch(run):
 def go_on(run):
     "Train what is left of the epoch at hand, if anything is, and save."
     epoch = len(run.history)
-    run.since = time.time()
+    run.since = time.monotonic()
     run.loader.set_epoch(epoch)
     run.sampler.epoch, run.sampler.skip = epoch, (run.step - epoch * run.steps) * run.batch_size
     if run.step < (epoch + 1) * run.steps:
@@ -707,9 +719,9 @@ def fit(
     with until_sigterm() as run.asked, limits_in_a_sentence(exp):
         while not finished(run.history, exp):
             go_on(run)
-            began = time.time()
+            began = time.monotonic()
             scores = evaluate(run, val_set, classes)
-            better = add_epoch(run, scores, time.time() - began)
+            better = add_epoch(run, scores, time.monotonic() - began)
             keep(run, classes, better)
             if run.main and on_epoch:
                 on_epoch(run.history[-1], run.judged)
@@ -743,36 +755,38 @@ def board(folder, dataset):
 LAUNCHER = "SSV2_LAUNCHER"
 
 
-def stop_after(pid):
-    "Ask this process to stop, as SIGTERM does, once the process `pid` is gone: who was killed could not ask."
-    import psutil
+def stop_after(who):
+    "Ask this process to stop, as SIGTERM does, once the process of an `identity` is gone: who was killed could not ask."
 
     def watch():
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                time.sleep(1)
+        while is_alive(who):
+            time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 
 # %% ../nbs/03_train.ipynb #c025d-1
+def _train(study, name, seed, results, replace):
+    s, state = load_study(study), processes()
+    exp, out = experiment(s, name), run_folder(s, results, name, seed)
+    with state.main_process_first():
+        classes, train_set, views = datasets(s, exp, seed, results)
+    val_set, start = views["ordered"][0], weights_of(s, exp, seed, results)
+    on_epoch = board(out / "tensorboard", val_set) if state.is_main_process else None
+    fit(exp, classes, train_set, val_set, out, seed, start, replace, on_epoch)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def main():
     """`torchrun [...] -m ssv2_report.train STUDY EXPERIMENT SEED RESULTS [--replace]`: train in
     each of the processes that share the batches."""
     study, name, seed, results, *flags = sys.argv[1:]
     if launcher := os.environ.get(LAUNCHER):
-        stop_after(int(launcher))
+        stop_after(launcher)
     try:
-        s, seed, state = load_study(study), int(seed), processes()
-        exp, out = experiment(s, name), run_folder(s, results, name, seed)
-        with state.main_process_first():
-            classes, train_set, views = datasets(s, exp, seed, results)
-        val_set, start = views["ordered"][0], weights_of(s, exp, seed, results)
-        on_epoch = board(out / "tensorboard", val_set) if state.is_main_process else None
-        fit(exp, classes, train_set, val_set, out, seed, start, "--replace" in flags, on_epoch)
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        with full_disk_in_a_sentence(results):
+            _train(study, name, int(seed), results, "--replace" in flags)
     except (ValueError, OSError, RuntimeError) as e:
         sys.exit(f"ssv2: {e}")
 
@@ -791,19 +805,20 @@ def launch(processes, *arguments, on_line=print):
             stdout=log,
             stderr=log,
             close_fds=False,
-            env=job_environment() | {LAUNCHER: str(os.getpid())},
+            env=job_environment() | {LAUNCHER: identity(os.getpid())},
         ) as running,
     ):
-        before = signal.signal(signal.SIGTERM, lambda *_: running.terminate())
-        while running.poll() is None:
-            if progress.is_file():
-                on_line(progress.read_text())
-            time.sleep(1)
-        signal.signal(signal.SIGTERM, before)
+        with heeding(lambda *_: running.terminate(), signal.SIGTERM):
+            while running.poll() is None:
+                if progress.is_file():
+                    on_line(progress.read_text())
+                time.sleep(1)
         log.seek(0)
         said = log.read()
     if running.returncode:
         unknown = f"Training in {processes} processes failed; see {log.name}"
+        if ended := re.search(r"Signal (\d+) \(SIG\w+\) received", said):  # as torchrun says it
+            unknown = how_it_ended("One of the processes of the training", -int(ended[1]))
         raise RuntimeError(
             next((l[6:] for l in said.splitlines() if l.startswith("ssv2: ")), unknown)
         )

@@ -61,29 +61,23 @@ class World:
         shutil.copytree(self.base, base, ignore=lambda folder, names: made & {*names})
         return World(base, self.results.name)
 
-    def start(self):
-        "`ssv2 reproduce`, begun."
+    def reproduce(self):
+        "What `ssv2 reproduce` says; `seconds` and `done` tell what it took and did."
         env = os.environ | {"PYTHONPATH": str(self.clone), "NO_COLOR": "1"}
         command = ["-m", "ssv2_report.command", "reproduce", self.study, "--results", self.results]
-        self.before, self.began = self.stamps(), time.time()
-        return subprocess.Popen(
+        before, began = self.stamps(), time.time()
+        process = subprocess.run(
             [sys.executable, *command],
             cwd=self.clone,
             env=env,
             text=True,
-            stdout=open(self.base / "said.txt", "w"),
+            timeout=1800,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-
-    def end(self, process):
-        "Wait for it; what it said. `seconds` and `done` tell what it took and did."
-        code, said = process.wait(1200), (self.base / "said.txt").read_text()
-        self.seconds, self.done = time.time() - self.began, self.newer(self.before)
-        assert code == 0, said[-4000:]
-        return said
-
-    def reproduce(self):
-        return self.end(self.start())
+        self.seconds, self.done = time.time() - began, self.newer(before)
+        assert process.returncode == 0, process.stdout[-4000:]
+        return process.stdout
 
     def newer(self, before):
         "What has been trained or executed since `stamps` were so."
@@ -96,8 +90,8 @@ class World:
 
     @property
     def executed(self):
-        "Steps of the notebooks that the last call has executed."
-        return {name.split()[0] for name in self.done} - {"weights"}
+        "Notebooks that the last call has executed: a step, and which run or chapter where there are several."
+        return {name for name in self.done if not name.startswith("weights")}
 
     def stamps(self):
         "Of each run's weights when they were written, of each notebook when it was executed."
@@ -105,11 +99,14 @@ class World:
             f"weights {path.parent.name}": path.stat().st_mtime_ns
             for path in self.results.glob("runs/*/weights.safetensors")
         }
-        for where in ("*.ipynb", "runs/*/*.ipynb", "chapters/*.ipynb"):
-            for path in self.results.glob(where):
-                step = path.stem.partition("_run")[0] if "_run" in path.stem else "chapter"
-                about = json.loads(path.read_text(encoding="utf-8"))["metadata"]["papermill"]
-                found[f"{step} {path.parent.name} {path.stem}"] = about["start_time"]
+        for path in [p for x in ("*", "runs/*/*", "chapters/*") for p in self.results.glob(x)]:
+            if path.suffix != ".ipynb":
+                continue
+            is_run = path.parent.parent.name == "runs"
+            step = path.stem.removesuffix("_run") + f" {path.parent.name}" * is_run
+            name = f"chapter {path.stem}" if path.parent.name == "chapters" else step
+            about = json.loads(path.read_text(encoding="utf-8"))["metadata"]["papermill"]
+            found[name] = about["start_time"]
         return found
 
     # --- what a change is made of
@@ -165,7 +162,7 @@ class World:
     # --- what it makes
 
     def made(self):
-        "All pages, tables, figures and what they were made of, as text by path."
+        "All pages, print, tables, figures and what they were made of, as text by path."
         report = self.clone / "_report" / NAME
         found = {f"report/{p.relative_to(report).as_posix()}": p for p in report.rglob("*")}
         for where in ("variables.yml", "tables*/**/*", "figures/**/*", "runs/*/*", "runs/*/maps/*"):
@@ -204,21 +201,34 @@ def few_chapters(clone):
 
 
 def is_compared(path):
-    "Not what tells how far a job is, nor executed notebooks, which pages show, nor print, nor a user's own."
-    told = path.suffix in ("", ".ipynb", ".log", ".pdf") or path.name == "progress.txt"
+    "Not what tells how far a job is, nor executed notebooks, which pages show, nor a user's own."
+    told = path.suffix in ("", ".ipynb", ".log") or path.name == "progress.txt"
     return not (told or path.name.startswith(".") or path.stem == "my own")
 
 
 def as_text(path):
-    "A table as CSV, another file of text as it is, a digest of any other."
+    """A table as CSV, another file of text as it is, a digest of any other.
+
+    What a run's folder says of its title is left out, since a title is no reason to train anew; what pages say of it is not."""
     if path.suffix == ".parquet":
         return pd.read_parquet(path).to_csv()
     if path.name == "history.csv":
         return pd.read_csv(path, dtype=str).drop(columns=TIMED).to_csv()
+    if path.name == "config.yaml":
+        return re.sub(r"(?m)^title: .*\n( +.*\n)*", "", path.read_text(encoding="utf-8"))
+    if path.suffix == ".safetensors":
+        return tensors(path.read_bytes())
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def tensors(content):
+    "Names, shapes and a digest of the weights in a safetensors file, without its notes."
+    end = 8 + int.from_bytes(content[:8], "little")
+    shapes = json.loads(content[8:end]) | {"__metadata__": None}
+    return f"{shapes} {hashlib.sha256(content[end:]).hexdigest()}"
 
 
 def masked(text, base):

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssv2_report.data.audit import NOTES, OFFICIAL, audit, box_problem, load_audit
+from ssv2_report.data.audit import NOTES, OFFICIAL, audit, box_problem, load_audit, unseen_classes
 from ssv2_report.data.clips import load_index, read_frames
 from ssv2_report.data.media import in_processes
 from ssv2_report.demo.world import make_world
@@ -478,6 +478,28 @@ def test_a_study_of_some_classes_trains_although_others_are_incomplete(root, tmp
         clips_of(SimpleNamespace(data=data), "train", tmp_path)
     data.classes = worlds.CLASSES[:3]
     assert len(clips_of(SimpleNamespace(data=data), "train", tmp_path)) == 6
+
+
+def test_validation_classes_without_a_training_clip_are_said(root):
+    assert audit(root).unseen == ([], 1.0) and "accuracy can" not in audit(root)._repr_markdown_()
+    path = root / "labels/train.json"
+    kept = [r for r in json.loads(path.read_text()) if not r["template"].startswith("Holding")]
+    worlds.dump(path, kept)
+    for id in ("2", "6"):  # all training clips of a second class, by their files
+        (root / MEDIA / f"{id}.webm").write_bytes(b"")
+    found = audit(root)
+    assert found.unseen == (sorted(worlds.CLASSES[:2]), 0.5)
+    assert (
+        "2 classes of validation clips have no training clip (Holding something, Pushing something "
+        "from left to right): accuracy can reach 50.0% at most." in found._repr_markdown_()
+    )
+    assert found.of(worlds.CLASSES[1:]).unseen == (worlds.CLASSES[1:2], pytest.approx(2 / 3))
+    assert found.of(worlds.CLASSES[2:]).unseen == ([], 1.0)
+
+
+def test_the_best_accuracy_counts_clips_not_classes():
+    assert unseen_classes("aab", "aaabcc") == (["c"], pytest.approx(4 / 6))
+    assert unseen_classes("", "ab") == (["a", "b"], 0.0) and unseen_classes("a", "") == ([], 1.0)
 
 
 def test_the_audit_says_how_many_clips_have_boxes(root, tmp_path):

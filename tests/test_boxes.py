@@ -1,13 +1,17 @@
 """Boxes on copies of another size, shape or frame rate, held against a computation that shares no code with the library."""
 
 import json
+import os
 import shutil
+import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import worlds
 from PIL import Image
+from test_media import as_somebody_else
 
 from ssv2_report.data.audit import audit
 from ssv2_report.data.boxes import box_step, load_boxes
@@ -240,3 +244,91 @@ def test_what_macos_puts_beside_box_files_is_none(root):
     whole = load_boxes(root)
     (root / "boxes/._part1.json").write_bytes(b"\0\5\x16\7" + bytes(90))
     assert np.array_equal(load_boxes(root).xyxy, whole.xyxy)
+
+
+def rewritten(root, change):
+    "The box file after `change` of each of its boxes."
+    boxes = json.loads((root / "boxes/part1.json").read_text())
+    for frames in boxes.values():
+        for box in (b for f in frames for b in f["labels"]):
+            change(box)
+    worlds.dump(root / "boxes/part1.json", boxes)
+
+
+def test_boxes_as_fractions_of_the_picture_are_not_used(root):
+    def divide(box):
+        box["box2d"] = {k: v / (W if k[0] == "x" else H) for k, v in box["box2d"].items()}
+
+    rewritten(root, divide)
+    as_videos(root, 12)
+    with pytest.warns(UserWarning, match="boxes are not in pixels.*fractions of the picture"):
+        assert overlaps(root) == (None, 0)
+    found = audit(root)
+    assert "boxes are not in pixels" in set(found.table["reason"]) and "none is used" in found.boxes
+
+
+@pytest.mark.parametrize("word", ["Hand", "HAND", " hand", "hands"])
+def test_a_hand_is_a_hand_however_it_is_written(root, word):
+    whole = load_boxes(root)
+
+    def rename(box):
+        for k in ("category", "standard_category"):
+            box[k] = word if box[k] == "hand" else box[k]
+
+    rewritten(root, rename)
+    assert np.array_equal(load_boxes(root).kind, whole.kind)
+
+
+@pytest.mark.parametrize("word, lost", [("main", "a hand"), ("hand", "an object")])
+def test_boxes_that_are_all_of_one_kind_are_noted(root, word, lost):
+    rewritten(root, lambda box: box.update(standard_category=word))
+    as_videos(root, 12)
+    found = audit(root)
+    assert found.table[["reason", "detail"]].values.tolist() == [
+        ["boxes of one kind", f"none of them is of {lost}"]
+    ]
+
+
+@pytest.mark.parametrize("where", ["part2.json", "part1.json"])
+def test_boxes_of_a_video_that_is_there_twice_are_unknown_unless_they_agree(root, where):
+    text = (root / "boxes/part1.json").read_text()
+    boxes = json.loads(text)
+    other = {"0": json.loads(json.dumps(boxes["0"])), "1": boxes["1"]}
+    other["0"][3]["labels"][0]["box2d"]["x1"] += 5
+    if where == "part2.json":
+        worlds.dump(root / "boxes/part2.json", other)
+    else:
+        (root / "boxes/part1.json").write_text(text[:-1] + ", " + json.dumps(other)[1:])
+    as_videos(root, 12)
+    found = load_boxes(root)
+    assert len(found.frame[found.rows("0")]) == 0 and len(found.frame[found.rows("1")]) == 2 * N
+    assert audit(root).table[["id", "reason", "detail"]].values.tolist() == [
+        ["0", "unreadable box", "there twice, and not the same"]
+    ]
+
+
+def test_annotations_beside_the_labels_are_found(root):
+    whole = load_boxes(root)
+    (root / "boxes/part1.json").rename(root / "annotations.json")
+    (root / "boxes").rmdir()
+    assert np.array_equal(load_boxes(root).xyxy, whole.xyxy)
+    (root / "annotations.json").rename(root / "elsewhere.json")
+    with pytest.raises(FileNotFoundError, match="put it there as annotations.json or its parts"):
+        load_boxes(root)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX rights")
+@pytest.mark.parametrize("locked", ["boxes", "boxes/part1.json"])
+def test_boxes_one_may_not_read_are_a_finding(labels, locked):
+    root = Path(tempfile.mkdtemp())
+    root.chmod(0o755)
+    shutil.copytree(labels, root, dirs_exist_ok=True)
+    (root / locked).chmod(0)
+    try:
+        with as_somebody_else():
+            found = audit(root, workers=1)
+        said = found.lost[found.lost["reason"] == "damaged box file"]["detail"].tolist()
+        assert len(said) == 1 and "is not readable: give yourself the right" in said[0]
+    finally:
+        (root / locked).chmod(0o755)
+        shutil.rmtree(root)

@@ -67,6 +67,24 @@ def test_data_that_are_not_there_are_wrong(study, tmp_path):
     assert "absent" in wrong(study, tmp_path)["data"]
 
 
+def test_classes_that_only_validation_has_are_said(study, tmp_path):
+    path = tmp_path / "data" / "labels" / "train.json"
+    kept = [r for r in json.loads(path.read_text()) if "Closing" not in r["template"]]
+    path.write_text(json.dumps(kept))
+    says = (
+        "1 class of validation clips has no training clip (Closing something): accuracy can reach "
+        "57.1% at most"
+    )
+    assert found(study, tmp_path)["data"].endswith(says)
+    study.data.max_excluded = 1
+    audit(study.data.root).save(tmp_path / "audit.json")  # the damaged clip is one of these
+    assert found(study, tmp_path)["audit"] == "ok: 1 clips excluded; " + says.replace(
+        "57.1", "66.7"
+    )
+    study.data.classes = ["Opening something"]
+    assert "accuracy can" not in found(study, tmp_path)["data"]
+
+
 def test_records_that_the_audit_is_to_exclude_do_not_stop_a_study(study, tmp_path):
     path = tmp_path / "data" / "labels" / "train.json"
     records = json.loads(path.read_text())

@@ -240,3 +240,60 @@ def test_a_job_that_is_killed_ends(told, tmp_path):
     assert until(lambda: pid.exists() and pid.read_text())
     job.kill()
     assert until(lambda: gone(int(pid.read_text())))
+
+
+def test_a_job_that_is_killed_is_named_in_its_log(told, tmp_path):
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    job = as_job(told, tmp_path, code, stderr=subprocess.PIPE)
+    said = job.communicate()[1]
+    assert said.startswith(
+        "ssv2: `ssv2 of it` was ended by SIGKILL, as the system does for want of "
+    )
+    assert job.returncode == 137 and said.count("\n") == 1
+
+
+STAYS = """
+import os, sys, time
+from ssv2_report.study.forks import forks
+with forks() as told:
+    print(*told.values(), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_stopped_process_to_fork_ends_with_its_command(tmp_path):
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = subprocess.Popen([sys.executable, "-c", STAYS], stdout=subprocess.PIPE, env=env)
+    path = Path(command.stdout.readline().decode().strip())
+    assert until(path.exists)
+    (server,) = psutil.Process(command.pid).children()
+    server.suspend()
+    command.kill()
+    command.communicate()
+    try:
+        assert until(lambda: gone(server.pid), 30)
+        assert not path.parent.exists()
+    finally:
+        if not gone(server.pid):
+            server.kill()
+
+
+def test_what_killed_commands_left_is_swept_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    env, left = {**os.environ, "TMPDIR": str(tmp_path)}, []
+    for kills in (True, False):
+        command = subprocess.Popen([sys.executable, "-c", STAYS], stdout=subprocess.PIPE, env=env)
+        left.append(Path(command.stdout.readline().decode().strip()).parent)
+        if kills:
+            for process in [*psutil.Process(command.pid).children(), command]:
+                process.kill()
+            command.communicate()
+    for folder in left:
+        os.utime(folder, (0, 0))  # long ago
+    try:
+        with forks():
+            assert [folder.exists() for folder in left] == [False, True]
+    finally:
+        command.terminate()
+        command.communicate()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith("ssv2-")]

@@ -710,6 +710,22 @@ def test_another_pandoc_decides_no_page(site, index, tmp_path, monkeypatch):
     assert render(copy, tmp_path / "out", quarto=None).read_bytes() == index.read_bytes()
 
 
+def test_a_users_settings_of_nbdev_decide_no_page(project, site, tmp_path, monkeypatch):
+    root, books = project
+    from nbdev.config import get_config
+
+    settings = tmp_path / "nbdev" / "settings.ini"
+    settings.parent.mkdir()
+    settings.write_text("[DEFAULT]\nskip_procs = add_fold,hide_,rm_export\nrenderer = no.Such\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    get_config.cache_clear()  # as in a process of its own
+    assert get_config().get("renderer") == "no.Such"
+    staged = stage(tmp_path / "site", books, VARIABLES, root)
+    for path in site.glob("*.ipynb"):
+        assert (staged / path.name).read_bytes() == path.read_bytes(), path.name
+    get_config.cache_clear()
+
+
 def test_quarto_gets_html_that_asks_the_network_for_nothing(site, tmp_path):
     "Quarto adds jQuery from elsewhere for outputs of the type text/html."
     keeps = f'cp "$2"/*.ipynb {tmp_path}; mkdir "$2/_site"; echo > "$2/_site/index.html"'

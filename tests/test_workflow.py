@@ -4,6 +4,9 @@ import io
 import json
 import logging
 import os
+import re
+import shutil
+import sys
 
 import pytest
 
@@ -94,6 +97,41 @@ def test_a_failed_job_says_why_or_where(tracker, tmp_path):
     assert not tracker.running
 
 
+@pytest.mark.parametrize(
+    "before, said",
+    [
+        (
+            lambda log: log.write_text(""),
+            "cache ended without a word: it was killed, .* its log {log} ",
+        ),
+        (
+            lambda log: None,
+            "cache ended without a word: it was killed, .* its log {log} was removed",
+        ),
+        (lambda log: shutil.rmtree(log.parent), "cache failed: {log.parent} was removed while"),
+        (
+            lambda log: log.write_text("OSError: [Errno 28] No space left on device\n"),
+            "cache failed: The disk of {log.parent} takes no more",
+        ),
+    ],
+)
+def test_a_failed_job_without_a_word_is_explained(tracker, tmp_path, before, said):
+    log = tmp_path / "logs" / "it.log"
+    log.parent.mkdir()
+    before(log)
+    tracker.feed(event("job_info", 2, "cache"))
+    tracker.feed(event("job_error", 2, "cache") | dict(log=[str(log)]))
+    assert re.match(said.format(log=log), tracker.errors[0]), tracker.errors
+
+
+def test_a_full_disk_explains_a_log_without_a_word(tracker, tmp_path, monkeypatch):
+    log, usage = tmp_path / "it.log", shutil.disk_usage(tmp_path)
+    log.touch()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4096))
+    tracker.feed(event("job_error", 2, "cache") | dict(log=[str(log)]))
+    assert "takes no more (0 MB are free" in tracker.errors[0]
+
+
 def test_what_is_left_is_as_long_as_its_order_allows():
     needs = dict(a=[], b=[], c=["a", "b"], cache=["c"], d=["cache"])
     seconds = dict(a=10, b=4, c=5, cache=8, d=3)
@@ -152,11 +190,29 @@ def test_following_ends_with_the_events(tracker, capsys):
 
 
 def test_a_workflow_that_never_begins_shows_its_log(tracker, tmp_path):
-    import sys
-
     command = [sys.executable, "-c", "import sys; print('no such rule'); sys.exit(1)"]
     with pytest.raises(ValueError, match="The workflow failed; its log is .*\nno such rule"):
         run_workflow(command, tracker, tmp_path / "reproduce.log", gpus=0)
+
+
+@pytest.mark.parametrize(
+    "code, said",
+    [
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            "^Snakemake, .* was ended by SIGKILL, as the system",
+        ),
+        ("shutil.rmtree(sys.argv[1]); sys.exit(1)", "results was removed while it was worked on; "),
+        ("raise OSError(28, 'No space left on device')", "^The disk of .*results takes no more "),
+    ],
+)
+def test_a_workflow_that_ends_without_its_jobs_says_why(code, said, tracker, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    command = [sys.executable, "-c", f"import os, shutil, signal, sys; {code}", str(results)]
+    with pytest.raises(ValueError, match=said) as e:
+        run_workflow(command, tracker, results / "reproduce.log", gpus=0)
+    assert "\n" not in str(e.value)
 
 
 def test_seconds_are_summed_by_step_the_longest_first(tmp_path):

@@ -9,6 +9,7 @@ __all__ = ['HEIGHT', 'SLACK', 'iter_videos', 'Boxes', 'box_files', 'load_boxes',
 # %% ../../nbs/data/boxes.ipynb #00c-002
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +38,10 @@ def iter_videos(path):  # Yields (id, frames)
                 break
             if text[at] != ",":
                 raise ValueError
+    except PermissionError:
+        raise PermissionError(
+            f"{path} is not readable: give yourself the right to read it."
+        ) from None
     except (ValueError, IndexError, RecursionError):
         raise ValueError(
             f"{path} is not a Something-Else JSON file (it breaks off or goes wrong at character "
@@ -93,29 +98,41 @@ def _frame_rows(frame):  # (frame index, kind, x1, y1, x2, y2) of one annotated 
     if not 0 <= t < 2**15:
         raise ValueError("frame number")
     for b in frame["labels"]:
-        hand = b.get("standard_category", b.get("category")) == "hand"
-        yield t, 0 if hand else 1, *(float(b["box2d"][k]) for k in ("x1", "y1", "x2", "y2"))
+        kind = str(b.get("standard_category", b.get("category"))).strip().lower()
+        yield (
+            t,
+            0 if kind in ("hand", "hands") else 1,
+            *(float(b["box2d"][k]) for k in ("x1", "y1", "x2", "y2")),
+        )
     if not frame["labels"]:
         yield t, -1, *[np.nan] * 4
 
 # %% ../../nbs/data/boxes.ipynb #00c-009
 def box_files(path) -> list[Path]:
-    "The box files at `path`: a JSON file, a folder of them, or a dataset with a folder `boxes`."
+    """The box files at `path`: a JSON file, a folder of them, or a dataset with a folder `boxes` or
+    with such files. `FileNotFoundError` where there are none, `PermissionError` where one may not
+    look."""
     path = Path(path)
     if path.is_file():
         return [path]
-    if (path / "boxes").is_dir():
-        files = sorted((path / "boxes").glob("*.json"))
+    inside = (path / "boxes").is_dir()
+    try:
+        names = sorted(os.listdir(path / "boxes" if inside else path)) if path.is_dir() else []
+    except PermissionError:
+        raise PermissionError(
+            f"The folder {path / 'boxes' if inside else path} is not readable: give yourself the "
+            "right to read it."
+        ) from None
+    names = [n for n in names if n.endswith(".json") and not n.startswith(".")]  # `._` of macOS
+    if inside:
+        files = [path / "boxes" / n for n in names]
     else:
-        files = sorted(path.glob("*bounding*box*.json"))
-    files = [
-        f for f in files if not f.name.startswith(".")
-    ]  # macOS puts `._part1.json` beside them
+        files = [path / n for n in names if re.search("bounding.*box|^boxes|^annotations", n)]
     if files:
         return files
     raise FileNotFoundError(
-        f"There are no boxes at {path}: give a Something-Else JSON file or put its parts into "
-        f"{path}/boxes."
+        f"There are no boxes at {path}: give a Something-Else JSON file, or put it there as "
+        f"annotations.json or its parts into {path}/boxes."
     )
 
 # %% ../../nbs/data/boxes.ipynb #00c-009-1
@@ -134,6 +151,8 @@ def load_boxes(
                 rows = _video_rows(id, frames, unreadable if takes_part else {})
                 low = rows[np.isfinite(rows[:, 5]), 5]
                 reach.append(low.max(initial=-np.inf))
+            if takes_part and id in found and not np.array_equal(found[id], rows, equal_nan=True):
+                unreadable[id], rows = "there twice, and not the same", rows[:0]
             if takes_part:
                 found[id] = rows
     ids = sorted(found, key=lambda id: id.encode("utf-8", "replace"))
@@ -208,7 +227,7 @@ def box_misfit(
     clips: dict,  # Frames, height, width and stated frames a second, by id
 ) -> tuple[str, str]:  # Reason and detail; two empty strings where they fit
     "Why none of the boxes can be used on these clips, judged on all of them together."
-    ratios, outside, rows = [], 0, 0
+    ratios, outside, rows, largest = [], 0, 0, 0.0
     for id, (n, h, w, fps) in clips.items():
         at = boxes.rows(id)
         if not n or not len(boxes.frame[at]):
@@ -218,6 +237,13 @@ def box_misfit(
         real = boxes.xyxy[at][boxes.kind[at] >= 0]
         outside += int((real[:, 2] > w * boxes.drawn_on(h) / h + SLACK).sum())
         rows += len(real)
+        largest = max(largest, real[np.isfinite(real)].max(initial=0))
+    if rows and 0 < largest <= 1:
+        return (
+            "boxes are not in pixels",
+            f"no coordinate of {rows:,} boxes is larger than 1: are they fractions of the picture? "
+            "No box is used; multiply them by its width and height",
+        )
     if ratios and (np.quantile(ratios, 0.25) > 1.2 or np.quantile(ratios, 0.75) < 0.9):
         times = float(np.median(ratios))
         return (

@@ -268,7 +268,7 @@ def _process(cells, metadata, path, name):
     )
     nb.path_ = str(path)
     left_out = {"add_show_docs", "exec_show_docs", "mv_exports"}
-    procs = [p for p in FilterDefaults().procs() if p.__name__ not in left_out]
+    procs = [p for p in FilterDefaults().base_procs() if p.__name__ not in left_out]
     NBProcessor(nb=nb, procs=procs, process=True)
     return nb2dict(nb)["cells"]
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
 
-from ..data.audit import load_audit
+from ..data.audit import load_audit, unseen_classes, unseen_in_a_sentence
 from ..data.boxes import box_files
 from ..data.cache import RAW_LIMIT
 from ..data.clips import choose_classes, read_classes, read_records, wanted_classes
@@ -146,7 +146,11 @@ def _data(study):
                 f"No {split} clip of {study.data.root} has a file; see data_manifest.md."
             )
         said.append(f"{there:,} of {len(ids):,} {split} clips have a file")
-    return "; ".join(said)
+    classes = dict(tuple(rows.groupby("split")["target"]))
+    unseen, best = unseen_classes(*(classes.get(split, ()) for split in OFFICIAL))
+    chosen = choose_classes(study.data.classes, read_classes(study.data.root))
+    sentence = unseen_in_a_sentence([chosen[k] for k in unseen], best)
+    return "; ".join([*said, *filter(None, [sentence.removesuffix(".")])])
 
 
 def _audit(study, results):
@@ -154,8 +158,10 @@ def _audit(study, results):
         audit = load_audit(results / "audit.json", study.data.root)
     except (ValueError, OSError):
         return "will be made"
-    audit.of(study.data.classes).check(study.data.max_excluded)
-    return f"{len(audit.excluded):,} clips excluded"
+    chosen = audit.of(study.data.classes)
+    chosen.check(study.data.max_excluded)
+    sentence = unseen_in_a_sentence(*chosen.unseen).removesuffix(".")
+    return "; ".join(filter(None, [f"{len(audit.excluded):,} clips excluded", sentence]))
 
 # %% ../../nbs/study/check.ipynb #check-06-1
 def _networks(study):

@@ -7,11 +7,14 @@ __all__ = ['COUNT', 'VISIBLE', 'seen_gpus', 'gpus_of', 'threads_of', 'pool_folde
 
 # %% ../../nbs/study/devices.ipynb #devices-02
 import os
+import stat
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
+
+from .processes import open_lock
 
 # %% ../../nbs/study/devices.ipynb #devices-04
 COUNT = "SSV2_GPUS"
@@ -63,11 +66,24 @@ def pool_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"ssv2-gpus-{os.getuid()}" / job
 
 
+def _private(folder):
+    "Make a folder that no other user may write to; OSError in one sentence where one can, or another has made it."
+    with suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    found = os.lstat(folder)
+    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    if not mine or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(
+            f"{folder}, where the locks of GPUs are, is not a folder that you alone can write to; "
+            "remove it, or set TMPDIR to a folder of your own."
+        )
+
+
 def _take(stack, path, wait):
     "An open file with an exclusive lock on it, or None where somebody else has it."
     import fcntl
 
-    file = stack.enter_context(open(path, "a"))
+    file = stack.enter_context(open_lock(path))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB * (not wait))
     except BlockingIOError:
@@ -102,7 +118,8 @@ def _wait_for(stack, names, wanted, on_wait, every):
     "The open lock files of so many of the GPUs `names`, by name."
     folder, taken = pool_folder(), {}
     slots = {name: folder / f"gpu-{name.replace('/', '-')}" for name in names}
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for level in (folder.parent, folder):
+        _private(level)
     with ExitStack() as line:
         if not _take(line, folder / "gate", wait=False):
             on_wait and on_wait(f"Waiting for {wanted} of {len(names)} GPUs: others wait too.")

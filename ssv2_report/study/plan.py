@@ -91,7 +91,7 @@ def measured(
             AcceleratorState._reset_state()  # of the experiment before, whose precision may be another
             run = prepare(exp, names, clips, clips, Path(out), 0, None, False)
             run.on_step, run.save_steps = lambda _: times.append(_clock()), 10**9
-            run.asked, run.since = threading.Event(), time.time()
+            run.asked, run.since = threading.Event(), time.monotonic()
             train_epoch(run)
             began = _clock()
             predict(run.judged, shown, part, loaders(exp))
