@@ -205,7 +205,9 @@ def reached(
             follow("", node, source)
     while waiting:
         module, name = waiting.pop()
-        if f"{module}:{name}" in found or {module, f"{module}:{name}"} & {*without}:
+        whole_name = f"{module}:{name}"
+        stopped = {module, whole_name} & {*without} and whole_name not in entries
+        if whole_name in found or stopped:
             continue
         if not _file(module).is_file():
             continue
@@ -217,7 +219,7 @@ def reached(
             waiting.append(source.imported[name])
             continue
         nodes = source.given.get(name, []) if name else source.beside
-        found[f"{module}:{name}"] = syntax_digest(*nodes)
+        found[whole_name] = syntax_digest(*nodes)
         waiting.append((module, ""))
         for node in nodes:
             follow(module, node, source)

@@ -16,18 +16,19 @@ from ..data.code import cells_digest, code_digests
 # %% ../../nbs/study/steps.ipynb #steps-04-1
 ENTRIES = dict(
     demo_data=["demo.world:make_world"],
-    audit=["data.audit:audit"],
-    cache=["study.runs:clips_of", "study.runs:cache_of"],
+    audit=["data.audit:audit", "data.basics:read_text"],
+    cache=["study.runs:clips_of", "study.runs:cache_of", "data.basics:read_text"],
     render=["report.site:stage", "report.site:render"],
 )
 BESIDE = (
     "analysis.simulated",
-    "data.basics:nearest",
-    "data.basics:usable_cores",
-    "data.basics:whole",
+    "data.basics",
+    "data.code",
     "data.contents:Files",
     "study.experiments",
+    "study.processes",
     "study.runs:check_study",
+    "study.steps",
     "study.trial",
     "train:board",
 )
@@ -46,10 +47,7 @@ def code_of(
 ) -> dict[str, str]:
     "Digest of the code that decides what a step writes, by module."
     entries = ENTRIES.get(step, [])
-    if step == "chapter":
-        stops = ()
-    else:
-        stops = {*BESIDE, *(() if entries else BY_VALUE)} - {*entries}
+    stops = () if step == "chapter" else BESIDE if entries else (*BESIDE, *BY_VALUE)
     cells = notebook and json.loads(Path(notebook).read_text(encoding="utf-8"))
     found = code_digests(*entries, notebook=cells, without=stops)
     return found | ({Path(notebook).stem: cells_digest(cells)} if cells else {})
