@@ -2,6 +2,7 @@
 
 Each change is applied to what the ones before left; `-k NAME` applies one of them to an unchanged study."""
 
+import ast
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from campaign import CHAPTERS, CLASSES, World, as_text, differences, masked, new
 from safetensors.numpy import save_file
 
 from ssv2_report.demo.world import make_world
+from ssv2_report.study.experiments import load_study
 
 RUN_BOOKS = dict(
     train="train/train_run",
@@ -354,7 +356,7 @@ def older_page(world):
 
 def some_of_each(world):
     "Words, a title and a table at once, for a run of all tests."
-    say_in("index")(world)
+    say_in("04_gradcam")(world)
     title_of_experiment(world)
     older_table(world)
 
@@ -401,7 +403,7 @@ CHANGES = [
     Change(default_learning_rate, {"2d-s0"}, ALL),
     Change(older_weights, {"3d-s0"}, ALL),
     Change(experiment_added, {"inflated-s0"}, ALL),
-    Change(experiment_put_back, may={"analysis"}),
+    Change(experiment_put_back, may={"analysis"}, seen=False),
     Change(experiment_removed, may={"analysis"}),
     Change(decoder_inverted, every, ALL),
     Change(clip_replaced, every, ALL),
@@ -605,6 +607,31 @@ def test_what_is_trained_and_executed_again_is_told(tmp_path):
     book.write_text(book.read_text().replace('"1"', '"2"'))
     world.done = world.newer(before)
     assert world.executed == {"gradcam 2d-s0"}
+
+
+def test_every_change_of_code_settings_or_data_finds_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(World, "reproduce", lambda world: "")
+    drawn = make_world(tmp_path / "drawn", 2, 2, size=32, workers=1)
+    world = new_world(tmp_path / "study", drawn)
+    world.results.mkdir()
+    (world.results / "audit.json").write_text("{}")
+    for change in CHANGES:
+        if change.apply in (own_files, from_nothing) or not (change.anew or change.shown):
+            continue
+        if change.apply in (older_weights, swapped_weights, experiment_put_back):
+            continue  # which tamper with results as well, or end as they began
+        before = sources_of(world)
+        change.apply(world)
+        changed = sources_of(world) != before
+        assert changed, change.name
+        load_study(str(world.study))
+    for path in world.clone.glob("ssv2_report/**/*.py"):
+        ast.parse(path.read_text(encoding="utf-8"))
+
+
+def sources_of(world):
+    "All files of a world by place."
+    return {path: path.read_bytes() for path in world.base.rglob("*") if path.is_file()}
 
 
 # --- the campaign

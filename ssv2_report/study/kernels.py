@@ -60,6 +60,7 @@ def main():
         def _run_startup_files(self): ...
 
     matplotlib.rcdefaults()
+    matplotlib.rcParams["svg.hashsalt"] = "ssv2"  # the same picture is the same file
     Kernel.launch_instance()
 
 
