@@ -83,7 +83,7 @@ from ssv2_report.study.experiments import (
 )
 from .study.kernels import KERNELS, provisioner
 from .study.processes import ENDS, alone, end_with_command, heeding, sweep
-from .study.steps import run_folder, write_sums
+from .study.steps import run_folder
 
 # %% ../nbs/report/cli.ipynb #c003
 app = typer.Typer(
@@ -492,7 +492,6 @@ def train(
             results=str(out),
             replace=replace,
         )
-        write_sums(run)
 
 # %% ../nbs/report/cli.ipynb #c010-2
 def show_progress(path, every=10.0):

@@ -194,10 +194,6 @@ def test_a_finished_training_that_runs_again_loses_nothing(few):
     assert before == {name: (few.run / name).read_bytes() for name in FILES} and not sums.exists()
     code, said = few.call(*command)
     assert code == 0 and before == {name: (few.run / name).read_bytes() for name in FILES}, said
-    assert (
-        subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=few.run).returncode
-        == 0
-    )
 
 
 def test_a_training_whose_files_are_gone_is_finished_again(few):

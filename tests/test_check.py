@@ -30,7 +30,7 @@ from ssv2_report.study.check import expected_clips, look_at_weights, look_before
 from ssv2_report.study.digests import jobs_of
 from ssv2_report.study.experiments import load_study, worlds_of
 from ssv2_report.study.runs import build_model, load_run
-from ssv2_report.study.steps import SUMS, run_folder
+from ssv2_report.study.steps import run_folder
 from ssv2_report.train import fit, start_from
 
 
@@ -140,7 +140,7 @@ def test_weights_that_cannot_be_had_are_wrong_once_and_only_for_runs_to_train(
     for run in study.runs:
         folder = run_folder(study, tmp_path, *run)
         folder.mkdir(parents=True)
-        (folder / SUMS).touch()
+        (folder / "metrics.json").touch()
     assert not wrong(study, tmp_path)
 
 

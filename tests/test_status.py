@@ -15,7 +15,6 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from ssv2_report.cli import status
 from ssv2_report.study.experiments import load_study
 from ssv2_report.study.status import row_of, state_of, status_of
-from ssv2_report.study.steps import SUMS
 from ssv2_report.train import progress_of
 
 
@@ -124,7 +123,7 @@ def test_the_last_error_is_said(run, error, state):
 def test_a_finished_run_is_done_and_so_are_its_maps(run):
     history(run, 5)
     write(run, "progress.txt", age=5, text=line())
-    write(run, SUMS)
+    write(run, "metrics.json")
     write(run, "gradcam_run.ipynb", age=2)
     notebook(run, "reliance", "no boxes", age=1)
     row = row_of(run, 5)

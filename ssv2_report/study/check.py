@@ -23,7 +23,7 @@ from ..data.media import list_media
 from ..models.net2d import channels_last
 from .experiments import PUBLISHED
 from .runs import build_model, check_study, is_run, precision_of, published
-from .steps import SUMS, run_folder
+from .steps import run_folder
 from ..train import limits_in_a_sentence, optimiser, peak_memory
 
 # %% ../../nbs/study/check.ipynb #check-04
@@ -207,7 +207,7 @@ def _memory(study, exp):
 # %% ../../nbs/study/check.ipynb #check-06-3
 def untrained(study, results) -> list[tuple[str, int]]:
     "The runs whose training is not finished."
-    return [r for r in study.runs if not (run_folder(study, results, *r) / SUMS).is_file()]
+    return [r for r in study.runs if not (run_folder(study, results, *r) / "metrics.json").is_file()]
 
 
 def look_before(study, results) -> list[dict]:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .experiments import worlds_of
 from .processes import holders
-from .steps import SUMS, run_folder
+from .steps import run_folder
 
 # %% ../../nbs/study/status.ipynb #status-04
 LINE = re.compile(
@@ -46,7 +46,7 @@ def state_of(run: Path) -> str:
     line = _since(run / "progress.txt")
     if holders(run / ".lock"):
         return "running" if line < _since(run / ".lock") else "starting"
-    if _since(run / SUMS) <= line and (run / SUMS).is_file():
+    if _since(run / "metrics.json") <= line and (run / "metrics.json").is_file():
         return "done"
     if line < 15:
         return "running"
