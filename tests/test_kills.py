@@ -274,6 +274,23 @@ def test_killed_at_any_moment_the_same_command_goes_on(toy, undisturbed, kills):
     assert not [p for p in toy.results.rglob(".*") if re.match(r"\.\d+\.", p.name)]
 
 
+def test_a_study_that_is_edited_while_it_runs_is_done_as_it_was_read(tmp_path, undisturbed):
+    "And what was edited is to be done next."
+    toy = Toy(tmp_path)
+    process = toy.start()
+    begun = toy.results / "flags" / "cache"
+    until = time.time() + 120
+    while not begun.exists() and process.poll() is None and time.time() < until:
+        time.sleep(0.05)
+    toy.study(lr=0.2)
+    assert process.wait(300) == 0, toy.said()
+    assert toy.made() == undisturbed[0.1]
+    assert toy.start("--dry-run").wait(60) == 0
+    said = toy.said()
+    assert "train 2d-s0: settings changed" in said and "gradcam 2d-s0, if the weights" in said
+    assert toy.finish() == undisturbed[0.2]
+
+
 def test_called_again_it_only_says_so(toy):
     toy.finish()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
