@@ -112,7 +112,7 @@ def test_a_sentence_is_rendered_and_nothing_is_executed(whole, source):  # noqa:
 
 
 EDITS = [
-    ("data/media.py", "return np.stack([_upright(", "return 255 - np.stack([_upright(", "cache"),
+    ("data/media.py", "lambda f: _upright(", "lambda f: 255 - _upright(", "cache"),
     ("data/cache.py", "quality=90", "quality=91", "cache"),
     ("models/net3d.py", "def inflate(", "def inflate(\n    *_,\n", "train"),
     ("data/clips.py", "0.485", "0.486", "train"),
@@ -201,6 +201,23 @@ def test_names_are_followed_through_all_that_uses_them(tmp_path, monkeypatch):
     }, "a local variable is no definition of the same name"
     assert reached("a.first:one")["a.second:"] != reached("b.third:other")["b.third:"]
     assert "b.third:run" not in reached("a.first:one", without=["b.third"])
+
+
+IMPORTS = {
+    "plain": "import ssv2_report.b.third\n\ndef one(x):\n    return ssv2_report.b.third.three(x)\n",
+    "star": "from .b.third import *\n\ndef one(x):\n    return three(x)\n",
+    "renamed": "import ssv2_report.b.third as t\n\ndef one(x):\n    return t.three(x)\n",
+    "handed on": "from .b import third\n\ndef one(x):\n    return getattr(third, x)\n",
+    "tried": "try:\n    from .b.third import three\nexcept ImportError:\n    three = None\n\n"
+    "def one(x):\n    return three(x)\n",
+}
+
+
+@pytest.mark.parametrize("way", IMPORTS)
+def test_however_a_module_is_imported(tmp_path, monkeypatch, way):
+    monkeypatch.setattr(code, "PACKAGE", tmp_path / "ssv2_report")
+    library(tmp_path / "ssv2_report", a=IMPORTS[way], b_third="def three(x):\n    return x\n")
+    assert "b.third:three" in reached("a:one")
 
 
 def test_a_notebooks_cells_count_with_what_they_show_and_their_tags():

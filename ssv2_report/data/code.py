@@ -108,25 +108,38 @@ def _imports(node, package) -> dict:
     return found
 
 # %% ../../nbs/data/code.ipynb #code-11
+def _bound(node) -> list[str]:
+    "Names that a top-level statement defines; none for one that does something else as well."
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return [node.name]
+    if not isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+        return []
+    targets = getattr(node, "targets", None) or [node.target]
+    parts = [n for target in targets for n in ast.walk(target)]
+    filled = any(isinstance(n, (ast.Attribute, ast.Subscript)) for n in parts)
+    return [] if filled else [n.id for n in parts if isinstance(n, ast.Name)]
+
+
+def _by_name(node) -> bool:
+    "Whether a statement only imports, and each thing under a name of one word."
+    if isinstance(node, ast.Import):
+        return all(alias.asname or "." not in alias.name for alias in node.names)
+    return isinstance(node, ast.ImportFrom) and all(alias.name != "*" for alias in node.names)
+
+
 def _read(statements, package) -> _Module:
     "The top level of a module, or of a notebook's cells."
     found = _Module({}, [], {})
     for node in statements:
-        for part in ast.walk(node):
-            found.imported.update(_imports(part, package) if node in statements else {})
-        names = []
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            names = [node.name]
-        elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
-            targets = getattr(node, "targets", None) or [node.target]
-            parts = [n for t in targets for n in ast.walk(t)]
-            if not any(isinstance(n, (ast.Attribute, ast.Subscript)) for n in parts):
-                names = [n.id for n in parts if isinstance(n, ast.Name)]
-        main = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
-        if not names and not isinstance(node, (ast.Import, ast.ImportFrom)) and not main:
-            found.beside.append(node)
+        names = _bound(node)
         for name in names:
             found.given.setdefault(name, []).append(node)
+        if names or isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
+            continue
+        for part in ast.walk(node):
+            found.imported.update(_imports(part, package))
+        if not _by_name(node):
+            found.beside.append(node)
     return found
 
 

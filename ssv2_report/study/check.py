@@ -207,7 +207,9 @@ def _memory(study, exp):
 # %% ../../nbs/study/check.ipynb #check-06-3
 def untrained(study, results) -> list[tuple[str, int]]:
     "The runs whose training is not finished."
-    return [r for r in study.runs if not (run_folder(study, results, *r) / "metrics.json").is_file()]
+    return [
+        r for r in study.runs if not (run_folder(study, results, *r) / "metrics.json").is_file()
+    ]
 
 
 def look_before(study, results) -> list[dict]:
