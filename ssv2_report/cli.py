@@ -53,6 +53,7 @@ from ssv2_report.report.workflow import (
     run_workflow,
     seconds_of_steps,
     show_seconds,
+    sizes_of,
     time_left,
     workflow_command,
 )
@@ -803,7 +804,8 @@ def reproduce(
         return
     from ssv2_report.study.runs import check_study
 
-    check_study(s)
+    for world in worlds_of(s):
+        check_study(world)
     cores, gpus = cores or usable_cores(), gpus_to_use(s, gpus)
     check_first(study, out, gpus)
     command = workflow_command(study, out, cores, gpus, jobs)
@@ -823,9 +825,10 @@ def job_seconds(studies, tables) -> dict[str, float]:
     "Expected seconds of every job of a study and of its second world, whose networks cost what `tables` say."
     found = {}
     for world, table, prefix in zip(studies, tables, ("", "shortcut_")):
+        sizes = sizes_of(world)
         for job in jobs_of(world, bool(prefix)):
             own = table["seconds"].get(job.of, 0) + AROUND_TRAINING
-            took = own if job.step == "train" else expected_seconds(world, job)
+            took = own if job.step == "train" else expected_seconds(world, job, sizes)
             found[label_of(job, prefix)] = took
     return found
 
@@ -923,7 +926,8 @@ def plan(
         tables = [prices(world, tflops, measure) for world in studies]
     on_core = measure and not gpus
     device = "core" if on_core else "device"
-    unit = ("minutes", 60) if on_core and s.data.demo else ("hours", 3600)
+    short = sum(job_seconds(studies, tables).values()) < 2 * 3600
+    unit = ("minutes", 60) if short or on_core and s.data.demo else ("hours", 3600)
     how = f"measured on one {device} of this machine" if measure else f"{tflops:g} TFLOP/s"
     clips = expected_clips(s)
     show_prices(s, tables[0], f"{s.name}: {clips['train']:,} training clips, {how}", unit)
@@ -1084,7 +1088,7 @@ def status(study: StudyName = "demo", results: Results = None):
         table.add_row(*map(Text, row))
     Console().print(table)
     for run, error in found.loc[found["error"] != "", "error"].items():
-        print(f"{run}: {error}")
+        print(f"{run}: {for_terminal(error)}")
 
 # %% ../nbs/report/cli.ipynb #c021
 def for_terminal(text) -> str:

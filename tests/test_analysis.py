@@ -19,9 +19,12 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from ssv2_report.analysis.simulated import simulate
+from ssv2_report.analysis.stats import VERDICTS, difference_range, range_of
 from ssv2_report.analysis.tables import (
     COLUMN,
+    OUTCOMES,
     PAGE,
+    SHARES,
     against_compute,
     by_frame,
     caption_latex,
@@ -39,6 +42,7 @@ from ssv2_report.data.audit import Audit
 from ssv2_report.demo.answers import find_scenes
 from ssv2_report.report.site import substitute
 from ssv2_report.study.experiments import (
+    MEASURES,
     Hypothesis,
     load_study,
     study_asked_for,
@@ -189,7 +193,7 @@ def test_outcomes_are_told_in_whole_clauses():
         "e": found | dict(verdict="smaller", scope="these networks"),
         "f": found | dict(verdict="undecided"),
         "g": found | dict(verdict="too few"),
-        "h": found | dict(verdict="undecided", why="not judged, since it rains"),
+        "h": found | dict(verdict="not judged", why="not judged, since it rains"),
     }
     judged = pd.DataFrame(rows.values(), index=list(rows))
     declared = {
@@ -198,15 +202,21 @@ def test_outcomes_are_told_in_whole_clauses():
     link = r"\[\+0.30\u00a0\[.0.(\d)0,\u00a0.0.(\d)0\]\]\(\S+\)\{.number\}"
     said = re.sub(link, r"\1\2", outcome(judged, declared)).replace("\\*", "*")
     assert said == (
-        "bear out for their architectures that a *grows* (06); they bear out that b *grows* (15) and "
+        "support for their architectures the claim that a *grows* (06); they support the claim that b *grows* (15) and "
         "that c *grows* (15); they contradict the claim that d *grows* (15); they show a "
-        "difference smaller than matters where the hypothesis is that e *grows* (15); they leave open whether f *grows* (15); "
-        "they are judged on too few scenes to say whether g *grows* (15); they leave unjudged whether "
+        "difference smaller than matters where the claim is that e *grows* (15); they leave undecided whether f *grows* (15); "
+        "they have scenes too few to judge whether g *grows* (15); they are not judged on whether "
         "h *grows* (since it rains)"
     )
     brief = re.sub(link, "n", outcome(judged, declared, brief=True)).replace("\\*", "*")
     assert "whether f *grows*;" in brief and brief.endswith("whether h *grows*") and "(n)" in brief
     assert outcome(judged[:0], declared) == ""
+
+
+def test_a_verdict_has_one_word_in_the_table_and_in_the_abstract():
+    assert list(OUTCOMES) == list(VERDICTS)
+    for verdict, word in VERDICTS.items():
+        assert word.removesuffix("ed") in OUTCOMES[verdict]
 
 
 # A whole analysis on made-up runs: the notebook as `ssv2 analyse` runs it, on a study without pictures.
@@ -263,7 +273,7 @@ def test_maps_that_know_nothing_carry_no_verdict(study, tmp_path):
         and "**Supported" not in on_maps
         and "**Contradicted" not in on_maps
     )
-    assert "bear out that 3D beats 2D where only the order" in abstract(said)
+    assert "support the claim that 3D beats 2D where only the order" in abstract(said)
 
 
 def test_maps_that_nothing_can_judge_are_said_to_be_so(study, tmp_path):
@@ -283,6 +293,102 @@ def test_maps_on_different_grids_are_not_compared(study, tmp_path):
     assert (
         v["finds"]["attention"].count("a finer grid alone would differ") == 4
     )  # three by groups of classes, one on motion; the inflated network has its partner's grid
+
+
+def extreme(results):
+    "Have a study's made-up runs measure the largest values on most clips and the smallest on one, and one network be wrong on all."
+    for run in (results / "runs").iterdir():
+        t = pd.read_parquet(run / "attention_clips.parquet")
+        own = t["method"].str.contains(":")
+        odd = t["id"] == str(len(run.name) % 12)
+        for column, (low, high) in dict(
+            pointing=(0, 1), path_hand=(-1, 1), path_object=(-1, 1), effective_frames=(1, 4)
+        ).items():
+            t.loc[own, column] = np.where(odd, low, high)[own].astype(float)
+        t.to_parquet(run / "attention_clips.parquet")
+        if run.name.startswith("2d-multi"):
+            t = pd.read_parquet(run / "reliance.parquet")
+            t.assign(right=False).to_parquet(run / "reliance.parquet")
+
+
+def intervals(text):
+    "The numbers of every estimate with an interval in a cell: mean, lo, hi."
+    number = r"([+−]?[\d.]+)"
+    found = re.findall(rf"{number}\u00a0\[{number},\u00a0{number}\]", str(text))
+    return [[float(x.replace("−", "-")) for x in row] for row in found]
+
+
+def test_on_a_dozen_clips_nothing_is_said_that_cannot_be(study, tmp_path):
+    "Every interval of every table lies in the range of its measure, and sentences on few clips say so."
+    raw = yaml.safe_load(Path(study[0] / "made_up.yaml").read_text()) | dict(seeds=[0, 1, 2])
+    (tmp_path / "made_up.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    s = load_study(str(tmp_path / "made_up.yaml"))
+    simulate(s, tmp_path, clips=12)
+    extreme(tmp_path)
+    v = analyse(tmp_path, tmp_path / "made_up.yaml")
+    read = lambda name: pd.read_csv(tmp_path / "tables" / f"{name}.csv")
+    named, seen = {row[0]: m for m, row in MEASURES.items()}, 0
+
+    def check(text, ends):
+        found = intervals(text)
+        for mean, lo, hi in found:
+            assert ends[0] - 1e-9 <= lo <= mean <= hi <= ends[1] + 1e-9, (text, ends)
+        return len(found)
+
+    for name in ("accuracy", "groups", "reliance"):
+        seen += sum(check(x, (0, 100)) for x in read(name).to_numpy().ravel())
+    seen += sum(check(x, (-100, 100)) for x in read("networks")["difference"])
+    apart = lambda m, by=1: [by * x for x in difference_range(range_of(m, 4), range_of(m, 4))]
+    for table, ends in (("attention", lambda m: range_of(m, 4)), ("differences", apart)):
+        for row in read(table).to_dict("records"):
+            m = named[row.pop("measure")]
+            seen += sum(check(x, ends(m)) for x in row.values())
+    for h, row in zip(s.hypotheses.values(), read("hypotheses").to_dict("records")):
+        ends = apart(h.measure, 100 if h.measure in SHARES else 1)
+        seen += check(row["difference"], ends)
+        anew = re.findall(r"[+−]?[\d.]+", row["trained anew"])
+        assert all(ends[0] <= float(x.replace("−", "-")) <= ends[1] for x in anew)
+    lineage = read("lineage")
+    seen += sum(
+        check(x, (-1, 1)) for x in lineage[["its own", "of other seeds"]].to_numpy().ravel()
+    )
+    assert seen > 80
+    assert "the share of 12 clips that is right goes from [0\u00a0%]" in v["reliance"]["brief"]
+    flat, deep = v["reliance"]["networks"].split(". ")
+    assert "of 12 clips" in flat and "loses nothing" not in v["reliance"]["networks"]
+    assert "not shown to be better than chance" in flat and "loses most without" in deep
+    assert "Of each class: 1 to 2 clips." in v["caption"]["classes"]
+
+
+@pytest.mark.slow
+def test_no_difference_of_pairs_passes_what_a_blind_network_leaves(study, tmp_path):
+    "Of scenes that are there forwards and backwards, a 2D network is right on half: 3D can be better by 50 points."
+    raw = yaml.safe_load(Path(study[0] / "made_up.yaml").read_text())
+    raw["data"]["demo"] = dict(size=64)
+    raw["data"]["root"] = str(tmp_path / "world")
+    clips = {
+        str(k): dict(
+            split="validation", objects=[k // 2], background="plain", mirrored=False, frames=31
+        )
+        | dict(first=3 + 2 * (k % 2), last=25 + 2 * (k % 2), reversed=bool(k % 2))
+        for k in range(120)
+    }
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / "demo.json").write_text(json.dumps(dict(clips=clips)))
+    assert len(set(find_scenes(tmp_path / "world").values())) == 60
+
+    def blind(results):
+        for run in (results / "runs").glob("2d-*"):
+            t = pd.read_parquet(run / "predictions.parquet")
+            first = t["id"].astype(int) // 2 * 2
+            known = t.set_index([t["order"], t["id"].astype(int)])["logits"]
+            t["logits"] = [known[order, k] for order, k in zip(t["order"], first)]
+            t.to_parquet(run / "predictions.parquet")
+
+    again(study, tmp_path, blind, yaml=dict(data=raw["data"]), deep=20.0)
+    row = pd.read_csv(tmp_path / "tables" / "hypotheses.csv").iloc[0]
+    ((mean, lo, hi),) = intervals(row["difference"])
+    assert (mean, hi) == (50, 50) and 30 < lo < 50
 
 
 def page(results, v):
@@ -436,11 +542,11 @@ def test_simulated_runs_say_so_in_every_figure_and_verdict(study, tmp_path):
 
     nb = nbformat.read(ROOT / "nbs" / "analysis" / "analysis_run.ipynb", 4)
     watch = (
-        "drawn = []\ndef save_figure(fig, folder, name):\n"
-        "    drawn.append(any(t.get_gid() == 'simulated' for t in fig.texts))"
+        "stamped = []\ndef save_figure(fig, folder, name):\n"
+        "    stamped.append(any(t.get_gid() == 'simulated' for t in fig.texts))"
     )
     tell = (
-        "from pathlib import Path\nPath(told_in).write_text(json.dumps(dict(drawn=drawn, "
+        "from pathlib import Path\nPath(told_in).write_text(json.dumps(dict(drawn=stamped, "
         "verdicts=list(hypothesis_table['verdict']), variables=variables)))"
     )
     at = next(i for i, c in enumerate(nb.cells) if "def keep(" in c.source)
@@ -470,12 +576,12 @@ def test_simulated_runs_say_so_in_every_figure_and_verdict(study, tmp_path):
 def test_sentences_tables_and_figures_follow_the_predictions(study, tmp_path):
     results, s, before = study
     first = page(results, before)
-    assert "bear out that 3D beats 2D where only the order" in abstract(first)
+    assert "support the claim that 3D beats 2D where only the order" in abstract(first)
     assert "Something-Something V2" in abstract(first) and "demo world." not in first
     assert "that is where the networks come apart" in first
     after = again(study, tmp_path, deep=0.0)
     second = page(tmp_path, after)
-    assert "leave open whether 3D beats 2D where only the order" in abstract(second)
+    assert "leave undecided whether 3D beats 2D where only the order" in abstract(second)
     assert "that 3D beats 2D where" not in second.replace("whether 3D beats 2D where", "")
     assert "leaves the question of order open" in second
     assert "that is where the networks come apart" not in second
@@ -533,7 +639,7 @@ def test_what_is_missing_is_said_and_not_concluded_from(study, tmp_path):
     gone = again(study, tmp_path, without=("3d-scratch-s0",), yaml=dict(seeds=[0, 1]), boxes=False)
     said = page(tmp_path, gone)
     assert "**Incomplete**: 1 of 8 runs is missing or without maps (3d-scratch-s0)" in said
-    assert "bear out" not in abstract(said) and "leave unjudged whether" in abstract(said)
+    assert "support" not in abstract(said) and "are not judged on whether" in abstract(said)
     assert "for want of the run 3d-scratch-s0" in said
     assert "@fig-where" not in said and "no boxes of hands and objects" in said
 
@@ -563,7 +669,7 @@ def test_a_network_that_failed_and_a_study_without_hypotheses(study, tmp_path):
     failed = again(
         study, tmp_path, without=("3d-inflated-s0", "3d-inflated-s1"), yaml=dict(seeds=[0, 1])
     )
-    assert "bear out that 3D beats 2D" in abstract(page(tmp_path, failed))
+    assert "support the claim that 3D beats 2D" in abstract(page(tmp_path, failed))
     assert "3d-inflated-s0, 3d-inflated-s1" in failed["finds"]["learning"]
     none = again(study, tmp_path, yaml=dict(hypotheses={}))
     assert "No hypothesis about this was declared" in abstract(page(tmp_path, none))
@@ -615,7 +721,9 @@ def test_a_hypothesis_about_named_classes_of_networks_with_three_seeds(study, tm
         and table["trained anew"].str.startswith("[").all()
     )
     assert "supported" in table["verdict"][0] and "supported" not in table["verdict"][1]
-    assert v["three"]["said"].startswith("bear out for their architectures that 3D folds better")
+    assert v["three"]["said"].startswith(
+        "support for their architectures the claim that 3D folds better"
+    )
     with pytest.raises(
         Exception,
         match="'Holding something in front of it' is no class of this study; did you mean 'Holding something in front of something'",

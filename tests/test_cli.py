@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import psutil
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_notebook, writes
 from worlds import dump, make
 
@@ -369,3 +370,16 @@ def test_a_folder_is_one_living_processs_own(tmp_path):
         assert (tmp_path / "results" / ".lock").read_text() == f"{identity(os.getpid())}\n" and len(
             files
         ) == 1
+
+
+def test_a_second_world_is_looked_at_before_the_first_is_trained(tmp_path):
+    text = (cli.project_root() / "experiments" / "smoke.yaml").read_text()
+    for name, more in (("first", "second_world: second.yaml"), ("second", "")):
+        (tmp_path / f"{name}.yaml").write_text(f"{text}\n{more}\n")
+    wrong = yaml.safe_load((tmp_path / "second.yaml").read_text())
+    wrong["data"] |= dict(root="w", classes=["Nonsense"])
+    wrong["data"]["demo"]["shortcut"] = True
+    (tmp_path / "second.yaml").write_text(yaml.safe_dump(wrong))
+    with pytest.raises(ValueError, match="'Nonsense' is not a class"):
+        cli.reproduce(str(tmp_path / "first.yaml"), tmp_path / "results", dry_run=False)
+    assert not list((tmp_path / "results").glob("**/*.ipynb"))

@@ -145,17 +145,22 @@ def test_code_decides_every_step_that_reaches_it(whole, source, module, old, new
     assert not steps & before, "what comes before is as it was"
 
 
-def test_a_changed_table_of_hypotheses_or_progress_trains_nothing(whole, source):  # noqa: F811
+def test_what_reads_studies_or_shows_progress_trains_nothing(whole, source):  # noqa: F811
     study, results = whole
-    edit(
-        source / "ssv2_report/study/experiments.py", "MEASURES = (\n", 'MEASURES = (\n    "more",\n'
-    )
-    edit(
-        source / "ssv2_report/gradcam/pictures.py",
-        "def overlay(",
-        "def overlay(*_):\n    pass\n\n\ndef _x(",
-    )
+    schema = source / "ssv2_report/study/experiments.py"
+    edit(schema, "def _check_hypotheses(", "def _check_hypotheses(*_):\n    pass\n\n\ndef _x(")
+    edit(schema, "def load_study(", "def load_study(*_):\n    pass\n\n\ndef _y(")
+    pictures = source / "ssv2_report/gradcam/pictures.py"
+    edit(pictures, "def overlay(", "def overlay(*_):\n    pass\n\n\ndef _x(")
     assert not {job.step for job in stale_jobs(study, results)} & {"audit", "cache", "train"}
+
+
+def test_names_of_measures_are_said_by_the_analysis_and_train_nothing(whole, source):  # noqa: F811
+    study, results = whole
+    schema = source / "ssv2_report/study/experiments.py"
+    edit(schema, "share on the hand / its area", "hand's share / its area")
+    steps = {job.step for job in stale_jobs(study, results)}
+    assert "analysis" in steps and not steps & {"audit", "cache", "train", "gradcam", "reliance"}
 
 
 def test_a_study_that_a_chapter_reads_decides_it(whole, source):  # noqa: F811

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from ssv2_report.study.experiments import (
     experiment,
     load_study,
     options_of,
+    overrides_of,
     part_of,
     project_root,
     refuse_unknown,
@@ -85,6 +87,7 @@ def test_the_small_study_has_the_87_classes_of_mini_ssv2_and_judges_no_other():
         (changed(settings=dict(epoch=3)), "did you mean 'epochs'"),
         (changed(data=dict(root="d", demo=dict(sized=3))), "did you mean 'size'"),
         (changed(seeds=[]), "seeds"),
+        (changed(data=dict(root="d", classes=[])), "data.classes names no class"),
         (
             changed(experiments={"a": dict(title="a", model="resnet18", init="b")}),
             "starts from 'b', which is not there",
@@ -257,6 +260,61 @@ def test_names_are_what_is_written(tmp_path):
 def test_boxes_and_classes_that_are_declared_must_be_there(tmp_path, data, says):
     with pytest.raises(FileNotFoundError, match=says):
         load_study(write(tmp_path, changed(data=dict(root="d", **data))))
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{k + 1}: &a{k + 1} [{', '.join([f'*a{k}'] * 10)}]\n" for k in range(7)
+)
+MERGES = "a0: &a0 {x: y}\n" + "".join(
+    f"a{k + 1}: &a{k + 1} {{<<: [{', '.join([f'*a{k}'] * 10)}]}}\n" for k in range(7)
+)
+CHAIN = "a0: &a0 [x]\n" + "".join(f"a{k + 1}: &a{k + 1} [*a{k}]\n" for k in range(900))
+HUGE = {
+    "a bomb of aliases": BOMB,
+    "a bomb of merges": MERGES,
+    "a chain of aliases": CHAIN,
+    "itself": "a: &a [*a]\n",
+    "lists": f"a: {'[' * 900}{']' * 900}\n",
+    "mappings": f"a: {'{a: ' * 900}1{'}' * 900}\n",
+    "many keys": "a: {" + ", ".join(f"k{k}: 1" for k in range(15_000)) + "}\n",
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_file_that_grows_without_end_is_refused_at_once(tmp_path, kind):
+    path, began = write(tmp_path, HUGE[kind] + yaml.safe_dump(GOOD)), time.monotonic()
+    with pytest.raises(ValueError, match="not valid YAML: .*32 levels") as e:
+        load_study(path)
+    assert time.monotonic() - began < 5 and len(str(e.value)) < 400
+    with pytest.raises(ValueError):
+        overrides_of(HUGE[kind])
+
+
+def test_aliases_and_merges_of_a_study_are_read(tmp_path):
+    text = """title: t
+data: {root: d}
+seeds: [0]
+experiments:
+  a: &a {title: a, model: resnet18, epochs: 3}
+  b: {<<: *a, title: b}
+"""
+    assert load_study(write(tmp_path, text)).experiments["b"].epochs == 3
+
+
+@pytest.mark.parametrize(
+    "names, says",
+    [
+        (["deep", "Deep"], "'deep' and 'Deep' differ in capitals alone"),
+        (["a" * 300], "has 300 letters, and files are named after it"),
+    ],
+)
+def test_names_that_no_folder_can_have_are_refused(tmp_path, names, says):
+    value = changed(experiments={n: dict(title="t", model="resnet18") for n in names})
+    with pytest.raises(ValueError, match=says):
+        load_study(write(tmp_path, value))
+    (path := tmp_path / f"{'s' * 180}.yaml").write_text(yaml.safe_dump(GOOD))
+    with pytest.raises(ValueError, match="has 180 letters"):
+        load_study(path)
 
 
 def test_names_that_a_study_may_use_are_those_of_their_rooms():

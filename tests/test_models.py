@@ -3,6 +3,7 @@
 import argparse
 import collections
 import pickle
+import warnings
 from copy import deepcopy
 from pathlib import Path
 
@@ -304,6 +305,43 @@ def test_a_checkpoint_is_recognised_in_its_wrappings(tmp_path, wrap):
     torch.save(WRAPS[wrap](weights), tmp_path / "w.pth")
     model = create_2d("test_resnet", 5, pretrained=tmp_path / "w.pth")
     assert all(torch.equal(v, weights[k]) for k, v in model.backbone.state_dict().items())
+
+
+def without_fc(weights):
+    return {k: v for k, v in weights.items() if not k.startswith("fc.")}
+
+
+OTHER_HEADS = dict(
+    mmaction=lambda body, head: dict(
+        state_dict={f"backbone.{k}": v for k, v in body.items()} | {"cls_head.fc_cls.weight": head}
+    ),
+    tsm=lambda body, head: dict(
+        state_dict={f"module.base_model.{k}": v for k, v in body.items()}
+        | {"module.new_fc.weight": head, "module.new_fc.bias": head[:, 0]}
+    ),
+    deepspeed=lambda body, head: dict(module=body | {"fc.weight": head, "fc.bias": head[:, 0]}),
+    headless=lambda body, head: body,
+)
+
+
+@pytest.mark.parametrize("kind", OTHER_HEADS)
+@pytest.mark.parametrize("name", ["test_resnet", "i3d:test_resnet"])
+def test_a_checkpoint_whose_head_alone_differs_is_loaded_without_it(tmp_path, kind, name):
+    create = create_3d if name.startswith("i3d") else create_2d
+    model, other = create(name, 5), create(name, 9)
+    body = without_fc(getattr(other, "backbone", other).state_dict())
+    torch.save(OTHER_HEADS[kind](body, torch.randn(9, 64)), tmp_path / "w.pth")
+    own = getattr(model, "backbone", model)
+    head = own.fc.weight.clone()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert load_weights(model, tmp_path / "w.pth") is False
+    assert torch.equal(own.fc.weight, head)
+    assert all(torch.equal(own.state_dict()[k], v) for k, v in body.items())
+    told = [str(w.message) for w in said]
+    assert ["has a head of its own" in t and "_" in t for t in told] == [True] * (
+        kind in ("mmaction", "tsm")
+    )
 
 
 @pytest.mark.parametrize("source", ["torchvision", "timm"])

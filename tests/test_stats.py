@@ -19,14 +19,16 @@ from ssv2_report.analysis.stats import (
     compare,
     compare_learning,
     contrast,
+    difference_range,
     judge,
+    range_of,
     skewed_interval,
     skewed_t,
     two_parts,
     zero_p,
 )
-from ssv2_report.analysis.tables import findings, over_clips
-from ssv2_report.study.experiments import Hypothesis
+from ssv2_report.analysis.tables import findings, over_clips, p_text
+from ssv2_report.study.experiments import MEASURES, Hypothesis
 
 
 def test_accuracy_counts_clips_not_seeds():
@@ -173,7 +175,7 @@ def test_verdicts():
         no="contradicted",
         seeds="undecided",
         weak="undecided",
-        gone="undecided",
+        gone="not judged",
         same="supported",
         differs="contradicted",
         few="too few",
@@ -284,6 +286,52 @@ def test_too_few_scenes_have_no_p_and_say_so():
             dict(h=compare(two({("a", 0): np.ones(12), ("b", 0): np.zeros(12)}), "v", "a", "b"))
         ).loc["h", "verdict"]
         == "supported"
+    )
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("n", [2, 3, 6, 12])
+def test_no_interval_leaves_the_range_of_its_measure(measure, n):
+    low, high = range_of(measure, 8)
+    ends = difference_range((low, high), (low, high))
+    top = min(high, 5.0)
+    most, least = np.full(n, top), np.full(n, low)
+    most[0], least[-1] = low, top
+    e = bootstrap(pd.Series(most), possible=(low, high)).iloc[0]
+    assert low <= e["lo"] <= e["mean"] <= e["hi"] <= high
+    values = {("a", s): np.roll(most, s) for s in range(3)}
+    values |= {("b", s): np.roll(least, 2 * s) for s in range(3)}
+    c = compare(two(values, measure), measure, "a", "b", possible=ends)
+    for lo, hi in (("lo", "hi"), ("arch_lo", "arch_hi")):
+        if np.isfinite(c[lo]):
+            assert ends[0] <= c[lo] <= c["mean"] <= c[hi] <= ends[1]
+    assert compare(two(values, measure), measure, "a", "b")["lo"] <= c["mean"] or n < 6
+
+
+def test_a_learning_curves_interval_stays_within_its_range():
+    rows = [
+        dict(experiment=e, seed=s, epoch=1, val_top1=top)
+        for e, tops in dict(a=(1.0, 1.0, 0.9), b=(0.0, 0.1, 0.0)).items()
+        for s, top in enumerate(tops)
+    ]
+    c = compare_learning(pd.DataFrame(rows), "a", "b", 4)
+    assert c["lo"] < c["mean"] < c["hi"] == 1 and c["arch_hi"] == 1
+
+
+def test_a_p_that_draws_bound_from_below_is_told_as_at_most():
+    "Seven hypotheses on reals of one sign: no pattern drawn reaches the mean, and Hall's t is smaller yet."
+    rng = np.random.default_rng(0)
+    clear = contrast(pd.DataFrame(rng.normal(3, 1, 60)))
+    exact = contrast(pd.DataFrame(np.ones(14)))  # two of all patterns, counted
+    rest = {str(k): contrast(pd.DataFrame(rng.normal(0, 1, 60))) for k in range(5)}
+    judged = judge(dict(clear=clear, exact=exact) | rest)
+    assert judged["p_at_most"].to_dict() == dict.fromkeys(judged.index, False) | dict(clear=True)
+    assert [p_text(p, q) for p, q in zip(judged["p_holm"], judged["p_at_most"])][:2] == [
+        "≤\u00a00.003",
+        "<\u00a00.001",
+    ]
+    assert (
+        p_text(0.0123) == "0.012" and p_text(np.nan) == "–" and p_text(0.0121, True)[2:] == "0.013"
     )
 
 

@@ -143,3 +143,11 @@ def test_the_command_shows_every_run_of_both_worlds(run, capsys):
     said = capsys.readouterr().out
     assert "demo: 5 waiting, 1 failed" in said and "shortcut/2d-multi-s0" in said
     assert "3d-scratch-s0: The disk is full" in said
+
+
+def test_what_a_notebook_said_is_nothing_that_a_terminal_obeys(run, tmp_path, capsys):
+    notebook(run, "train", error="\x1b[31mbad\x1b[0m \x1b]0;title\x07 clip")
+    status("smoke", tmp_path)
+    said = capsys.readouterr().out
+    assert "bad" in said and "clip" in said
+    assert not [c for c in said if not c.isprintable() and c != "\n"]

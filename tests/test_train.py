@@ -751,6 +751,13 @@ def test_classes_that_a_study_names_are_those_of_its_data(tmp_path, world, there
     study = made_up_study(tmp_path, root, hypotheses=wrong)
     with pytest.raises(ValueError, match="Hypothesis 'h' is about 'Holding somthing', which"):
         runs.check_study(study)
+    left_out = dict(h=dict(of, clips=["Uncovering something"]))
+    study = made_up_study(tmp_path, root, hypotheses=left_out)
+    runs.check_study(study)
+    study.data.classes = [c for c in runs._known_classes(study) or [] if "Unc" not in c]
+    if there:  # the analysis would say so when all is trained
+        with pytest.raises(ValueError, match="of the study: data.classes leaves it out"):
+            runs.check_study(study)
     study = made_up_study(tmp_path, root)
     runs.check_study(study)
     study.data.classes = ["Pushing something from left to rigth"]

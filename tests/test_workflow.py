@@ -6,10 +6,13 @@ import logging
 import os
 import re
 import shutil
+import subprocess
 import sys
 
 import pytest
+from worlds import official, write_study
 
+from ssv2_report.report import workflow
 from ssv2_report.report.workflow import (
     EVENTS,
     Tracker,
@@ -19,6 +22,7 @@ from ssv2_report.report.workflow import (
     needs_of,
     run_workflow,
     seconds_of_steps,
+    sizes_of,
     tell_events,
     time_left,
 )
@@ -157,8 +161,105 @@ def test_the_estimate_follows_the_machine(tracker):
 
 def test_longer_work_is_expected_to_take_longer():
     study = load_study("demo")
-    costs = [expected_seconds(study, Job("train", e, 0)) for e in ("2d-single", "3d-scratch")]
-    assert costs[0] < costs[1] and expected_seconds(study, Job("render")) < costs[0]
+    cost = lambda *job: expected_seconds(study, Job(*job), sizes_of(study))
+    costs = [cost("train", e, 0) for e in ("2d-single", "3d-scratch")]
+    assert costs[0] < costs[1] and cost("render") < costs[0]
+
+
+TOOK = {  # seconds from start to end of each job of a study of nine clips a split, on two busy cores
+    "audit": (2.6, 15.5),
+    "cache": (15.6, 19.6),
+    "train 2d-multi 0": (19.6, 29.1),
+    "train r(2+1)d 0": (19.6, 29.6),
+    "train 2d-multi 1": (29.1, 36.4),
+    "train r(2+1)d 1": (29.6, 37.3),
+    "reliance 2d-multi 0": (36.4, 43.1),
+    "reliance r(2+1)d 1": (43.1, 50.3),
+    "reliance r(2+1)d 0": (50.3, 57.3),
+    "reliance 2d-multi 1": (57.3, 63.4),
+    "gradcam r(2+1)d 0": (37.3, 67.5),
+    "gradcam 2d-multi 0": (63.4, 83.9),
+    "gradcam r(2+1)d 1": (67.5, 91.2),
+    "chapter 04a_attention": (91.2, 97.9),
+    "gradcam 2d-multi 1": (84.0, 100.4),
+    "validation": (100.5, 114.0),
+    "chapter 03_train": (98.0, 125.7),
+    "chapter 01_models2d": (125.7, 137.1),
+    "analysis": (114.0, 155.6),
+    "chapter 05_analysis": (155.6, 174.0),
+    "chapter 00_data": (174.1, 187.5),
+    "chapter 04_gradcam": (187.5, 194.1),
+    "chapter 02_models3d_inflation": (137.1, 209.0),
+    "render": (209.0, 234.3),
+}
+
+
+def told(study, results, monkeypatch, slower=1.0):
+    "Minutes left that are told every five seconds while `TOOK` happens, beside those that were."
+    now = [0.0]
+    monkeypatch.setattr(workflow.time, "monotonic", lambda: now[0])
+    tracker = Tracker(left_to_do(study, results), needs_of(study, results), cores=2)
+    events = [(t, k, job) for job, ends in TOOK.items() for k, t in enumerate(ends)]
+    ids, rows, end = {job: k for k, job in enumerate(TOOK)}, [], 234.4
+    while now[0] < end * slower:
+        while events and min(events)[0] * slower <= now[0]:
+            events.remove(next_one := min(events))
+            rule, *of = next_one[2].split()
+            kind = "job_finished" if next_one[1] else "job_info"
+            tracker.feed(event(kind, ids[next_one[2]], rule, **dict(zip("ab", of))))
+        minutes = re.search(r"(?:about|at most) ([\d.]+) min left", tracker.state()[1])
+        rows.append(((end * slower - now[0]) / 60, float(minutes[1])))
+        now[0] += 5
+    return rows
+
+
+@pytest.fixture
+def small(tmp_path):
+    data = official(tmp_path / "data", train=3, validation=3)
+    return load_study(str(write_study(tmp_path / "few.yaml", data))), tmp_path / "results"
+
+
+@pytest.mark.parametrize("slower", [0.5, 1, 2])
+def test_the_time_left_of_a_dozen_clips_is_right_to_a_factor_of_two(small, monkeypatch, slower):
+    "After the first minute on a machine as fast, and from a quarter of the run on machines twice as fast and as slow; a quarter of a minute is right at the end."
+    rows = told(*small, monkeypatch, slower)
+    first = 60 if slower == 1 else 0.25 * 234 * slower
+    for true, said in rows[int(first / 5) :]:
+        assert true / 2 - 0.25 < said < 2 * true + 0.25
+    assert rows[0][1] < 12, "not the time of the whole dataset"
+
+
+def test_former_runs_say_how_fast_this_machine_is(small, monkeypatch):
+    "The files of a run that took three times as long: from its first second the next one is told right."
+    study, results = small
+    fresh = told(study, results, monkeypatch)[0][1]
+    for name, (start, end) in TOOK.items():
+        rule, *of = name.split()
+        job = "-".join([rule, "-s".join(of)]).strip("-")
+        (path := results / "benchmarks" / f"{job}.tsv").parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"s\th:m:s\n{3 * (end - start)}\t0\n")
+    (results / "benchmarks" / "render.tsv").write_text("")  # as it is while a job runs
+    slow = told(study, results, monkeypatch, 3)
+    assert slow[0][1] > 2 * fresh
+    for true, said in slow:
+        assert true / 2 - 0.5 < said < 2 * true + 0.5
+
+
+def test_a_study_is_as_long_as_its_own_clips(small, tmp_path):
+    study, _ = small
+    assert sizes_of(study) == dict(train=9, validation=10, classes=3)
+    cost = lambda s, *job: expected_seconds(s, Job(*job), sizes_of(s))
+    whole = study.model_copy(deep=True)
+    whole.data.root = str(tmp_path / "absent")
+    for job in (("train", "2d-multi", 0), ("gradcam", "2d-multi", 0), ("cache",), ("audit",)):
+        assert 100 * cost(study, *job) < 10 * cost(whole, *job)
+    (tmp_path / "data" / "labels" / "train.json").write_text("[")
+    assert sizes_of(study)["train"] == 168_913
+
+
+def test_reading_the_workflow_imports_no_torch():
+    program = "import sys, ssv2_report.report.workflow as w; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program + " and 'pandas' not in sys.modules"], check=True)
 
 
 def test_snakemakes_records_arrive_as_lines_of_json(monkeypatch):

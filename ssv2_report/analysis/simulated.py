@@ -83,7 +83,7 @@ def _measured(rng, ids, boxes, zero):
 
     def rows(method):
         of_boxes = {c: rng.random(len(ids)) if boxes else np.nan for c in OF_BOXES}
-        more = dict(effective_frames=rng.random(len(ids)), ratio_action=np.nan)
+        more = dict(effective_frames=1 + rng.random(len(ids)), ratio_action=np.nan)
         return pd.DataFrame(dict(id=ids, method=method, **of_boxes, **more))
 
     own = [rows(source) for source in SOURCES]

@@ -6,9 +6,9 @@
 __all__ = ['CASE_RULES', 'COLUMN', 'PAGE', 'OKABE_ITO', 'MARKERS', 'STYLE', 'ANCHORS', 'LATEX', 'ACCENTS', 'SHARES', 'OUTCOMES',
            'RELIANCE', 'over_clips', 'choose_cases', 'look', 'legend', 'dots', 'check_font', 'set_style', 'curves',
            'by_frame', 'pair_matrices', 'against_compute', 'save_figure', 'stamp', 'texts_of', 'save_table', 'counted',
-           'percent', 'with_interval', 'noted', 'plain_table', 'literal', 'latex', 'latex_table', 'caption_text',
-           'caption_latex', 'figure_latex', 'document_latex', 'cell', 'difference', 'finding', 'outcome', 'spoken',
-           'findings', 'reliance_measures']
+           'percent', 'with_interval', 'p_text', 'noted', 'plain_table', 'literal', 'latex', 'latex_table',
+           'caption_text', 'caption_latex', 'figure_latex', 'document_latex', 'cell', 'difference', 'finding',
+           'outcome', 'spoken', 'findings', 'reliance_measures']
 
 # %% ../../nbs/05_analysis.ipynb #c002
 import re
@@ -319,6 +319,16 @@ def with_interval(e, factor=1, digits=2, sign="") -> str:
     return f"{mean}\u00a0[{lo},\u00a0{hi}]"
 
 
+def p_text(p, at_most=False) -> str:
+    """A p value as text: below a thousandth only that, with `at_most` the bound that it is, rounded
+    up; a dash where there is none."""
+    if pd.isna(p):
+        return "–"
+    if p < 0.001:
+        return "<\u00a00.001"
+    return f"≤\u00a0{np.ceil(1000 * p) / 1000:.3f}" if at_most else f"{p:.3f}"
+
+
 def noted(text, clips, most) -> str:
     """`text`, with the number of clips it rests on where its neighbours rest on `most` and it on
     fewer."""
@@ -519,7 +529,7 @@ def finding(row, hypothesis) -> str:
         row["verdict"], "whether "
     )
     because = (
-        row["why"]
+        row["why"].removeprefix("not judged, ")
         if row["why"]
         else cell(difference(row, hypothesis.measure), "tbl-hypotheses")
         if np.isfinite(row["mean"])
@@ -530,24 +540,24 @@ def finding(row, hypothesis) -> str:
     return f"{that}{literal(hypothesis.says)} ({because})"
 
 # %% ../../nbs/05_analysis.ipynb #c029-2
-OUTCOMES = {  # what networks do to a hypothesis
-    "supported": "bear out{} that",
+OUTCOMES = {  # what networks do to a hypothesis, in the words of `VERDICTS`
+    "supported": "support{} the claim that",
     "contradicted": "contradict{} the claim that",
-    "smaller": "show{} a difference smaller than matters where the hypothesis is that",
-    "undecided": "leave open{} whether",
-    "too few": "are judged{} on too few scenes to say whether",
-    "": "leave unjudged{} whether",
+    "smaller": "show{} a difference smaller than matters where the claim is that",
+    "undecided": "leave undecided{} whether",
+    "too few": "have{} scenes too few to judge whether",
+    "not judged": "are not judged{} on whether",
 }
 
 # %% ../../nbs/05_analysis.ipynb #c029-3
 def outcome(judged, hypotheses, brief=False) -> str:
-    "All of them as what the networks do: they bear out that .., contradict the claim that .., leave open whether ..; `brief` gives numbers only where there is a verdict."
-    kind = judged["verdict"].where(judged["why"] == "", "")
+    "All of them as what the networks do: they support the claim that .., contradict the claim that .., leave undecided whether ..; `brief` gives numbers only where there is a verdict."
     phrases = []
     for verdict, phrase in OUTCOMES.items():
         for scope in ("architectures", ""):
             these = judged[
-                (kind == verdict) & ((judged["scope"] == "architectures") == bool(scope))
+                (judged["verdict"] == verdict)
+                & ((judged["scope"] == "architectures") == bool(scope))
             ]
             clauses = [_clause(row, hypotheses[name], brief) for name, row in these.iterrows()]
             if clauses:
@@ -575,7 +585,7 @@ def spoken(verdict, scope) -> str:
 
 # %% ../../nbs/05_analysis.ipynb #c029-5
 def findings(judged, hypotheses) -> str:
-    "All of them, a sentence for each verdict: what is supported (of architectures, then for these networks), contradicted, smaller than matters, undecided, too few to judge."
+    "All of them, a sentence for each verdict: what is supported (of architectures, then for these networks), contradicted, smaller than matters, undecided, too few to judge, not judged."
     if judged.empty:
         return "No hypothesis was declared before this run, so it draws no conclusion."
     text = []
@@ -589,11 +599,11 @@ def findings(judged, hypotheses) -> str:
     return " ".join(text)
 
 # %% ../../nbs/05_analysis.ipynb #c033
-RELIANCE = {  # measure -> (name, part taken away): accuracy that is lost
-    "uses_both": ("accuracy lost without hand and object", "hand and object"),
-    "uses_hand": ("accuracy lost without the hand", "hand"),
-    "uses_object": ("accuracy lost without the object", "object"),
-    "uses_background": ("accuracy lost on another background", "background"),
+RELIANCE = {  # measure of the accuracy that is lost: part taken away
+    "uses_both": "hand and object",
+    "uses_hand": "hand",
+    "uses_object": "object",
+    "uses_background": "background",
 }
 
 
@@ -606,5 +616,5 @@ def reliance_measures(rows) -> pd.DataFrame:
         return pd.DataFrame(columns=["id", "way", *RELIANCE])
     right = rows[rows["way"] == ways[0]].pivot(index="id", columns="part", values="right")
     right = right.astype(float)
-    lost = {m: right["nothing"] - right[part] for m, (_, part) in RELIANCE.items() if part in right}
+    lost = {m: right["nothing"] - right[part] for m, part in RELIANCE.items() if part in right}
     return pd.DataFrame(lost).reset_index().assign(way=ways[0])

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .stats import bootstrap
+from .stats import bootstrap, range_of
 from .tables import CLIP_MEASURES
 from ..demo.answers import find_scenes
 from ..gradcam.attention import random_maps, rank_correlation, right_maps
@@ -126,11 +126,11 @@ def cliffs_delta(
 def separation(
     rows: pd.DataFrame,  # A row per clip: experiment, world ('honest' or 'shortcut'), scene and measures
     bounds: pd.DataFrame,  # A row per clip: map ('right' or 'noise') and measures
-    measures: dict,  # Column -> (title, chance level)
+    measures: dict,  # Column -> (title, chance level, and more)
 ) -> pd.DataFrame:  # measure, title, chance, right_map, noise_map, experiment, honest, shortcut (means), effect (Cliff's delta, honest over shortcut), lo, hi, told_apart, separates
     "Whether each measure tells networks trained honestly from those trained on a shortcut. `ValueError` if a world is missing."
     found, ends = [], bounds.groupby("map")[list(measures)].mean()
-    for (m, (title, chance)), (e, t) in (
+    for (m, (title, chance, *_)), (e, t) in (
         (x, y) for x in measures.items() for y in rows.groupby("experiment", sort=False)
     ):
         worlds, scenes = (
@@ -163,7 +163,7 @@ def separation(
     return table.assign(separates=table.groupby("measure")["told_apart"].transform("all"))
 
 # %% ../../nbs/analysis/validation.ipynb #04c-012
-FLAG_MEASURES = {"ratio_mark": ("share on the flags' strip / its area", 1.0)}
+FLAG_MEASURES = {"ratio_mark": ("share on the flags' strip / its area", 1.0, 0.0, np.inf)}
 
 
 def strip_ratio(
@@ -227,13 +227,7 @@ def agreement(
             ]
             like = [likeness(kept[x], kept[y]) for x, y in pairs]
             if like:
-                found.append(
-                    dict(
-                        a=a,
-                        b=b,
-                        **bootstrap(pd.concat(like, axis=1).mean(axis=1), scenes).to_dict(
-                            "records"
-                        )[0],
-                    )
-                )
+                mean = pd.concat(like, axis=1).mean(axis=1)
+                of_both = bootstrap(mean, scenes, range_of("similarity")).iloc[0]
+                found.append(dict(a=a, b=b, **of_both))
     return pd.DataFrame(found, columns=["a", "b", "mean", "lo", "hi", "clips", "scenes"])

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['console', 'GIVES', 'AROUND_TRAINING', 'PREPARING', 'EVENTS', 'NOTICE', 'ROOM', 'label', 'label_of', 'in_words',
-           'worlds', 'Pending', 'left_to_do', 'pending_lines', 'expected_seconds', 'cores_of', 'needs_of', 'time_left',
-           'tell_events', 'sentence_of', 'notices_of', 'without_sentence', 'why_it_failed', 'Tracker',
-           'workflow_command', 'run_workflow', 'follow', 'seconds_of_steps', 'show_seconds']
+           'worlds', 'Pending', 'left_to_do', 'pending_lines', 'sizes_of', 'expected_seconds', 'cores_of', 'needs_of',
+           'time_left', 'tell_events', 'sentence_of', 'notices_of', 'without_sentence', 'why_it_failed',
+           'seconds_taken', 'former_pace', 'Tracker', 'workflow_command', 'run_workflow', 'follow', 'seconds_of_steps',
+           'show_seconds']
 
 # %% ../../nbs/report/workflow.ipynb #workflow-02
 import csv
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from rich.console import Console
@@ -115,13 +117,25 @@ def pending_lines(pending, needs) -> list[str]:
 AROUND_TRAINING = 6.0  # seconds of a training's notebook beside its training
 
 
-def expected_seconds(study, job) -> float:
+def sizes_of(study) -> dict[str, int]:
+    "Clips of each split (train, validation) and `classes` of a study; of the whole dataset where its labels cannot be read, which the audit will say."
+    from ssv2_report.study.check import OFFICIAL, expected_sizes  # which imports PyTorch
+
+    try:
+        return expected_sizes(study)
+    except (ValueError, OSError):
+        return OFFICIAL | dict(classes=174)
+
+
+def expected_seconds(
+    study,
+    job,
+    sizes,  # As `sizes_of` gives them
+) -> float:
     "Rough seconds of one job on a core."
-    demo, cam, step = study.data.demo, study.cam, job.step
-    classes, train, held = (
-        (10, demo.train_per_class, demo.val_per_class) if demo else (174, 970, 142)
-    )
-    looked, clips = min(cam.per_class or held, held), classes * (train + held)
+    cam, step, classes = study.cam, job.step, max(sizes["classes"], 1)
+    train, held = sizes["train"] / classes, sizes["validation"] / classes
+    looked, clips = min(cam.per_class or held, held), sizes["train"] + sizes["validation"]
     pixels = study.frames * (study.data.size / 64) ** 2 / 8
     if step == "train":
         exp = study.experiments[job.of]
@@ -251,6 +265,32 @@ def why_it_failed(code, errors, log) -> str:
         return full_disk(log.parent)
     return f"The workflow failed; its log is {log}:\n{said}"
 
+# %% ../../nbs/report/workflow.ipynb #workflow-11-4
+def seconds_taken(results, job) -> float | None:
+    "Seconds that a job of a study took when it last ran, by the workflow's benchmark file; None where there is none that can be read."
+    try:
+        with open(Path(results) / "benchmarks" / f"{job.name}.tsv", encoding="utf-8") as file:
+            return float(next(csv.DictReader(file, delimiter="\t"))["s"])
+    except (OSError, ValueError, KeyError, StopIteration):
+        return None
+
+
+def former_pace(
+    folders: dict,  # Study whose results are in each folder
+    sizes: dict,  # Of each, as `sizes_of` gives them
+    cores,
+) -> float:
+    "How much slower than expected the jobs of studies were when they last ran, 1 where none did. One that was cut short, or has grown since, is left out."
+    took = []
+    for folder, study in folders.items():
+        inner = folder.name == "shortcut"
+        for job in jobs_of(study, inner):
+            spent = (seconds_taken(folder, job) or 0) * cores_of(job.step, cores, inner)
+            took.append((spent, expected_seconds(study, job, sizes[folder])))
+    middle = median([s / e for s, e in took if s] or [1.0])
+    usual = [(s, e) for s, e in took if middle / 4 <= s / e <= 4 * middle]
+    return sum(s for s, _ in usual) / sum(e for _, e in usual) if usual else 1.0
+
 # %% ../../nbs/report/workflow.ipynb #workflow-11-2
 class Tracker:
     "Follows the events of a workflow and knows what is done, what runs and what is still to do."
@@ -262,7 +302,13 @@ class Tracker:
         cores: int,
     ):
         self.jobs, self.needs = jobs, needs
-        self.seconds = {k: expected_seconds(found.study, found.job) for k, found in jobs.items()}
+        folders = {found.results: found.study for found in jobs.values()}
+        sizes = {folder: sizes_of(study) for folder, study in folders.items()}
+        self.seconds = {
+            k: expected_seconds(found.study, found.job, sizes[found.results])
+            for k, found in jobs.items()
+        }
+        self.before = former_pace(folders, sizes, cores)
         self.cores, self.began, self.names, self.running = cores, time.monotonic(), {}, {}
         self.took, self.errors, self.written, self.unchanged = {}, [], {}, set()
 
@@ -301,35 +347,43 @@ class Tracker:
         except OSError:
             return 0, total
 
-    def done(self, name) -> float:
-        "The share of a job that is done."
+    def done(self, name, pace) -> float:
+        "The share of a job that is done, by its epochs or by the time that it takes at that pace."
         if name not in self.running or name not in self.seconds:
             return float(name in self.took)
-        if self.jobs[name].job.step == "train":
-            epoch, total = self.epochs(name)
-            return epoch / total
-        return min(0.9, (time.monotonic() - self.running[name]) / self.seconds[name] / 2)
+        spent = (time.monotonic() - self.running[name]) * _cores_of(name, self.cores)
+        passed = spent / (self.seconds[name] * pace)
+        if self.jobs[name].job.step != "train":
+            return min(0.9, passed)
+        epoch, total = self.epochs(name)
+        return min(0.9, max(epoch / total, min(passed, (epoch + 0.9) / total)))
+
+    def _at_least(self, name, spent):
+        "Of a job that runs, the expected seconds that were done in so many `spent` ones; 0 where that is not known."
+        expected = self.seconds[name]
+        if self.jobs[name].job.step == "train" and (epoch := self.epochs(name)[0]):
+            return expected * epoch / self.epochs(name)[1]
+        return expected if spent > expected else 0.0
 
     def pace(self) -> float:
-        "How much slower than expected this machine is, from what is done; as expected at first."
-        spent = {**self.took, **{k: time.monotonic() - t for k, t in self.running.items()}}
-        known = {k: self.done(k) * self.seconds[k] for k in spent if k in self.seconds}
-        counted = [
-            k
-            for k in known
-            if k not in self.unchanged
-            if k in self.took or self.jobs[k].job.step == "train" and known[k]
-        ]
-        wide = lambda k: _cores_of(k, self.cores)
+        "How much slower than expected this machine is, from what is done and from what takes longer than all of it should have; as in former runs at first."
+        now = time.monotonic()
+        spent = {k: s * _cores_of(k, self.cores) for k, s in self.took.items()}
+        known = {k: self.seconds[k] for k in spent if k in self.seconds}
+        for k in self.running.keys() & self.seconds.keys():
+            spent[k] = (now - self.running[k]) * _cores_of(k, self.cores)
+            known[k] = self._at_least(k, spent[k])
+        counted = [k for k in known if k not in self.unchanged and known[k]]
         prior = 30
-        return (prior + sum(spent[k] * wide(k) for k in counted)) / (
+        return (prior * self.before + sum(spent[k] for k in counted)) / (
             prior + sum(known[k] for k in counted)
         )
 
     def state(self) -> tuple[float, str]:
         "Share of the time that has passed, and a line that says what runs and how long the rest may take."
-        left = {k: s * (1 - self.done(k)) for k, s in self.seconds.items() if k not in self.took}
-        minutes = time_left(left, self.needs, self.cores) * self.pace() / 60
+        pace, waits = self.pace(), {k: s for k, s in self.seconds.items() if k not in self.took}
+        left = {k: s * (1 - self.done(k, pace)) for k, s in waits.items()}
+        minutes = time_left(left, self.needs, self.cores) * pace / 60
         passed = (time.monotonic() - self.began) / 60
         sure = all(self.jobs[name].why for name in left if name in self.jobs)
         running = ", ".join(self._text(name) for name in self.running) or "waiting"
@@ -431,14 +485,12 @@ def seconds_of_steps(study, results) -> list[dict]:
     found = {}
     for world, folder, prefix in worlds(study, results):
         for job in jobs_of(world, bool(prefix)):
-            step, path = prefix + job.step, folder / "benchmarks" / f"{job.name}.tsv"
-            if not path.is_file():
+            step, took = prefix + job.step, seconds_taken(folder, job)
+            if took is None:
                 continue
-            with open(path, encoding="utf-8") as file:
-                row = next(csv.DictReader(file, delimiter="\t"))
             total = found.setdefault(step, dict(step=step, jobs=0, seconds=0.0))
             total["jobs"] += 1
-            total["seconds"] += float(row["s"])
+            total["seconds"] += took
     return sorted(found.values(), key=lambda row: -row["seconds"])
 
 # %% ../../nbs/report/workflow.ipynb #workflow-16-1

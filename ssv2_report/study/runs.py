@@ -281,10 +281,11 @@ def check_study(study):
     classes = known and choose_classes(study.data.classes, known)
     for name, h in study.hypotheses.items():
         for wanted in h.clips if known and isinstance(h.clips, list) else []:
-            if wanted not in known:
+            if wanted not in classes:
+                of = "study: data.classes leaves it out" if wanted in known else "dataset"
                 raise ValueError(
-                    f"Hypothesis {name!r} is about {wanted!r}, which is no class of the dataset; "
-                    f"{nearest(wanted, known)}"
+                    f"Hypothesis {name!r} is about {wanted!r}, which is no class of the {of}; "
+                    f"{nearest(wanted, classes)}"
                 )
     seen = set()
     for name, exp in study.experiments.items():
