@@ -8,8 +8,8 @@ __all__ = ['app', 'StudyName', 'Results', 'Only', 'Seeds', 'Changes', 'INTERRUPT
            'demo_data', 'audit', 'prepare', 'cache', 'stopped_with_a_checkpoint', 'train', 'show_progress', 'of_a_run',
            'gradcam', 'reliance', 'validate', 'analyse', 'chapter', 'render', 'check_writable', 'check_home',
            'check_paths', 'check_data', 'gpus_to_use', 'show_rows', 'check', 'weights', 'check_first', 'worlds_to_make',
-           'check_places', 'refuse_unfinished', 'reproduce', 'job_seconds', 'show_prices', 'say_total', 'plan',
-           'figures', 'explore', 'status', 'for_terminal', 'say', 'main']
+           'check_places', 'refuse_unfinished', 'reproduce', 'priced_on_a_core', 'job_seconds', 'show_prices',
+           'say_total', 'plan', 'figures', 'explore', 'status', 'for_terminal', 'say', 'main']
 
 # %% ../nbs/report/cli.ipynb #c002
 import os
@@ -821,6 +821,18 @@ def reproduce(
     print(f"The report, after {(time.monotonic() - began) / 60:.1f} min: {report}")
 
 # %% ../nbs/report/cli.ipynb #c019p
+def priced_on_a_core(study, table):
+    "The prices of a demo study's networks on one core, by what the demo's own have taken there."
+    from ssv2_report.study.check import expected_clips
+
+    clips = expected_clips(study)["train"]
+    seconds = {
+        name: expected_seconds(study, Job("train", name)) - AROUND_TRAINING for name in table.index
+    }
+    rates = {name: clips * study.experiments[name].epochs / took for name, took in seconds.items()}
+    return table.assign(seconds=seconds, clips_per_s=rates)
+
+
 def job_seconds(studies, tables) -> dict[str, float]:
     "Expected seconds of every job of a study and of its second world, whose networks cost what `tables` say."
     found = {}
@@ -893,14 +905,7 @@ def plan(
     tflops: Annotated[
         Optional[float],
         typer.Option(
-            help="Count, at so many TFLOP/s of one device; default 20, a mid-range GPU's in mixed precision."
-        ),
-    ] = None,
-    measure: Annotated[
-        Optional[bool],
-        typer.Option(
-            "--measure/--count",
-            help="Train each network for a few steps on this machine, or count its multiply-adds; default: measure a demo study where there is no GPU.",
+            help="TFLOP/s of one device; default 20, a mid-range GPU's in mixed precision, and for a demo study without a GPU what its networks have taken on a core."
         ),
     ] = None,
     only: Only = None,
@@ -915,20 +920,15 @@ def plan(
     studies = asked_for(study, only, seeds, changes)
     s = studies[0]
     check_study(s)
-    gpus = seen_gpus()
-    if measure and tflops:
-        raise ValueError("--measure asks this machine and --tflops says what it does; give one.")
-    if measure is None:
-        measure = bool(s.data.demo and not gpus and not tflops)
+    on_core = bool(s.data.demo and not tflops and not seen_gpus())
     tflops = tflops or 20.0
-    with held(int(measure), on_wait=console.print) as given:
-        os.environ.update(given["env"])
-        tables = [prices(world, tflops, measure) for world in studies]
-    on_core = measure and not gpus
+    tables = [prices(world, tflops) for world in studies]
+    if on_core:
+        tables = [priced_on_a_core(*of) for of in zip(studies, tables)]
     device = "core" if on_core else "device"
     short = sum(job_seconds(studies, tables).values()) < 2 * 3600
-    unit = ("minutes", 60) if short or on_core and s.data.demo else ("hours", 3600)
-    how = f"measured on one {device} of this machine" if measure else f"{tflops:g} TFLOP/s"
+    unit = ("minutes", 60) if short or on_core else ("hours", 3600)
+    how = "as they have taken on one core" if on_core else f"{tflops:g} TFLOP/s"
     clips = expected_clips(s)
     show_prices(s, tables[0], f"{s.name}: {clips['train']:,} training clips, {how}", unit)
     say_total(studies, tables, unit, device)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ONE_VALUE', 'LAUNCHER', 'start_from', 'EpochSampler', 'fingerprint', 'save_checkpoint', 'read_checkpoint',
            'load_checkpoint', 'Training', 'head_apart', 'optimiser', 'SharedNorm', 'share_statistics', 'clips_a_step',
-           'limits_in_a_sentence', 'until_sigterm', 'timed_batches', 'spend', 'peak_memory', 'finished', 'use_threads',
-           'loaders', 'start_network', 'resume', 'prepare', 'check_loss', 'save', 'stop', 'is_asked', 'after_step',
-           'progress_of', 'teller', 'draw_anew', 'train_epoch', 'go_on', 'evaluate', 'add_epoch', 'keep', 'finish',
-           'fit', 'board', 'stop_after', 'main', 'launch']
+           'limits_in_a_sentence', 'until_sigterm', 'timed_batches', 'spend', 'peak_memory', 'use_threads', 'loaders',
+           'start_network', 'resume', 'prepare', 'check_loss', 'save', 'stop', 'is_asked', 'after_step', 'progress_of',
+           'teller', 'draw_anew', 'train_epoch', 'go_on', 'evaluate', 'add_epoch', 'keep', 'finish', 'fit', 'board',
+           'stop_after', 'main', 'launch']
 
 # %% ../nbs/03_train.ipynb #c002
 import hashlib
@@ -34,7 +34,6 @@ from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import set_seed
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3
 from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, Sampler
 
@@ -209,7 +208,6 @@ class Training:
     loader: DataLoader
     batch_size: int  # Clips of a step, over all processes
     fingerprint: dict
-    ema: ModelEmaV3 | None = None  # The moving average of the weights
     model: torch.nn.Module | None = None
     step: int = 0  # Steps done
     history: list = field(default_factory=list)  # A row an epoch done
@@ -230,11 +228,6 @@ class Training:
         return self.sampler.n // self.batch_size
 
     @property
-    def judged(self) -> torch.nn.Module:
-        "The network that is validated and kept."
-        return self.ema.module if self.ema else self.net
-
-    @property
     def checkpoint(self) -> Path:
         return self.out / "checkpoint"
 
@@ -251,17 +244,16 @@ def head_apart(exp, model) -> list:
 
 # %% ../nbs/03_train.ipynb #c021a-1
 def optimiser(exp, model, steps):
-    "The optimiser of an experiment and its schedule over `exp.epochs` of so many steps."
+    "The optimiser of an experiment and its cosine schedule over `exp.epochs` of so many steps."
     apart = dict(param_group_fn=lambda m: head_apart(exp, m)) if exp.head_lr != 1 else {}
     optimizer = create_optimizer_v2(
         model, opt=exp.opt, lr=exp.lr, weight_decay=exp.weight_decay, **apart
     )
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        sched=dict(step="multistep").get(exp.sched, exp.sched),
+        sched="cosine",
         num_epochs=exp.epochs,
         min_lr=exp.lr / 100,
-        decay_milestones=exp.milestones,
         warmup_epochs=min(exp.warmup_epochs, exp.epochs - 1),
         warmup_lr=exp.lr / 10,
         updates_per_epoch=steps,
@@ -400,14 +392,6 @@ def peak_memory() -> float:
     to_gb = 1e9 if sys.platform == "darwin" else 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / to_gb
 
-
-def finished(history, exp) -> bool:
-    "Whether all epochs are done, or `exp.patience` epochs have brought no better validation top-1."
-    tops = [row["val_top1"] for row in history]
-    if len(tops) >= exp.epochs or not exp.patience or not tops:
-        return len(tops) >= exp.epochs
-    return len(tops) - 1 - tops.index(max(tops)) >= exp.patience
-
 # %% ../nbs/03_train.ipynb #c022
 def use_threads():
     "Compute on as many threads as OMP_NUM_THREADS says, or on half of the cores."
@@ -441,7 +425,7 @@ def start_network(exp, classes, train_set, seed, start, out, accelerator) -> tor
 
 # %% ../nbs/03_train.ipynb #c022-2
 def resume(run, state):
-    "Go on from a checkpoint: everything but the moving average."
+    "Go on from a checkpoint."
     run.net.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.step, run.history, run.spent = state["step"], state["history"], state["spent"]
@@ -477,13 +461,9 @@ def prepare(exp, classes, train_set, val_set, out, seed, start, replace) -> Trai
     state = load_checkpoint(run.checkpoint / "last.pt", own, replace)
     if state:
         resume(run, state)
-    run.ema = ModelEmaV3(net, exp.ema, device=accelerator.device) if exp.ema else None
-    if run.ema and state:
-        run.ema.module.load_state_dict(state["ema"])
     scheduler.step_update(run.step)
-    run.model, run.optimizer, run.loader = accelerator.prepare(
-        torch.compile(net) if exp.compile else net, optimizer, loader
-    )  # the loop says itself where precision is mixed
+    # The loop says itself where precision is mixed.
+    run.model, run.optimizer, run.loader = accelerator.prepare(net, optimizer, loader)
     accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     run.totals = run.totals.to(accelerator.device)
     return run
@@ -509,7 +489,6 @@ def save(run):
         run.checkpoint / "last.pt",
         model=run.net.state_dict(),
         optimizer=run.optimizer.state_dict(),
-        ema=run.ema and run.ema.module.state_dict(),
         step=run.step,
         totals=sums,
         scaler=scaler and scaler.state_dict(),
@@ -536,8 +515,6 @@ def is_asked(run) -> bool:
 
 def after_step(run):
     "What follows each step of the optimiser."
-    if run.ema:
-        run.ema.update(run.net)
     spend(run)
     asked = is_asked(run)
     if asked or run.step % run.save_steps == 0:
@@ -595,7 +572,7 @@ def train_epoch(run):
         with accelerator.accumulate(run.model):
             with accelerator.autocast():
                 logits = run.model(batch["clip"])
-            loss = F.cross_entropy(logits.float(), target, label_smoothing=exp.label_smoothing)
+            loss = F.cross_entropy(logits.float(), target)
             accelerator.backward(loss)
             if exp.clip_grad and accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(run.model.parameters(), exp.clip_grad)
@@ -628,7 +605,7 @@ def evaluate(run, val_set, classes) -> dict:
     "The metrics of the network as it is; RuntimeError where it is asked to stop."
     on_batch = lambda: run.asked.is_set() and stop(run)
     workers = loaders(run.exp, run.accelerator.num_processes)
-    rows = predict(run.judged, val_set, run.exp.batch_size, workers, on_batch)
+    rows = predict(run.net, val_set, run.exp.batch_size, workers, on_batch)
     return metrics(rows, classes)
 
 # %% ../nbs/03_train.ipynb #c022dg-1
@@ -659,7 +636,7 @@ def keep(run, classes, better):
     "Write what is known after an epoch: the best weights, the history, the checkpoint."
     if run.main:
         if better:
-            save_run(run.judged, run.exp, classes, run.checkpoint / "best.safetensors")
+            save_run(run.net, run.exp, classes, run.checkpoint / "best.safetensors")
         write_table(pd.DataFrame(run.history), run.out / "history.csv")
     save(run)
 
@@ -667,14 +644,11 @@ def keep(run, classes, better):
 def finish(run, classes) -> torch.nn.Module:
     "Write a finished training's history and weights, which may be gone; the network."
     run.accelerator.wait_for_everyone()
-    if run.exp.patience:
-        best = load_run(run.checkpoint / "best.safetensors")[0]
-        run.judged.load_state_dict(best.state_dict())
     if run.main:
         write_table(pd.DataFrame(run.history), run.out / "history.csv")
-        save_run(run.judged, run.exp, classes, run.out / "weights.safetensors")
+        save_run(run.net, run.exp, classes, run.out / "weights.safetensors")
     run.accelerator.wait_for_everyone()
-    return run.judged.eval()
+    return run.net.eval()
 
 # %% ../nbs/03_train.ipynb #c022f
 def fit(
@@ -691,8 +665,7 @@ def fit(
     save_steps: int = 500,  # Steps between checkpoints within an epoch
 ) -> torch.nn.Module:
     """Train one network; writes history.csv, weights.safetensors, checkpoint/ and, when inflated,
-    inflation.json to `out`. The weights are those of the last epoch; with `exp.patience`, of the
-    best.
+    inflation.json to `out`. The weights are those of the last epoch.
 
     Resumes by itself when `out` holds a checkpoint of the same run; a finished run is not
     trained again, but its files are written again. Under `torchrun` or `accelerate launch` all
@@ -705,14 +678,14 @@ def fit(
     run = prepare(exp, classes, train_set, val_set, out, seed, start, replace)
     run.on_step, run.save_steps = teller(run, on_step), save_steps
     with until_sigterm() as run.asked, limits_in_a_sentence(exp):
-        while not finished(run.history, exp):
+        while len(run.history) < exp.epochs:
             go_on(run)
             began = time.monotonic()
             scores = evaluate(run, val_set, classes)
             better = add_epoch(run, scores, time.monotonic() - began)
             keep(run, classes, better)
             if run.main and on_epoch:
-                on_epoch(run.history[-1], run.judged)
+                on_epoch(run.history[-1], run.net)
     return finish(run, classes)
 
 # %% ../nbs/03_train.ipynb #c025b

@@ -619,7 +619,7 @@ def test_the_sections_hold_2500_words_of_one_spelling(study):
 
 def test_what_was_trained_is_told_from_the_runs_own_files(study, tmp_path):
     def other_rate(results):
-        config = dict(lr=0.5, opt="momentum", flip=True, inflation="average")
+        config = dict(lr=0.5, opt="momentum", inflation="average")
         for f in (results / "runs").iterdir():
             (f / "config.yaml").write_text(yaml.safe_dump(config))
 
@@ -632,7 +632,7 @@ def test_what_was_trained_is_told_from_the_runs_own_files(study, tmp_path):
     assert networks.loc["3D from scratch", "first weights"] == "random"
     caption = yaml.safe_load((tmp_path / "variables.yml").read_text())["caption"]["training"]
     shown = caption + (tmp_path / "tables" / "training.csv").read_text()
-    assert "0.5" in shown and "SGD with momentum" in shown and "half" in shown
+    assert "0.5" in shown and "SGD with momentum" in shown
 
 
 def test_what_is_missing_is_said_and_not_concluded_from(study, tmp_path):

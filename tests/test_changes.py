@@ -143,10 +143,6 @@ def change_maps(study, results):
     study.cam.per_class = 1
 
 
-def change_reliance(study, results):
-    study.cam.reliance_per_class = 1
-
-
 def reword_a_hypothesis(study, results):
     next(iter(study.hypotheses.values())).says += ", we think"
 
@@ -309,7 +305,6 @@ MORE = [
     *((f, DOWN) for f in (change_source, change_fewer_cases)),
     *((f, of("gradcam") | DOWN) for f in (change_choice,)),
     (change_maps, of("gradcam") | of("reliance") | DOWN),
-    (change_reliance, of("reliance") | DOWN),
     *((f, DOWN) for f in (reword_a_hypothesis, remove_a_hypothesis, order_hypotheses)),
     (
         add_an_experiment,

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from copy import deepcopy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -21,13 +20,14 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from worlds import make, official, write_study
 
-from ssv2_report import cli, train
+from ssv2_report import cli
 from ssv2_report.data.audit import audit
 from ssv2_report.data.clips import MEAN, STD
 from ssv2_report.models.net2d import normalisation
+from ssv2_report.report.workflow import expected_seconds
 from ssv2_report.study import check, plan
 from ssv2_report.study.check import expected_clips, look_at_weights, look_before, step_memory
-from ssv2_report.study.digests import jobs_of
+from ssv2_report.study.digests import Job, jobs_of
 from ssv2_report.study.experiments import load_study, worlds_of
 from ssv2_report.study.runs import build_model, load_run
 from ssv2_report.study.steps import run_folder
@@ -392,10 +392,9 @@ def test_files_of_weights_need_no_hub_and_are_tried(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     tried = lambda **e: here(capsys, monkeypatch, "weights", study_of(tmp_path, **e))
-    of = dict(model="r3d_18", init="kinetics")
-    code, said, _ = tried(video=dict(of, weights="video.pth"))
+    code, said, _ = tried(video=dict(model="r3d_18", init="video.pth"))
     assert code == 0 and "video.pth of r3d_18" in said and "there" in said
-    code, _, error = tried(video=dict(of, weights="cut.pth"))
+    code, _, error = tried(video=dict(model="r3d_18", init="cut.pth"))
     assert code == 1 and "cut.pth is cut short or damaged" in error
     code, said, _ = tried(a=STARTS["scratch"])
     assert code == 0 and "starts from no weights but its own" in said
@@ -404,68 +403,17 @@ def test_files_of_weights_need_no_hub_and_are_tried(tmp_path, monkeypatch, capsy
 # -- what a study costs
 
 
-def drawn(study, name, clips):
-    "A training set of noise, as `measured` trains on it."
-    exp = study.experiments[name].model_copy(update=dict(epochs=2))
-    return exp, plan._Noise(clips, 174, exp, study.data.size, True)
-
-
-@pytest.mark.parametrize("name", ["2d-single", "3d-scratch"])
-def test_a_few_steps_say_what_an_epoch_takes(name, tmp_path, monkeypatch):
-    "By processor time, which others that use this machine do not change; the first epoch sets up."
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    study, at, limit = load_study("smoke"), [], torch.get_num_threads()
-    exp, clips = drawn(study, name, 160)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    note = lambda row, model: at.append(time.process_time())
-    small = plan._Noise(8, 174, exp, study.data.size, False)
-    fit(exp, [str(k) for k in range(174)], clips, small, tmp_path, on_epoch=note)
-    torch.set_num_threads(limit)
-    train, evaluate = plan.measured(exp, study.data.size, 174)
-    expected = plan.run_seconds(exp, dict(train=80, validation=4), train, evaluate)
-    assert 1 / 1.5 < (at[1] - at[0]) / expected < 1.5
-    assert torch.get_num_threads() == limit
-
-
-def test_steps_are_measured_as_they_are_trained(monkeypatch):
-    "In the share of a batch that one GPU has, in the precision that is asked for, one after the other."
-    exp, seen, build = load_study("smoke").experiments["2d-multi"], [], train.build_model
-
-    def watched(exp, classes):
-        model = build(exp, classes)
-        model.register_forward_hook(lambda m, args, out: seen.append((len(out), out.dtype)))
-        return model
-
-    monkeypatch.setattr(train, "build_model", watched)
-    for precision, dtype in (("bf16", torch.bfloat16), ("no", torch.float32)):
-        given = dict(mixed_precision=precision, accumulate=2, gpus_per_run=2)
-        plan.measured(exp.model_copy(update=given), 32, 5, steps=2)
-        trained = seen[: 2 * (plan.WARM + 2)]
-        assert trained == [(2, dtype)] * len(trained)
-        seen.clear()
-
-
-def test_a_step_that_does_not_fit_is_a_sentence_of_the_plan(monkeypatch):
-    def too_large(run):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(plan, "train_epoch", too_large)
-    with pytest.raises(ValueError, match="does not fit in memory; set accumulate: 2"):
-        plan.measured(load_study("smoke").experiments["2d-multi"], 32, 5)
-
-
 @pytest.mark.parametrize(
     "words, says",
     [
-        (["smoke"], ["measured on one core", "minutes of processor time"]),
-        (["smoke", "--count"], ["20 TFLOP/s", "hours of one device"]),
+        (["smoke"], ["as they have taken on one core", "minutes of processor time"]),
         (["ssv2-core"], ["20 TFLOP/s", "hours of one device"]),
         (["smoke", "--tflops", "5"], ["5 TFLOP/s", "hours of one device"]),
-        (["smoke", "--measure", "--only", "2d-multi"], ["measured", "All 1 runs"]),
+        (["smoke", "--only", "2d-multi"], ["on one core", "All 1 runs"]),
     ],
     ids=" ".join,
 )
-def test_a_plan_measures_where_it_is_trained_on_this_processor(words, says, monkeypatch, capsys):
+def test_a_plan_is_of_a_core_where_a_demo_study_has_no_gpu(words, says, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setenv("SSV2_GPUS", "0")
     monkeypatch.setattr(sys, "argv", ["ssv2", "plan", *words])
@@ -485,8 +433,8 @@ def test_a_plan_counts_every_job_of_both_worlds(monkeypatch):
     tables[0]["seconds"] += 100
     more = cli.job_seconds(studies, tables)
     assert sum(more.values()) - sum(seconds.values()) == pytest.approx(100 * len(study.runs))
-
-
-def test_a_plan_is_measured_or_counted(monkeypatch, capsys):
-    code, _, error = here(capsys, monkeypatch, "plan", "smoke", "--measure", "--tflops", "5")
-    assert code == 1 and error.count("ssv2: ") == 1 and "--tflops" in error
+    on_core = [cli.priced_on_a_core(*of) for of in zip(studies, tables)]
+    of_jobs = cli.job_seconds(studies, on_core)
+    assert of_jobs["train 3d-scratch-s0"] == pytest.approx(
+        expected_seconds(study, Job("train", "3d-scratch", 0))
+    )

@@ -252,4 +252,4 @@ def test_every_step_reaches_something_and_stops_are_there(step, book):
 def test_what_trains_is_reached():
     found = reached(notebook=json.loads((ROOT / "nbs/train/train_run.ipynb").read_text()))
     wanted = ("train:train_epoch", "models.r2plus1d:factorise", "data.clips:ClipDataset")
-    assert {*wanted, "models.net3d:TimeConv3d", "study.scores:predict"} <= found.keys()
+    assert {*wanted, "models.net3d:PerFrame", "study.scores:predict"} <= found.keys()

@@ -1,4 +1,4 @@
-"""The dataset in its forms, sampling, chance, flips, boxes, and the cache."""
+"""The dataset in its forms, sampling, chance, boxes, and the cache."""
 
 import json
 import os
@@ -21,14 +21,10 @@ from PIL import Image
 from ssv2_report.data.boxes import box_masks, draw_boxes, load_boxes, transform_boxes
 from ssv2_report.data.cache import FrameCache, build_cache, cache_size, shrink
 from ssv2_report.data.clips import (
-    FLIP_TWINS,
     ORDERS,
-    REVERSAL_PAIRS,
     ClipDataset,
-    Index,
     choose_classes,
     denormalise,
-    flip_targets,
     jitter_colour,
     load_index,
     read_classes,
@@ -73,7 +69,7 @@ def test_targets_are_those_of_labels_json_by_name(own):
 def test_the_test_split_needs_no_labels(root):
     clips = load_index(root, splits=("test",)).clips
     assert clips["target"].tolist() == [-1] and os.path.exists(clips["path"][0])
-    assert ClipDataset(load_index(root, splits=("test",)), train=True, flip=True)[0]["target"] == -1
+    assert ClipDataset(load_index(root, splits=("test",)), train=True)[0]["target"] == -1
 
 
 def _official(root):
@@ -240,8 +236,6 @@ def test_the_chapter_shows_what_the_data_has(tmp_path, templates, n, train):
     kinds = {"image/png", "image/svg+xml"}
     pictures = [o for c in cells for o in c.get("outputs", []) if kinds & o.get("data", {}).keys()]
     assert len(pictures) == 6
-    if templates[0].startswith("Pushing"):
-        assert any("cannot be flipped" in str(c.get("outputs")) for c in cells)
 
 
 def test_a_sample_per_class_is_fixed_by_its_seed(root):
@@ -371,7 +365,7 @@ def _all(dataset, **kw):
 
 
 def test_chance_is_the_clip_s_own_whatever_the_loader(index):
-    data = ClipDataset(index, train=True, flip=True, seed=3)
+    data = ClipDataset(index, train=True, seed=3)
     data.set_epoch(5)
     want = _all(data, batch_size=1)
     for kw in (
@@ -384,7 +378,7 @@ def test_chance_is_the_clip_s_own_whatever_the_loader(index):
         assert got.keys() == want.keys()
         for id in want:
             assert got[id][1] == want[id][1] and torch.equal(got[id][0], want[id][0])
-    late = ClipDataset(index, train=True, flip=True, seed=3)
+    late = ClipDataset(index, train=True, seed=3)
     late.set_epoch(5)
     assert torch.equal(late[7]["clip"], data[7]["clip"])
     late.set_epoch(6)
@@ -397,7 +391,7 @@ def test_a_restart_in_mid_epoch_goes_on_with_the_same_clips(index, workers, batc
 
     def run(skip, **kw):
         data, sampler = (
-            ClipDataset(index, train=True, flip=True, seed=3),
+            ClipDataset(index, train=True, seed=3),
             EpochSampler(len(index), seed=3),
         )
         data.set_epoch(2)
@@ -425,47 +419,6 @@ def test_an_epoch_reaches_workers_that_live_on(index):
         assert torch.equal(batch["clip"][3], data[3]["clip"])
 
 
-# --- flips
-
-
-def test_flips_swap_exactly_the_labels_that_have_a_side():
-    assert len(FLIP_TWINS) == 6 and all(FLIP_TWINS[b] == a for a, b in FLIP_TWINS.items())
-    assert flip_targets(worlds.CLASSES).tolist() == [0, 2, 1, 3]
-    every = sorted({c for pair in REVERSAL_PAIRS for c in pair})
-    swapped = flip_targets(every)
-    assert (
-        sum(swapped != np.arange(len(every))) == 6
-        and (swapped[swapped] == np.arange(len(every))).all()
-    )
-    for lone in (
-        "Pushing something from left to right",
-        "Turning the camera right while filming something",
-        "Swiping left",
-    ):
-        with pytest.raises(ValueError, match="cannot be flipped"):
-            flip_targets([lone, "Holding something"])
-    flip_targets(
-        ["Plugging something into something but pulling it right out as you remove your hand"]
-    )
-
-
-def test_flipped_clips_carry_their_twin(index):
-    flipped, plain = ClipDataset(index, train=True, flip=True), ClipDataset(index, train=True)
-    seen = set()
-    for epoch in range(6):
-        flipped.set_epoch(epoch), plain.set_epoch(epoch)
-        for i in range(len(index)):
-            item, target = flipped[i], int(index.clips["target"][i])
-            seen.add((target, item["target"], item["flipped"]))
-            assert item["target"] == (
-                {1: 2, 2: 1}.get(target, target) if item["flipped"] else target
-            )
-    assert {(1, 2, True), (2, 1, True), (1, 1, False), (0, 0, True)} <= seen
-    assert not any(plain[i]["flipped"] for i in range(len(index)))
-    with pytest.raises(ValueError, match="cannot be flipped"):
-        ClipDataset(Index(index.root, index.classes[:2], index.clips), train=True, flip=True)
-
-
 # --- colours and boxes
 
 
@@ -488,7 +441,7 @@ def test_a_clip_and_its_boxes_agree_after_every_augmentation(root, index, tmp_pa
     cache = build_cache(index, tmp_path, cached, workers=1) if cached else None
     inside = 0
     for train in (False, True):
-        data = ClipDataset(index, train=train, flip=train, boxes=boxes, size=size, cache=cache)
+        data = ClipDataset(index, train=train, boxes=boxes, size=size, cache=cache)
         for epoch in range(4 if train else 1):
             data.set_epoch(epoch)
             for i in range(len(index)):
@@ -522,15 +475,13 @@ def test_in_the_demo_world_the_colour_in_a_box_stays_the_object_s(tmp_path, monk
     data = ClipDataset(
         index,
         train=True,
-        flip=True,
         boxes=boxes,
         cache=build_cache(index, tmp_path / "cache", cached, workers=1) if cached else None,
     )
-    (mean, std), off, mirrored, flips = of_data._scale(), [], [], 0
+    (mean, std), off, mirrored = of_data._scale(), [], []
     for i in range(len(index)):
         data.set_epoch(i)
         item = data[i]
-        flips += item["flipped"]
         (matrix, shift), frames, rows = (
             drawn[-1],
             read_frames(data.paths[i], item["frames"]),
@@ -556,7 +507,7 @@ def test_in_the_demo_world_the_colour_in_a_box_stays_the_object_s(tmp_path, monk
                 off.append(np.abs(clip[t][inside].mean(0) - want).max())
                 mirrored.append(np.abs(clip[t][inside[:, ::-1]].mean(0) - want).max())
     print(len(off), np.percentile(off, [50, 99, 100]).round(1), np.median(mirrored).round(1))
-    assert len(off) > 250 and 5 < flips < 25
+    assert len(off) > 250
     assert np.median(off) < 2 and np.percentile(off, 99) < 8 and np.median(mirrored) > 12
 
 
@@ -581,23 +532,18 @@ def test_box_masks_are_those_of_the_evaluation_clip(root, index):
         assert np.array_equal(masks[part], item[part])
 
 
-@given(
-    st.booleans(), st.floats(0, 0.5), st.floats(0, 0.5), st.floats(0.2, 0.5), st.floats(0.2, 0.5)
-)
-def test_boxes_move_as_pixels_do(flipped, top, left, h, w):
+@given(st.floats(0, 0.5), st.floats(0, 0.5), st.floats(0.2, 0.5), st.floats(0.2, 0.5))
+def test_boxes_move_as_pixels_do(top, left, h, w):
     window = (top, left, h, w)
     box = np.array([[left * 200, top * 100, (left + w) * 200, (top + h) * 100]])
-    assert np.allclose(
-        transform_boxes(box, (100, 200), window, 64, flipped), [[0, 0, 64, 64]], atol=1e-3
-    )
+    assert np.allclose(transform_boxes(box, (100, 200), window, 64), [[0, 0, 64, 64]], atol=1e-3)
     half = transform_boxes(
         np.array([[left * 200, top * 100, (left + w / 2) * 200, (top + h) * 100]]),
         (100, 200),
         window,
         64,
-        flipped,
     )[0]
-    assert np.allclose(half, [32, 0, 64, 64] if flipped else [0, 0, 32, 64], atol=1e-3)
+    assert np.allclose(half, [0, 0, 32, 64], atol=1e-3)
 
 
 def test_boxes_are_found_by_name_and_gaps_stay_unknown(tmp_path):

@@ -117,11 +117,10 @@ def test_a_network_of_fewer_stages_starts_from_weights_of_the_whole(tmp_path):
         create_2d("test_resnet", stages=5)
 
 
-@pytest.mark.parametrize("pool,over_time", [("mean", torch.mean), ("max", torch.amax)])
-def test_pooling_is_what_it_says(pool, over_time):
-    model, clip = create_2d("test_resnet", 5, pool=pool).eval(), torch.randn(2, 3, 4, 32, 32)
+def test_the_logits_of_frames_are_averaged():
+    model, clip = create_2d("test_resnet", 5).eval(), torch.randn(2, 3, 4, 32, 32)
     logits = torch.stack([model.backbone(clip[:, :, t]) for t in range(4)], 1)
-    torch.testing.assert_close(model(clip), over_time(logits, 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(clip), logits.mean(1), rtol=1e-4, atol=1e-5)
 
 
 def test_one_frame_is_the_image_network():
@@ -147,15 +146,10 @@ def test_stem_without_maxpool_is_twice_as_large():
     [
         (lambda: create_2d("resnet1"), "resnet18"),
         (lambda: create_2d("vit_tiny_patch16_224"), "resnet18"),
-        (lambda: create_2d("test_resnet", pool="feature-mean"), "mean or max"),
         (lambda: create_2d("test_resnet", output_stride=7), "8, 16 or 32"),
         (lambda: create_3d("r3d_34"), "r3d_18"),
         (lambda: create_3d("r3d_18", output_stride=8), "I3D"),
         (lambda: create_3d("i3d:seresnet18"), "no 3D twin"),
-        (lambda: create_3d("i3d:test_resnet", temporal=2), "odd"),
-        (lambda: create_3d("i3d:test_resnet", temporal=(3, 3)), "five"),
-        (lambda: create_3d("i3d:resnet18", time_strides=(1, 2, 1, 1, 1)), "identity"),
-        (lambda: create_3d("i3d:test_resnet", time_padding="same"), "replicate"),
         (lambda: create_3d("i3d:test_resnet", pretrained="kinetics"), "give a file"),
     ],
 )
@@ -200,29 +194,19 @@ def test_cost_of_a_2d_network_is_its_frames(name, weights):
 
 
 def test_an_i3d_costs_what_its_kernels_say():
-    flat, deep = (
-        cost(m, (3, 8, 64, 64))
-        for m in (create_2d("resnet18", 5), create_3d("i3d:resnet18", 5, temporal=1))
-    )
-    assert flat["params"] == deep["params"] and flat["gflops"] == pytest.approx(
-        deep["gflops"], rel=1e-4
-    )  # the head is applied once, not once a frame
-    assert cost(create_3d("i3d:resnet18", 5, temporal=3), (3, 8, 64, 64))[
-        "gflops"
-    ] == pytest.approx(3 * flat["gflops"], rel=0.05)
+    nets = create_2d("resnet18", 5), create_3d("i3d:resnet18", 5)
+    flat, deep = (cost(net, (3, 8, 64, 64))["gflops"] for net in nets)
+    within = [m for n, m in nets[1].named_modules() if isinstance(m, torch.nn.Conv3d)]
+    assert {m.kernel_size[0] for m in within if m.kernel_size[1] == 3} == {3}
+    assert {m.kernel_size[0] for m in within if m.kernel_size[1] != 3} == {1}
+    stem = 8 * 64 * 3 * 49 * 32 * 32 / 1e9
+    shortcuts = 8 * sum(a * 2 * a * (8 // k) ** 2 for a, k in ((64, 1), (128, 2), (256, 4))) / 1e9
+    assert deep == pytest.approx(3 * flat - 2 * (stem + shortcuts), rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name,kwargs",
-    [
-        ("i3d:test_resnet", dict(temporal=(3, 1, 3, 1, 3))),
-        ("r3d_18", {}),
-        ("r2plus1d_18", {}),
-        ("i3d:resnet18", dict(time_strides=(1, 1, 2, 1, 1))),
-    ],
-)
-def test_field_of_view_in_time_is_where_gradients_reach(name, kwargs):
-    model = create_3d(name, 5, **kwargs).eval()
+@pytest.mark.parametrize("name", ["i3d:test_resnet", "r3d_18", "r2plus1d_18", "i3d:resnet18"])
+def test_field_of_view_in_time_is_where_gradients_reach(name):
+    model = create_3d(name, 5).eval()
     for m in model.modules():
         if isinstance(m, torch.nn.Conv3d):
             torch.nn.init.constant_(m.weight, 0.01)
@@ -527,9 +511,7 @@ def normalised(colours, mean, std):
     return (colours - wide(mean)) / wide(std)
 
 
-@pytest.mark.parametrize(
-    "switch", [None, channels_last, checkpoint_stages, deepcopy, torch.compile]
-)
+@pytest.mark.parametrize("switch", [None, channels_last, checkpoint_stages, deepcopy])
 @pytest.mark.parametrize("kind", ["2d", "3d"])
 def test_a_network_sees_clips_as_its_weights_know_them(kind, switch):
     torch.manual_seed(0)
@@ -540,14 +522,12 @@ def test_a_network_sees_clips_as_its_weights_know_them(kind, switch):
         wanted = model(normalised(colours, *OTHER))
         keys = list(model.state_dict())
         assert renormalise(model, *OTHER) is model and normalisation(model) == OTHER
-        if switch is torch.compile:
-            model = torch.compile(model, backend="eager")
-        elif switch:
+        if switch:
             model = switch(model)
         found = model(normalised(colours, MEAN, STD))
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
         assert (model(normalised(colours, *OTHER)) - wanted).abs().max() > 1e-2
-    assert [k.removeprefix("_orig_mod.") for k in model.state_dict()] == keys
+    assert list(model.state_dict()) == keys
 
 
 def test_the_usual_normalisation_costs_nothing_and_another_is_put_back():

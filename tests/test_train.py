@@ -162,7 +162,7 @@ def demo_run(root, out, phase=None, limit=None, **kw):
             setattr(train, name, showing(getattr(train, name), code))
     s = load_study("smoke")
     s.data.root = str(root)
-    exp = s.experiments["3d-scratch"].model_copy(update=dict(epochs=2, batch_size=4, ema=0.9, **kw))
+    exp = s.experiments["3d-scratch"].model_copy(update=dict(epochs=2, batch_size=4, **kw))
     classes, train_set, views = datasets(s, exp, 0)
     model = fit(exp, classes, train_set, views["ordered"][0], out, save_steps=2)
     p = pd.concat(
@@ -437,6 +437,20 @@ def assert_same(found, wanted):
         [assert_same(f, w) for f, w in zip(found, wanted)]
     else:
         assert found == wanted
+
+
+def test_a_run_of_another_version_is_one_sentence(tmp_path):
+    class Older(Experiment):
+        ema: float | None = None
+        flip: bool = False
+
+    exp = Older(**experiment().model_dump())
+    runs.save_run(build_model(exp, 3), exp, CLASSES, tmp_path / "weights.safetensors")
+    with pytest.raises(
+        ValueError, match=r"another version .*\(ema, flip\); train this run again"
+    ) as e:
+        load_run(tmp_path)
+    assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("places", [20, pytest.param(200, marks=pytest.mark.slow)])
@@ -721,7 +735,6 @@ def made_up_study(tmp_path, world, experiments=None, **kw):
         (dict(model="resnet18", init="w.pth"), "'a': .*w.pth does not fit this architecture"),
         (dict(model="test_resnet", init="cut.pth"), "'a': .*cut.pth is cut short or damaged"),
         (dict(model="i3d:ecaresnet26t"), "'a': .*no 3D twin"),
-        (dict(model="test_resnet", flip=True), None),
         (dict(model="r3d_18", batch_size=1), None),
         (dict(model="test_resnet", stages=4, n_frames=1, batch_size=1), "'a': .*parts of 1 clips"),
         (
@@ -765,27 +778,6 @@ def test_classes_that_a_study_names_are_those_of_its_data(tmp_path, world, there
         runs.check_study(study)
 
 
-def test_flip_is_a_setting_of_an_experiment(tmp_path, world):
-    study = made_up_study(tmp_path, world, settings=dict(flip=True, n_frames=4, stages=2))
-    classes, clips, views = datasets(study, study.experiments["2d-multi"], 0)
-    mirrored = {
-        classes[int(clips.targets[i])]: classes[clips[i]["target"]]
-        for e in range(4)
-        for i in range(len(clips))
-        if clips.set_epoch(e) is None and clips[i]["flipped"]
-    }
-    left, right = (f"Pushing something from {d}" for d in ("left to right", "right to left"))
-    assert mirrored[left] == right and mirrored[right] == left
-    assert not any(views["ordered"][0][i]["flipped"] for i in range(len(views["ordered"][0])))
-    study.experiments["2d-multi"].flip = False
-    _, clips, _ = datasets(study, study.experiments["2d-multi"], 0)
-    assert not any(clips[i]["flipped"] for i in range(len(clips)))
-    study.data.classes = [left, "Uncovering something"]
-    study.experiments["2d-multi"].flip = True
-    with pytest.raises(ValueError, match="cannot be flipped"):
-        runs.check_study(study)
-
-
 def test_a_batch_in_parts_is_the_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "build_model", plain_net)
     whole, parts = (run(experiment(opt="sgd", accumulate=n), tmp_path / str(n)) for n in (1, 2))
@@ -795,65 +787,9 @@ def test_a_batch_in_parts_is_the_batch(tmp_path, monkeypatch):
     np.testing.assert_allclose(history(tmp_path / "1"), history(tmp_path / "2"), rtol=1e-5)
 
 
-def test_the_moving_average_is_what_is_kept(tmp_path, monkeypatch):
-    states, real = [], train.save_checkpoint
-    monkeypatch.setattr(
-        train,
-        "save_checkpoint",
-        lambda path, **s: (
-            real(path, **s),
-            states.append(
-                (s["step"], *({k: v.clone() for k, v in s[x].items()} for x in ("model", "ema")))
-            ),
-        ),
-    )
-    model = run(experiment(ema=0.7), tmp_path, save_steps=1)
-    by_step = {step: (net, ema) for step, net, ema in states}
-    name = "backbone.fc.weight"
-    for step in range(2, 7):
-        torch.testing.assert_close(
-            by_step[step][1][name], 0.7 * by_step[step - 1][1][name] + 0.3 * by_step[step][0][name]
-        )
-    assert torch.equal(model.state_dict()[name], by_step[6][1][name]) and not torch.equal(
-        by_step[6][0][name], by_step[6][1][name]
-    )
-
-
-def test_early_stopping_keeps_the_best(tmp_path, monkeypatch):
-    tops = iter([0.2, 0.6, 0.5, 0.4, 0.9])
-    monkeypatch.setattr(train, "metrics", lambda p, classes: dict(nll=1.0, top1=next(tops)))
-    model = run(experiment(epochs=5, patience=2), tmp_path)
-    assert list(history(tmp_path).val_top1) == [0.2, 0.6, 0.5, 0.4]
-    two = run(experiment(epochs=5, patience=2), tmp_path)  # called again: finished
-    assert same(model, two) and same(
-        model, load_run(tmp_path / "checkpoint" / "best.safetensors")[0]
-    )
-    assert not torch.equal(
-        torch.load(tmp_path / "checkpoint" / "last.pt", weights_only=True)["model"][
-            "backbone.fc.weight"
-        ],
-        model.state_dict()["backbone.fc.weight"],
-    )
-
-
 def test_learning_rates(tmp_path):
-    run(
-        experiment(
-            epochs=4,
-            sched="step",
-            milestones=[2, 3],
-            lr=1.0,
-            opt="sgd",
-            clip_grad=1e-3,
-            warmup_epochs=0,
-        ),
-        tmp_path / "step",
-    )
-    assert history(tmp_path / "step").lr.tolist() == pytest.approx(
-        [1, 0.1, 0.01, 0.01]
-    )  # at the end of each epoch
-    run(experiment(epochs=4, lr=1.0, opt="sgd", clip_grad=1e-3), tmp_path / "cosine")
-    assert (history(tmp_path / "cosine").lr.diff().dropna() < 0).all()
+    run(experiment(epochs=4, lr=1.0, opt="sgd", clip_grad=1e-3), tmp_path)
+    assert (history(tmp_path).lr.diff().dropna() < 0).all()
 
 
 @pytest.mark.parametrize("able, want", [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("", "no")])
@@ -868,15 +804,10 @@ def test_precision_is_mixed_where_the_processor_computes_in_it(monkeypatch, able
     "change, tolerance",
     [
         (dict(checkpointing=True), 1e-6),
-        (dict(compile=True), 1e-6),
         (dict(mixed_precision="bf16"), 0.3),
     ],
 )
-def test_a_switch_changes_cost_but_not_the_result(tmp_path, change, tolerance, monkeypatch):
-    compiled, real = [], torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda m, **kw: compiled.append(m) or real(m, backend="eager")
-    )
+def test_a_switch_changes_cost_but_not_the_result(tmp_path, change, tolerance):
     from accelerate.state import AcceleratorState
 
     settings = dict(epochs=1, opt="sgd", lr=1e-3)
@@ -884,9 +815,7 @@ def test_a_switch_changes_cost_but_not_the_result(tmp_path, change, tolerance, m
     AcceleratorState._reset_state()
     model = run(experiment(**settings, **change), tmp_path / "switched")
     AcceleratorState._reset_state()
-    assert len(compiled) == ("compile" in change) and all(
-        v.dtype != torch.bfloat16 for v in model.state_dict().values()
-    )
+    assert all(v.dtype != torch.bfloat16 for v in model.state_dict().values())
     for a, b in zip(plain.state_dict().values(), model.state_dict().values()):
         assert (a - b).float().norm() <= tolerance * max(a.float().norm(), 1e-3)
     logits = [

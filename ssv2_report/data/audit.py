@@ -44,7 +44,6 @@ NOTES = (
 )
 MEND = {  # What a finding about a whole file asks for
     "damaged box file": "mend the box files",
-    "damaged checksum list": "mend or remove SHA256SUMS",
     "no clips": "put the clips where they are looked for",
 }
 
@@ -273,36 +272,8 @@ def _no_records():
     columns = ["id", "split", "target", "label", "placeholders", "problem", "detail", "twice"]
     return pd.DataFrame(columns=columns, dtype="string")
 
-
-_SUM = re.compile(
-    r"\\?(?P<sum>[0-9a-f]{64}) [ *]?(?P<path>.+)"
-    r"|sha256 ?\((?P<name>.+)\) ?= ?(?P<own>[0-9a-f]{64})",
-    re.I,
-)
-
-# %% ../../nbs/data/audit.ipynb #00e-009-2
-def _listed_sums(root):  # sha256 by path below the root from SHA256SUMS, findings about the list
-    sums, findings = {}, []
-    try:
-        lines = read_text(Path(root) / "SHA256SUMS").splitlines()
-    except FileNotFoundError:
-        return {}, []
-    except UnicodeDecodeError:
-        lines = ["?"]
-    for k, line in enumerate(lines, 1):
-        if found := _SUM.fullmatch(line.strip()):
-            path = (found["path"] or found["name"]).replace("\\", "/").removeprefix("./")
-            sums[path] = (found["sum"] or found["own"]).lower()
-        elif line.strip() and not findings:
-            findings = [f"line {k} of SHA256SUMS is no checksum and path"]
-    if not sums and not findings:
-        findings = ["SHA256SUMS is empty"]
-    if sums and not any((Path(root) / path).exists() for path in sums):
-        findings = [f"SHA256SUMS names no file of this folder, the first is {next(iter(sums))}"]
-    return sums, [("", "", "damaged checksum list", f"{f}: make it again") for f in findings[:1]]
-
 # %% ../../nbs/data/audit.ipynb #00e-009-3
-def _demo_sums(root):  # The same, as the demo world wrote them
+def _demo_sums(root):  # sha256 by path below the root, as the demo world wrote them
     try:
         world = json.loads((Path(root) / "demo.json").read_text())
         clips = {f"{MEDIA[0]}/{id}.webm": clip["sha256"] for id, clip in world["clips"].items()}
@@ -499,10 +470,9 @@ def audit(
     digest, there = dataset_digest(root, files), media_files(root)
     media = {id: paths[0] for id, paths in there.items()}
     records, findings, classes = _audit_labels(root)
-    listed, of_list = _listed_sums(root)
-    sums = listed | _demo_sums(root)
+    sums = _demo_sums(root)
     of_files, shapes = _audit_files(root, records, media, sums, workers, progress)
-    findings += of_list + of_files + _audit_texts(root, sums) + _audit_places(root, records, media)
+    findings += of_files + _audit_texts(root, sums) + _audit_places(root, records, media)
     findings += _audit_copies(root, records, there)
     said = "There are no boxes."
     try:

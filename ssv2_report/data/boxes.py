@@ -283,13 +283,10 @@ def transform_boxes(
     hw,  # Height and width of that picture
     window,  # Top, left, height, width as fractions of the picture
     size: int,  # Of the clip, pixels
-    flipped: bool = False,
 ) -> np.ndarray:  # float32 [N,4] pixels of the clip, not clipped to it
-    "Boxes after cutting out a window, resizing it to a square and perhaps mirroring it."
+    "Boxes after cutting out a window and resizing it to a square."
     top, left, h, w = window
     y, x = (xyxy[:, 1::2] / hw[0] - top) / h * size, (xyxy[:, 0::2] / hw[1] - left) / w * size
-    if flipped:
-        x = size - x[:, ::-1]
     return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1).astype("float32")
 
 # %% ../../nbs/data/boxes.ipynb #00c-011
@@ -300,7 +297,6 @@ def draw_boxes(
     size: int,  # Height and width of the clip
     hw,  # Height and width of the video that was read, at whatever size
     window,  # Top, left, height, width as fractions of the picture
-    flipped: bool = False,
 ) -> dict:  # hand, object: bool [T,size,size]; known: bool [T]
     """Masks of hands and objects in a clip; a pixel is inside when its centre is. A frame without
     annotation, or with a damaged box, is not known; a box that leaves the picture is cut at its
@@ -309,7 +305,7 @@ def draw_boxes(
     frame, kind, raw = boxes.frame[rows], boxes.kind[rows], boxes.xyxy[rows]
     drawn = (height := boxes.drawn_on(h)), w * height / h
     sound = (kind < 0) | ((raw[:, 2:] > raw[:, :2]).all(1) & np.isfinite(raw).all(1))
-    xyxy, centre = transform_boxes(raw, drawn, window, size, flipped), np.arange(size) + 0.5
+    xyxy, centre = transform_boxes(raw, drawn, window, size), np.arange(size) + 0.5
     masks, known = np.zeros((2, len(frames), size, size), bool), np.zeros(len(frames), bool)
     for t, f in enumerate(frames):
         here = np.flatnonzero(frame == f)

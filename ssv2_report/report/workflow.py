@@ -145,7 +145,6 @@ def expected_seconds(
         many = 1.5 * cam.references + 0.3 * classes * min(cam.choice_per_class, train)
         return 5 + pixels * (many + 0.09 * classes * looked)
     if step == "reliance":
-        looked = min(cam.reliance_per_class or looked, held)
         return 2 + pixels * 0.08 * len(cam.paint) * classes * looked
     of_step = dict(demo_data=2 + 0.072 * clips, audit=1 + 0.008 * clips, cache=2 + 0.016 * clips)
     return of_step.get(step) or dict(validation=22, analysis=32, chapter=8, render=7)[step]

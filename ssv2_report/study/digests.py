@@ -121,7 +121,7 @@ def _settings(study, job):
         decided = cam.sources, cam.choice_per_class, cam.references, cam.per_class
         return *decided, study.frames, data.size
     if job.step == "reliance":
-        return cam.paint, cam.reliance_per_class or cam.per_class
+        return cam.paint, cam.per_class
     if job.step == "cache":
         group = data.classes in CLASS_GROUPS or not isinstance(data.classes, str)
         classes = data.classes if group else Path(data.classes).read_text(encoding="utf-8")

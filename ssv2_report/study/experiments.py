@@ -76,7 +76,6 @@ class Experiment(_Strict):
     init: str | None = (
         None  # experiment whose weights to start from, 'imagenet', 'kinetics' or a file of weights
     )
-    weights: str | None = None  # a file of the published weights, which are fetched otherwise
     mean: tuple[float, float, float] | None = (
         None  # of the colours in [0, 1] that the weights know; None: as they say, from scratch ImageNet's
     )
@@ -87,36 +86,24 @@ class Experiment(_Strict):
         4, ge=1, le=4
     )  # of the ResNet's four, how many to keep: fewer give a finer map whose cells see less
     maxpool: bool = True  # of a timm backbone's stem; R3D-18 and R(2+1)D-18 have none
-    pool: Literal["mean", "max"] = "mean"  # how a 2D network pools its frames' logits
     dropout: float = Field(0.0, ge=0, lt=1)  # share of the head's inputs left out in training
     n_frames: int = Field(8, ge=1)
     min_area: float = Field(
         0.6, gt=0, le=1
     )  # smallest random window in training, as a share of the centre square
     epochs: int = Field(10, ge=1)
-    patience: int | None = Field(
-        None, ge=1
-    )  # stop after so many epochs without better validation top-1, and keep the best weights
-    flip: bool = False  # mirror half the training clips, their labels' left and right exchanged
     batch_size: int = Field(16, ge=1)  # clips an optimiser step, over all processes
     accumulate: int = Field(1, ge=1)  # parts in which a batch is computed, one after the other
     opt: str = "adamw"  # a timm optimiser
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, gt=0)  # the largest; it falls as a cosine
     head_lr: float = Field(1.0, gt=0)  # learning rate of the head, in learning rates of the rest
-    sched: Literal["cosine", "step"] = "cosine"
-    milestones: list[int] = []  # epochs after which 'step' divides lr by ten
     weight_decay: float = Field(0.05, ge=0)
     warmup_epochs: int = Field(1, ge=0)
     clip_grad: float | None = 1.0  # maximal gradient norm
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    ema: float | None = Field(
-        None, gt=0, lt=1
-    )  # decay of a moving average of the weights, which is then what is judged and kept
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = (
         "no"  # auto: bf16 where the device computes in it, else no
     )
     checkpointing: bool = False  # recompute the stages on the way back: less memory, more time
-    compile: bool = False  # torch.compile
     gpus_per_run: int = Field(1, ge=1)  # that share each batch, where there are any
     workers: int | None = Field(
         None, ge=0
@@ -157,9 +144,6 @@ class Cam(_Strict):
     frames: int | None = Field(
         None, ge=1
     )  # of the clips that maps are of; None: as many as the study's longest experiment sees
-    reliance_per_class: int | None = (
-        None  # validation clips a class for that; None takes those of the maps
-    )
     cases: int = Field(6, ge=1)  # case studies shown in the report
 
 # %% ../../nbs/study/experiments.ipynb #c008-1
@@ -411,7 +395,7 @@ def load_study(
 ) -> Study:
     """Read and check a study. `settings` of the file are the defaults of each of its experiments.
     With `base: NAME`, a study beside it, every top-level key that the file does not have is as there.
-    Paths in it (`data.root`, `data.boxes`, a file of `data.classes`, weights as `init` or `weights`, a file as
+    Paths in it (`data.root`, `data.boxes`, a file of `data.classes`, weights as `init`, a file as
     `second_world`) are relative to the study's own file, `~` is the user's home; they become
     absolute here, so that they mean the same in every step.
 
@@ -639,13 +623,6 @@ def _check_inits(study, path):
         known = (*study.experiments, *PUBLISHED)
         if exp.init and exp.init not in known and ("/" in exp.init or exp.init.endswith(WEIGHTS)):
             exp.init = _weights_file(exp.init, name, path)
-        if exp.weights is not None:
-            exp.weights = _weights_file(exp.weights, name, path)
-        if exp.weights and exp.init not in (None, *PUBLISHED):
-            raise ValueError(
-                f"{path}: experiment {name!r} starts from {exp.init} and from the file of weights "
-                f"{exp.weights}; leave one of them out."
-            )
     for name in study.experiments:
         _check_chain(study, name, path)
 
@@ -657,20 +634,19 @@ def _known_to(study, name) -> tuple:
     exp = study.experiments[name]
     if exp.init in study.experiments:
         return _known_to(study, exp.init)
-    source, given = exp.init or exp.weights, (exp.mean, exp.std)
-    if source is None or exp.mean and source not in PUBLISHED and not is_run(source):
-        return given
-    return known_normalisation(exp, source)
+    if exp.init is None or exp.mean and exp.init not in PUBLISHED and not is_run(exp.init):
+        return exp.mean, exp.std
+    return known_normalisation(exp, exp.init)
 
 # %% ../../nbs/study/experiments.ipynb #c014m-1
 def _settle_weights(study, path):
-    """Set each experiment's `mean` and `std` to what its weights know, and its start to the file of
-    `weights`. ValueError where it says something else."""
+    """Set each experiment's `mean` and `std` to what its weights know. ValueError where it says
+    something else."""
     for name, exp in study.experiments.items():
         where = f"{path}: experiment {name!r}"
         if (exp.mean is None) != (exp.std is None):
             raise ValueError(f"{where}: mean and std belong together; give both or none.")
-    elsewhere = lambda exp: exp.init and exp.init not in study.experiments or exp.weights
+    elsewhere = lambda exp: exp.init and exp.init not in study.experiments
     if not any(elsewhere(exp) or exp.mean for exp in study.experiments.values()):
         return
     from ssv2_report.data.clips import MEAN, STD
@@ -684,8 +660,6 @@ def _settle_weights(study, path):
                 f"the deviation {known[1]}; leave mean and std out."
             )
         exp.mean, exp.std = mean, std
-        if exp.weights:
-            exp.init, exp.weights = exp.weights, None
 
 # %% ../../nbs/study/experiments.ipynb #c014b
 def _written(module, pattern) -> list[str]:
@@ -740,8 +714,6 @@ def _check_networks(study, path):
                 f"{where}: a batch of {exp.batch_size} clips does not divide into {exp.gpus_per_run} "
                 f"GPUs (gpus_per_run) x {exp.accumulate} parts (accumulate); change one of them."
             )
-        if exp.sched == "step" and not exp.milestones:
-            raise ValueError(f"{where} goes down by steps but has no milestones; give the epochs.")
 
 # %% ../../nbs/study/experiments.ipynb #c014c
 METHODS = ("gradcam", "gradcam++", "layercam", "hirescam", "xgradcam")

@@ -27,7 +27,6 @@ from ssv2_report.data.clips import (
     ClipDataset,
     Index,
     choose_classes,
-    flip_targets,
     load_index,
     read_classes,
 )
@@ -81,8 +80,7 @@ def boxes_of(study, index) -> Boxes | None:
 # %% ../../nbs/study/runs.ipynb #runs-06
 def datasets(study, exp, seed, results=None) -> tuple:
     """Of one run: its classes, its training set, and for each order of frames the views (`exp.views`:
-    moments x crops) of the validation clips. Without `results` clips are decoded. ValueError where
-    `exp.flip` asks for the mirror image of a class that has none."""
+    moments x crops) of the validation clips. Without `results` clips are decoded."""
     indices = [clips_of(study, split, results) for split in ("train", "validation")]
     look = dict(
         n_frames=exp.n_frames,
@@ -102,7 +100,7 @@ def datasets(study, exp, seed, results=None) -> tuple:
     }
     return (
         indices[0].classes,
-        ClipDataset(indices[0], train=True, min_area=exp.min_area, flip=exp.flip, **look),
+        ClipDataset(indices[0], train=True, min_area=exp.min_area, **look),
         views,
     )
 
@@ -113,7 +111,7 @@ def build_model(exp: Experiment, num_classes: int) -> torch.nn.Module:
     model = (
         create_3d(exp.model, num_classes, **look)
         if exp.is_3d
-        else create_2d(exp.model, num_classes, pool=exp.pool, **look)
+        else create_2d(exp.model, num_classes, **look)
     )
     if exp.mean:
         renormalise(model, exp.mean, exp.std)
@@ -174,13 +172,19 @@ def _read_run(path) -> tuple[dict, dict]:
 # %% ../../nbs/study/runs.ipynb #runs-10-2
 def load_run(path) -> tuple[torch.nn.Module, Experiment, list[str]]:
     """The trained network of a run in evaluation mode, its settings and its classes;
-    FileNotFoundError where there is none, ValueError where its file is damaged."""
+    FileNotFoundError where there is none, ValueError where its file is damaged or has settings that
+    there are no more."""
     path = Path(path)
     if path.is_dir():
         path = path / "weights.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; train this run first.")
     state, run = _read_run(path)
+    if unknown := run["experiment"].keys() - Experiment.model_fields.keys():
+        raise ValueError(
+            f"{path} was trained by another version of this project, with settings that there are no "
+            f"more ({', '.join(sorted(unknown))}); train this run again."
+        )
     exp, classes = Experiment(**run["experiment"]), run["classes"]
     model = build_model(exp, len(classes))
     model.load_state_dict(state)
@@ -294,8 +298,6 @@ def check_study(study):
             continue
         seen.add(look)
         try:
-            if exp.flip and classes:
-                flip_targets(classes)
             _check_network(study, exp, len(classes or "ab"))
         except ValueError as e:
             raise ValueError(f"Experiment {name!r}: {e}") from None
