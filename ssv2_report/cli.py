@@ -823,13 +823,15 @@ def reproduce(
 # %% ../nbs/report/cli.ipynb #c019p
 def priced_on_a_core(study, table):
     "The prices of a demo study's networks on one core, by what the demo's own have taken there."
-    from ssv2_report.study.check import expected_clips
-
-    clips = expected_clips(study)["train"]
+    sizes = sizes_of(study)
     seconds = {
-        name: expected_seconds(study, Job("train", name)) - AROUND_TRAINING for name in table.index
+        name: expected_seconds(study, Job("train", name), sizes) - AROUND_TRAINING
+        for name in table.index
     }
-    rates = {name: clips * study.experiments[name].epochs / took for name, took in seconds.items()}
+    rates = {
+        name: sizes["train"] * study.experiments[name].epochs / took
+        for name, took in seconds.items()
+    }
     return table.assign(seconds=seconds, clips_per_s=rates)
 
 

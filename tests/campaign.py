@@ -162,10 +162,13 @@ class World:
     # --- what it makes
 
     def made(self):
-        "All pages, print, tables, figures and what they were made of, as text by path."
+        "All pages, print, tables, figures and the runs that they were made of, as text by path; runs that the study no longer asks for stay, for whoever asks again."
         report = self.clone / "_report" / NAME
         found = {f"report/{p.relative_to(report).as_posix()}": p for p in report.rglob("*")}
-        for where in ("variables.yml", "tables*/**/*", "figures/**/*", "runs/*/*", "runs/*/maps/*"):
+        asked = self.settings() if self.study.is_file() else dict(experiments=["*"], seeds=["*"])
+        runs = [f"runs/{e}-s{seed}" for e in asked["experiments"] for seed in asked["seeds"]]
+        runs = [f"{run}/{inside}" for run in runs for inside in ("*", "maps/*")]
+        for where in ("variables.yml", "tables*/**/*", "figures/**/*", *runs):
             found |= {p.relative_to(self.results).as_posix(): p for p in self.results.glob(where)}
         return {
             name: masked(as_text(path), self.base)

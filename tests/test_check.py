@@ -24,7 +24,7 @@ from ssv2_report import cli
 from ssv2_report.data.audit import audit
 from ssv2_report.data.clips import MEAN, STD
 from ssv2_report.models.net2d import normalisation
-from ssv2_report.report.workflow import expected_seconds
+from ssv2_report.report.workflow import expected_seconds, sizes_of
 from ssv2_report.study import check, plan
 from ssv2_report.study.check import expected_clips, look_at_weights, look_before, step_memory
 from ssv2_report.study.digests import Job, jobs_of
@@ -408,7 +408,7 @@ def test_files_of_weights_need_no_hub_and_are_tried(tmp_path, monkeypatch, capsy
     [
         (["smoke"], ["as they have taken on one core", "minutes of processor time"]),
         (["ssv2-core"], ["20 TFLOP/s", "hours of one device"]),
-        (["smoke", "--tflops", "5"], ["5 TFLOP/s", "hours of one device"]),
+        (["smoke", "--tflops", "5"], ["5 TFLOP/s", "minutes of one device"]),
         (["smoke", "--only", "2d-multi"], ["on one core", "All 1 runs"]),
     ],
     ids=" ".join,
@@ -436,5 +436,5 @@ def test_a_plan_counts_every_job_of_both_worlds(monkeypatch):
     on_core = [cli.priced_on_a_core(*of) for of in zip(studies, tables)]
     of_jobs = cli.job_seconds(studies, on_core)
     assert of_jobs["train 3d-scratch-s0"] == pytest.approx(
-        expected_seconds(study, Job("train", "3d-scratch", 0))
+        expected_seconds(study, Job("train", "3d-scratch", 0), sizes_of(study))
     )

@@ -163,6 +163,15 @@ def test_names_of_measures_are_said_by_the_analysis_and_train_nothing(whole, sou
     assert "analysis" in steps and not steps & {"audit", "cache", "train", "gradcam", "reliance"}
 
 
+def test_what_decodes_decides_the_analysis_which_shows_clips_of_its_own(whole, source):  # noqa: F811
+    study, results = whole
+    media = source / "ssv2_report/data/media.py"
+    edit(media, "lambda f: _upright(", "lambda f: 255 - _upright(")
+    found = {job.step: why for job, why in stale_jobs(study, results).items()}
+    assert "data.media" in found["analysis"] and "data.media" in found["cache"]
+    assert found["train"] == found["gradcam"] == "", "if the frames changed"
+
+
 def test_a_study_that_a_chapter_reads_decides_it(whole, source):  # noqa: F811
     study, results = whole
     edit(source / "experiments/smoke.yaml", "seeds:", "seeds: ")
@@ -252,4 +261,4 @@ def test_every_step_reaches_something_and_stops_are_there(step, book):
 def test_what_trains_is_reached():
     found = reached(notebook=json.loads((ROOT / "nbs/train/train_run.ipynb").read_text()))
     wanted = ("train:train_epoch", "models.r2plus1d:factorise", "data.clips:ClipDataset")
-    assert {*wanted, "models.net3d:PerFrame", "study.scores:predict"} <= found.keys()
+    assert {*wanted, "models.net3d:TimeConv3d", "study.scores:predict"} <= found.keys()

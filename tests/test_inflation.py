@@ -123,12 +123,47 @@ def test_centre_inflation_is_exact_at_every_frame(source, name, kwargs):
 
 @pytest.mark.parametrize("name,kwargs", I3DS)
 def test_average_inflation_is_exact_where_no_padding_is_seen(source, name, kwargs):
-    net, frames = source(name, **kwargs), 35
-    target, _ = carry(net, f"i3d:{name}", "average", **kwargs)
+    net, frames = source(name, **kwargs), 21
+    target, _ = carry(
+        net,
+        f"i3d:{name}",
+        "average",
+        temporal=3 if name == "test_resnet" else (1, 1, 1, 3, 3),
+        **kwargs,
+    )
     errors = frame_errors(net, target, clips(1, frames))
     assert errors["layer4"][frames // 2] < 1e-4 and errors["layer4"][0] > 0.01
     table = response_errors(net, target, clips(1, frames)).set_index("stage")
     assert table.interior["layer4"] < 1e-4 < table.error["layer4"]
+
+
+@pytest.mark.parametrize("name,kwargs", I3DS)
+def test_average_inflation_is_exact_everywhere_when_time_is_replicated(source, name, kwargs):
+    net = source(name, **kwargs)
+    target, _ = carry(net, f"i3d:{name}", "average", time_padding="replicate", **kwargs)
+    for stage, error in frame_errors(net, target, clips(2, 4)).items():
+        assert error.max() < 1e-4, stage
+
+
+@pytest.mark.parametrize("temporal", [1, 3, 5, (3, 1, 3, 1, 5)])
+def test_any_kernel_lengths(source, temporal):
+    net = source("test_resnet", output_stride=8)
+    target, _ = carry(net, "i3d:test_resnet", output_stride=8, temporal=temporal)
+    assert frame_errors(net, target, clips(2))["logits"] < 1e-4
+
+
+def test_time_strides_keep_the_response(source):
+    net = source("resnet18")
+    target, _ = carry(net, "i3d:resnet18", time_strides=(2, 1, 2, 1, 2))
+    errors = frame_errors(net, target, clips(2))
+    assert [len(errors[s]) for s in ("stem", "layer1", "layer2", "layer3", "layer4")] == [
+        4,
+        4,
+        2,
+        2,
+        1,
+    ]
+    assert all(e.max() < 1e-4 for e in errors.values())
 
 
 @pytest.mark.parametrize("frames", [8, 16])

@@ -150,6 +150,10 @@ def test_stem_without_maxpool_is_twice_as_large():
         (lambda: create_3d("r3d_34"), "r3d_18"),
         (lambda: create_3d("r3d_18", output_stride=8), "I3D"),
         (lambda: create_3d("i3d:seresnet18"), "no 3D twin"),
+        (lambda: create_3d("i3d:test_resnet", temporal=2), "odd"),
+        (lambda: create_3d("i3d:test_resnet", temporal=(3, 3)), "five"),
+        (lambda: create_3d("i3d:resnet18", time_strides=(1, 2, 1, 1, 1)), "identity"),
+        (lambda: create_3d("i3d:test_resnet", time_padding="same"), "replicate"),
         (lambda: create_3d("i3d:test_resnet", pretrained="kinetics"), "give a file"),
     ],
 )
@@ -194,19 +198,29 @@ def test_cost_of_a_2d_network_is_its_frames(name, weights):
 
 
 def test_an_i3d_costs_what_its_kernels_say():
-    nets = create_2d("resnet18", 5), create_3d("i3d:resnet18", 5)
-    flat, deep = (cost(net, (3, 8, 64, 64))["gflops"] for net in nets)
-    within = [m for n, m in nets[1].named_modules() if isinstance(m, torch.nn.Conv3d)]
-    assert {m.kernel_size[0] for m in within if m.kernel_size[1] == 3} == {3}
-    assert {m.kernel_size[0] for m in within if m.kernel_size[1] != 3} == {1}
-    stem = 8 * 64 * 3 * 49 * 32 * 32 / 1e9
-    shortcuts = 8 * sum(a * 2 * a * (8 // k) ** 2 for a, k in ((64, 1), (128, 2), (256, 4))) / 1e9
-    assert deep == pytest.approx(3 * flat - 2 * (stem + shortcuts), rel=1e-3)
+    flat, deep = (
+        cost(m, (3, 8, 64, 64))
+        for m in (create_2d("resnet18", 5), create_3d("i3d:resnet18", 5, temporal=1))
+    )
+    assert flat["params"] == deep["params"] and flat["gflops"] == pytest.approx(
+        deep["gflops"], rel=1e-4
+    )  # the head is applied once, not once a frame
+    assert cost(create_3d("i3d:resnet18", 5, temporal=3), (3, 8, 64, 64))[
+        "gflops"
+    ] == pytest.approx(3 * flat["gflops"], rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["i3d:test_resnet", "r3d_18", "r2plus1d_18", "i3d:resnet18"])
-def test_field_of_view_in_time_is_where_gradients_reach(name):
-    model = create_3d(name, 5).eval()
+@pytest.mark.parametrize(
+    "name,kwargs",
+    [
+        ("i3d:test_resnet", dict(temporal=(3, 1, 3, 1, 3))),
+        ("r3d_18", {}),
+        ("r2plus1d_18", {}),
+        ("i3d:resnet18", dict(time_strides=(1, 1, 2, 1, 1))),
+    ],
+)
+def test_field_of_view_in_time_is_where_gradients_reach(name, kwargs):
+    model = create_3d(name, 5, **kwargs).eval()
     for m in model.modules():
         if isinstance(m, torch.nn.Conv3d):
             torch.nn.init.constant_(m.weight, 0.01)
