@@ -202,6 +202,7 @@ def test_a_signal_to_the_command_alone_leaves_nothing_running(name):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     pids = [int(word) for word in process.stdout.readline().split() if word != "STARTED"]
     process.send_signal(getattr(signal, name))
