@@ -4,6 +4,7 @@ import base64
 import html
 import inspect
 import io
+import json
 import os
 import re
 import shutil
@@ -305,6 +306,23 @@ def test_numbers_captions_references_and_citations(text):
         and 'alt="Two curves: the 3D one rises to 0.95, the 2D one stays at &quot;half&quot;."'
         in text
     )
+
+
+def test_a_report_that_an_older_version_rendered_is_rendered_again(tmp_path, project):
+    "Whose list of files had no digests; a file of the user's own stays."
+    root, _ = project
+    pages = dict(index=write(tmp_path / "index.ipynb", [md("# A page\n\nText.")]))
+    out = tmp_path / "out"
+    stage(tmp_path / "site", pages, {}, root)
+    render(tmp_path / "site", out, None)
+    (out / "mine.txt").write_text("mine")
+    (out / "former.html").write_text("of a page that there is no more")
+    known = json.loads((out / ".rendered.json").read_text())
+    known["files"] = [*known["files"], "former.html"]
+    (out / ".rendered.json").write_text(json.dumps(known))
+    render(tmp_path / "site", out, None)
+    assert (out / "mine.txt").is_file() and not (out / "former.html").exists()
+    assert isinstance(json.loads((out / ".rendered.json").read_text())["files"], dict)
 
 
 def test_raw_output_passes_untouched(text):

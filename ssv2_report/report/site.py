@@ -731,7 +731,7 @@ def render(
     if not files:
         pages = _embedded(site, out, config, inputs, known.get("pages") or {})
         files = _files(out, pages, site)
-    _remove(out, left.keys() - {*files})
+    _remove(out, {*left} - {*files})
     by = "" if pages else quarto.version
     made = dict(whole=digest(inputs, by), quarto=by, pages=pages, files=_sums(out, sorted(files)))
     (out / ".rendered.json").write_text(json.dumps(made, indent=1), encoding="utf-8")
