@@ -44,7 +44,9 @@ from ssv2_report.data.basics import (
     whole,
 )
 from .data.clips import ClipDataset, denormalise
-from .data.code import code_digests
+from .data.code import BESIDE, BY_VALUE, code_digests
+from .machine.environment import OF_TRAINING, job_environment, without
+from .machine.processes import heeding, how_it_ended, identity, is_alive
 from ssv2_report.models.net2d import (
     FrameNet,
     channels_last,
@@ -53,9 +55,7 @@ from ssv2_report.models.net2d import (
     renormalise,
 )
 from .models.net3d import inflate
-from .study.environment import OF_TRAINING, job_environment, without
-from .study.experiments import Experiment, experiment, load_study
-from .study.processes import heeding, how_it_ended, identity, is_alive
+from .study.experiments import Experiment, experiment, load_study, run_folder
 from ssv2_report.study.runs import (
     build_model,
     datasets,
@@ -76,7 +76,6 @@ from ssv2_report.study.scores import (
     processes,
     with_room,
 )
-from .study.steps import BESIDE, BY_VALUE, run_folder
 
 # %% ../nbs/03_train.ipynb #c011
 def start_from(model, exp, classes, source, clips=None):
@@ -761,7 +760,7 @@ def launch(processes, *arguments, on_line=print):
     command = [*torchrun, "-m", "ssv2_report.train", *map(str, arguments)]
     with (
         open(progress.parent / "processes.log", "w+") as log,
-        subprocess.Popen(  # which holds the GPUs as well (study.devices)
+        subprocess.Popen(  # which holds the GPUs as well (machine.devices)
             [sys.executable, *command],
             stdout=log,
             stderr=log,

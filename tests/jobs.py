@@ -22,7 +22,7 @@ from pathlib import Path
 step, study, of = sys.argv[4:7]
 if step not in ("train", "gradcam"):
     sys.exit()
-from ssv2_report.study.devices import held
+from ssv2_report.machine.devices import held
 
 log, wanted = Path(os.environ["LOG"]), int(os.environ["PER_RUN"]) if step == "train" else 1
 

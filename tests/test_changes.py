@@ -13,8 +13,8 @@ import yaml
 from test_digests import CHANGES, DOWN, bring_up_to_date, finished, of, whole  # noqa: F401
 
 from ssv2_report.demo.world import make_world
-from ssv2_report.study import digests
-from ssv2_report.study.digests import files_of, jobs_of, recorded, set_flags, to_do
+from ssv2_report.jobs import records
+from ssv2_report.jobs.records import files_of, jobs_of, recorded, set_flags, to_do
 from ssv2_report.study.experiments import Hypothesis, load_study
 
 ALL = of("train") | of("gradcam") | of("reliance")
@@ -85,7 +85,7 @@ def lose_the_flags(study, results):
 
 def damage_the_flags(study, results):
     for job in jobs_of(study):
-        path = Path(digests.flag(results, job))
+        path = Path(records.flag(results, job))
         path.parent.mkdir(exist_ok=True)
         path.write_text("?")
 
@@ -174,7 +174,7 @@ def order_experiments(study, results):
 
 def second_world(study, results):
     root = make_world(results.parent / "second", 1, 1, size=64, shortcut=True)
-    text = (digests.project_root() / "experiments" / "smoke.yaml").read_text()
+    text = (records.project_root() / "experiments" / "smoke.yaml").read_text()
     content = yaml.safe_load(text) | dict(hypotheses={})
     content["data"] = dict(root=str(root), size=32)
     content["experiments"] = {"2d-multi": content["experiments"]["2d-multi"]}
@@ -340,7 +340,7 @@ def results_of(study, results):
     "All that the jobs of a study leave, as bytes, and what their records say of it."
     found = {}
     for job in jobs_of(study):
-        found[job.name] = digests.record(results, job)["results"]
+        found[job.name] = records.record(results, job)["results"]
         for path in files_of(study, results, job):
             found[str(path.relative_to(results.parent))] = path.read_bytes()
     audited = json.loads(found.pop("results/audit.json"))

@@ -23,14 +23,13 @@ from worlds import make, official, write_study
 from ssv2_report import cli
 from ssv2_report.data.audit import audit
 from ssv2_report.data.clips import MEAN, STD
+from ssv2_report.jobs.records import Job, jobs_of
+from ssv2_report.jobs.workflow import expected_seconds, sizes_of
 from ssv2_report.models.net2d import normalisation
-from ssv2_report.report.workflow import expected_seconds, sizes_of
-from ssv2_report.study import check, plan
-from ssv2_report.study.check import expected_clips, look_at_weights, look_before, step_memory
-from ssv2_report.study.digests import Job, jobs_of
-from ssv2_report.study.experiments import load_study, worlds_of
+from ssv2_report.plan import check, prices
+from ssv2_report.plan.check import expected_clips, look_at_weights, look_before, step_memory
+from ssv2_report.study.experiments import load_study, run_folder, worlds_of
 from ssv2_report.study.runs import build_model, load_run
-from ssv2_report.study.steps import run_folder
 from ssv2_report.train import fit, start_from
 
 
@@ -426,7 +425,7 @@ def test_a_plan_is_of_a_core_where_a_demo_study_has_no_gpu(words, says, monkeypa
 def test_a_plan_counts_every_job_of_both_worlds(monkeypatch):
     study = load_study("demo")
     studies = worlds_of(study)
-    tables = [plan.prices(s) for s in studies]
+    tables = [prices.prices(s) for s in studies]
     seconds = cli.job_seconds(studies, tables)
     wanted = len(jobs_of(study)) + len(jobs_of(studies[1], inner=True))
     assert len(seconds) == wanted and min(seconds.values()) > 0

@@ -22,9 +22,9 @@ from ssv2_report.cli import (
     run_notebook,
 )
 from ssv2_report.demo.world import world_version
-from ssv2_report.study.check import expected_clips
+from ssv2_report.machine.processes import alone, identity
+from ssv2_report.plan.check import expected_clips
 from ssv2_report.study.experiments import load_study
-from ssv2_report.study.processes import alone, identity
 
 
 def ssv2(*args):
@@ -187,7 +187,7 @@ time.sleep(600)
 """
 OUTER = f"""
 import subprocess, sys
-from ssv2_report.study.processes import none_left
+from ssv2_report.machine.processes import none_left
 with subprocess.Popen([sys.executable, "-c", {TREE!r}], stdout=subprocess.PIPE, text=True) as p:
     with none_left(p, grace=1.0):
         print(p.pid, p.stdout.readline(), flush=True)
@@ -350,7 +350,7 @@ def test_every_command_has_help():
     assert "--results" in ssv2("reproduce", "--help").stdout
 
 
-HOLD = "import sys, time; from pathlib import Path; from ssv2_report.study.processes import alone\nwith alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from pathlib import Path; from ssv2_report.machine.processes import alone\nwith alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
 def test_a_folder_is_one_living_processs_own(tmp_path):

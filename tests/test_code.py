@@ -9,10 +9,10 @@ import pytest
 from test_digests import finished, whole  # noqa: F401
 
 from ssv2_report.data import code
-from ssv2_report.data.code import cells_digest, reached
-from ssv2_report.study import digests
-from ssv2_report.study.digests import CHAPTERS, NOTEBOOKS, stale_jobs
-from ssv2_report.study.steps import BESIDE, BY_VALUE, ENTRIES, code_of
+from ssv2_report.data.code import BESIDE, BY_VALUE, cells_digest, reached
+from ssv2_report.jobs import records
+from ssv2_report.jobs.records import CHAPTERS, NOTEBOOKS, stale_jobs
+from ssv2_report.jobs.steps import ENTRIES, code_of
 
 ROOT = Path(__file__).parents[1]
 BOOKS = [*NOTEBOOKS.values(), *CHAPTERS.values()]
@@ -25,9 +25,9 @@ def source(tmp_path, monkeypatch):
     for part in ("nbs", "ssv2_report", "experiments"):
         shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "_quarto.yml", root)
-    for module in (code, digests):
+    for module in (code, records):
         monkeypatch.setattr(module, "PACKAGE", root / "ssv2_report")
-    monkeypatch.setattr(digests, "project_root", lambda: root)
+    monkeypatch.setattr(records, "project_root", lambda: root)
     return root
 
 

@@ -14,7 +14,7 @@ import pytest
 from jobs import lines_of, side_by_side, stand_in
 
 from ssv2_report.cli import run_notebook, workflow_command
-from ssv2_report.study.devices import gpus_of, held, seen_gpus, threads_of
+from ssv2_report.machine.devices import gpus_of, held, seen_gpus, threads_of
 from ssv2_report.study.experiments import load_study, project_root
 
 
@@ -126,7 +126,7 @@ def test_slurm_gives_gpus_itself(pool, monkeypatch):
 
 JOB = """
 import subprocess, sys, time
-from ssv2_report.study.devices import held
+from ssv2_report.machine.devices import held
 with held(int(sys.argv[1])) as given:
     seen = "import os, time; print(os.getpid(), os.environ['CUDA_VISIBLE_DEVICES'], flush=True); "
     subprocess.Popen([sys.executable, "-c", seen + "time.sleep(float(" + sys.argv[2] + "))"], **given)

@@ -16,8 +16,8 @@ from ssv2_report.data.audit import audit
 from ssv2_report.data.basics import whole as written_whole
 from ssv2_report.data.contents import Files, dataset_digest
 from ssv2_report.demo.world import make_world
-from ssv2_report.study import digests
-from ssv2_report.study.digests import (
+from ssv2_report.jobs import records
+from ssv2_report.jobs.records import (
     Job,
     decides,
     files_of,
@@ -198,7 +198,7 @@ def test_what_remembers_digests_may_be_of_another_version(whole):
 def test_hidden_files_are_nobodys_result(whole):
     "Locks, which name other processes each time, and what a kill left half-written."
     study, results = whole
-    report = digests.project_root() / "_report" / study.name
+    report = records.project_root() / "_report" / study.name
     for folder in (report, results / "tables", results / "runs" / "2d-multi-s0" / "maps"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".123.part").write_text("x")

@@ -21,19 +21,20 @@ from test_train import experiment, history, run
 from worlds import clone, official, write_study
 
 from ssv2_report import cli
-from ssv2_report.report.site import lost_figures
-from ssv2_report.report.workflow import (
+from ssv2_report.jobs import records
+from ssv2_report.jobs.forks import FORKS, forks
+from ssv2_report.jobs.records import CHAPTERS, Job
+from ssv2_report.jobs.workflow import (
     Tracker,
     left_to_do,
     needs_of,
     run_workflow,
     workflow_command,
 )
-from ssv2_report.study import environment
-from ssv2_report.study.digests import CHAPTERS, Job
-from ssv2_report.study.environment import OF_TRAINING, find_quarto, job_environment, without
+from ssv2_report.machine import environment
+from ssv2_report.machine.environment import OF_TRAINING, find_quarto, job_environment, without
+from ssv2_report.report.site import lost_figures
 from ssv2_report.study.experiments import load_study
-from ssv2_report.study.forks import FORKS, forks
 from ssv2_report.study.scores import processes
 
 ROOT = Path(__file__).parents[1]
@@ -308,7 +309,7 @@ def test_profiles_that_lie_about_and_odd_names_leave_the_workflow_as_it_is(
     file = write_study(root / "experiments" / f"{name}.yaml", official(tmp_path / "data"))
     monkeypatch.setenv("SNAKEMAKE_PROFILE", str(mine))
     monkeypatch.setenv("PYTHONPATH", str(root))
-    monkeypatch.setattr("ssv2_report.report.workflow.project_root", lambda: root)
+    monkeypatch.setattr("ssv2_report.jobs.workflow.project_root", lambda: root)
     study, target = load_study(str(file)), f"{results}/flags/audit"
     command = workflow_command(name, results, 2)
     tracker = Tracker(left_to_do(study, results), needs_of(study, results), 2)
@@ -383,18 +384,17 @@ def test_a_quarto_for_another_machine_is_none(tmp_path, monkeypatch, soon):
 
 def test_a_quarto_is_known_by_its_version_wherever_it_is(tmp_path, monkeypatch):
     from ssv2_report.data.contents import Files
-    from ssv2_report.study import digests
 
     study = load_study(str(write_study(tmp_path / "few.yaml", official(tmp_path / "data"))))
-    monkeypatch.setattr(digests, "record", lambda *_: dict(results=""))
+    monkeypatch.setattr(records, "record", lambda *_: dict(results=""))
     found = {}
     for place, says in dict(a="1.2.3", b="1.2.3", c="1.3.0", d="oh no; exit 1").items():
         program(tmp_path / place / "quarto", f"echo {says}")
         monkeypatch.setenv("PATH", str(tmp_path / place))
         job = Job("render")
-        found[place] = digests.decides(study, tmp_path / "results", job, Files())["beside"]
+        found[place] = records.decides(study, tmp_path / "results", job, Files())["beside"]
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    none = digests.decides(study, tmp_path / "results", Job("render"), Files())["beside"]
+    none = records.decides(study, tmp_path / "results", Job("render"), Files())["beside"]
     assert found["a"] == found["b"] != found["c"] != none == found["d"]
 
 
@@ -417,7 +417,7 @@ class Study:
         self.root, self.results = base / "clone", base / "results"
         self.study, self.report = base / "few.yaml", base / "clone" / "_report" / "few"
         clone(ROOT, self.root)
-        code = self.root / "ssv2_report" / "study" / "digests.py"
+        code = self.root / "ssv2_report" / "study" / "records.py"
         few = {k: CHAPTERS[k] for k in ("00_data", "04_gradcam")}
         text, n = re.subn(r"CHAPTERS = \{[^}]+\}", f"CHAPTERS = {few}", code.read_text())
         assert n == 1

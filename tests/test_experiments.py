@@ -13,8 +13,8 @@ import yaml
 
 from ssv2_report import cli
 from ssv2_report.data.clips import REVERSAL_PAIRS, STATIC, wanted_classes
+from ssv2_report.jobs.records import Job, _settings
 from ssv2_report.models.net2d import create_2d
-from ssv2_report.study.digests import Job, _settings
 from ssv2_report.study.experiments import (
     Experiment,
     experiment,

@@ -20,9 +20,8 @@ from worlds import CLASSES, make, write_study
 
 from ssv2_report.data.audit import audit as audit_dataset
 from ssv2_report.gradcam.explorer import TRUE, explorer, of_a_study, verdict
-from ssv2_report.study.experiments import load_study
+from ssv2_report.study.experiments import load_study, run_folder
 from ssv2_report.study.runs import build_model, save_run
-from ssv2_report.study.steps import run_folder
 
 
 class Net(nn.Module):

@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_notebook, writes
 
 from ssv2_report import cli
 from ssv2_report.cli import run_notebook
-from ssv2_report.study.forks import FORKS, forks
+from ssv2_report.jobs.forks import FORKS, forks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere kernels start anew")
 
@@ -133,7 +133,7 @@ def test_a_job_that_goes_before_it_is_answered_takes_no_other_with_it(run, told,
 
 COMMAND = f"""
 import os, subprocess, sys, time
-from ssv2_report.study.forks import forks
+from ssv2_report.jobs.forks import forks
 with forks() as told:
     while not os.path.exists(*told.values()):
         time.sleep(0.05)
@@ -196,7 +196,7 @@ def test_nothing_is_left_when_the_block_ends():
 def as_job(told, tmp_path, code, **kw):
     "A process that runs `code` as the workflow runs a job."
     (tmp_path / "work.py").write_text(code)
-    command = [sys.executable, "-m", "ssv2_report.study.forks", "work", "of it"]
+    command = [sys.executable, "-m", "ssv2_report.jobs.forks", "work", "of it"]
     env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), **told}
     return subprocess.Popen(command, cwd=tmp_path, env=env, text=True, **kw)
 
@@ -254,7 +254,7 @@ def test_a_job_that_is_killed_is_named_in_its_log(told, tmp_path):
 
 STAYS = """
 import os, sys, time
-from ssv2_report.study.forks import forks
+from ssv2_report.jobs.forks import forks
 with forks() as told:
     print(*told.values(), flush=True)
     time.sleep(600)

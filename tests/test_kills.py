@@ -20,8 +20,8 @@ from nbformat.v4 import new_markdown_cell as md
 from nbformat.v4 import new_notebook, writes
 from worlds import clone, make
 
-from ssv2_report.study.digests import CHAPTERS, GRADCAM
-from ssv2_report.study.steps import TRAINED
+from ssv2_report.jobs.records import CHAPTERS, GRADCAM
+from ssv2_report.jobs.steps import TRAINED
 
 ROOT = Path(__file__).parents[1]
 RUNS = ("2d", "3d")

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from ssv2_report.study.processes import alone, identity, is_alive, none_left
+from ssv2_report.machine.processes import alone, identity, is_alive, none_left
 
 ROOT = Path(__file__).parents[1]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux's own")
@@ -49,7 +49,7 @@ def python(code, *words, ignored=(), **kw):
 
 IN_NONE_LEFT = """
 import os, subprocess, sys
-from ssv2_report.study.processes import none_left
+from ssv2_report.machine.processes import none_left
 with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as p:
     with none_left(p, grace=0.5):
         os.kill(os.getpid(), int(sys.argv[1]))
@@ -169,7 +169,7 @@ def test_what_was_started_is_found_while_the_clock_goes_backwards(monkeypatch):
 
 def test_durations_do_not_follow_the_clock(monkeypatch, tmp_path, capsys):
     from ssv2_report.cli import Steps
-    from ssv2_report.report.workflow import Tracker
+    from ssv2_report.jobs.workflow import Tracker
     from ssv2_report.train import spend
 
     tracker, steps = Tracker({}, {}, cores=2), Steps("clips")
@@ -210,7 +210,7 @@ def test_a_stopped_process_is_ended_with_its_time_for_a_checkpoint(tmp_path):
 
 STEP = f"""
 import os, subprocess, sys
-from ssv2_report.study.processes import end_with_command
+from ssv2_report.machine.processes import end_with_command
 end_with_command(every=0.05, grace=20)
 child = subprocess.Popen([sys.executable, "-c", {SAVES!r}, sys.argv[1]], stdout=subprocess.PIPE)
 child.stdout.readline()
@@ -225,7 +225,7 @@ def test_what_is_stopped_ends_with_the_command_as_well(whom, tmp_path):
     "A step that is stopped cannot see that its command is gone."
     begin = f"""
 import os, subprocess, sys
-from ssv2_report.study.processes import identity
+from ssv2_report.machine.processes import identity
 os.environ["SSV2_COMMAND"] = identity(os.getpid())
 step = subprocess.Popen([sys.executable, "-c", {STEP!r}, sys.argv[1]])
 print(step.pid, flush=True)

@@ -10,8 +10,8 @@ import test_digests as toy
 import yaml
 from test_digests import DOWN, bring_up_to_date, change_boxes, finished, whole  # noqa: F401
 
-from ssv2_report.report.workflow import Tracker, left_to_do, needs_of, pending_lines
-from ssv2_report.study.digests import Job, forget, job_written, recorded, stale_jobs
+from ssv2_report.jobs.records import Job, forget, job_written, recorded, stale_jobs
+from ssv2_report.jobs.workflow import Tracker, left_to_do, needs_of, pending_lines
 from ssv2_report.study.experiments import (
     load_study,
     study_asked_for,

@@ -13,8 +13,8 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from ssv2_report.cli import status
+from ssv2_report.plan.status import row_of, state_of, status_of
 from ssv2_report.study.experiments import load_study
-from ssv2_report.study.status import row_of, state_of, status_of
 from ssv2_report.train import progress_of
 
 

@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 import ssv2_report.study.runs as runs
 import ssv2_report.train as train
 from ssv2_report.data.audit import audit
-from ssv2_report.study.devices import held
+from ssv2_report.jobs.forks import forks
+from ssv2_report.machine.devices import held
 from ssv2_report.study.experiments import Experiment, load_study, project_root
-from ssv2_report.study.forks import forks
 from ssv2_report.study.scores import confusion
 from ssv2_report.train import (
     EpochSampler,
@@ -576,7 +576,7 @@ def test_a_training_may_go_on_with_other_means():
 
 LAUNCH = """
 import os, sys
-from ssv2_report.study.devices import held
+from ssv2_report.machine.devices import held
 from ssv2_report.train import launch
 with held(2) as given:
     for fd in given["pass_fds"]:

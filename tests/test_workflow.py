@@ -12,8 +12,9 @@ import sys
 import pytest
 from worlds import official, write_study
 
-from ssv2_report.report import workflow
-from ssv2_report.report.workflow import (
+from ssv2_report.jobs import workflow
+from ssv2_report.jobs.records import Job
+from ssv2_report.jobs.workflow import (
     EVENTS,
     Tracker,
     expected_seconds,
@@ -26,7 +27,6 @@ from ssv2_report.report.workflow import (
     tell_events,
     time_left,
 )
-from ssv2_report.study.digests import Job
 from ssv2_report.study.experiments import load_study
 
 
@@ -258,7 +258,7 @@ def test_a_study_is_as_long_as_its_own_clips(small, tmp_path):
 
 
 def test_reading_the_workflow_imports_no_torch():
-    program = "import sys, ssv2_report.report.workflow as w; assert 'torch' not in sys.modules"
+    program = "import sys, ssv2_report.jobs.workflow as w; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program + " and 'pandas' not in sys.modules"], check=True)
 
 

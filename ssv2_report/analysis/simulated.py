@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ..data.clips import REVERSAL_PAIRS
+from ..study.experiments import run_folder
 from ..study.runs import file_of
-from ..study.steps import run_folder
 
 # %% ../../nbs/analysis/simulated.ipynb #simulated-04
 SOURCES = {

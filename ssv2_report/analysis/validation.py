@@ -17,8 +17,8 @@ from ..demo.answers import find_scenes
 from ..gradcam.attention import random_maps, rank_correlation, right_maps
 from ..gradcam.maps import common_grid, normalise, resize_maps
 from ..gradcam.sources import interpretable
+from ..study.experiments import run_folder
 from ..study.runs import read_runs, saved_maps
-from ..study.steps import run_folder
 
 # %% ../../nbs/analysis/validation.ipynb #04c-0c1
 def judge_sources(

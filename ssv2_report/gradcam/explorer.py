@@ -25,9 +25,8 @@ from ..data.clips import ClipDataset, denormalise
 from .maps import METHODS, gradcam, resize_maps
 from .pictures import OUTLINES, outlined, overlay
 from ..models.net2d import stages
-from ..study.experiments import load_study
+from ..study.experiments import load_study, run_folder
 from ..study.runs import boxes_of, clips_of, load_run
-from ..study.steps import run_folder
 
 # %% ../../nbs/gradcam/explorer.ipynb #00000005
 def picture(

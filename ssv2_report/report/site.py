@@ -22,6 +22,7 @@ import yaml
 
 from ..data.basics import usable_cores
 from ..data.code import cells_digest, code_cells, code_digests
+from ..machine.environment import Quarto, find_quarto, job_environment
 from ssv2_report.report.pages import (
     INTERACTIVE,
     UNNAMED,
@@ -37,7 +38,6 @@ from ssv2_report.report.pages import (
     write_html,
     write_pdf,
 )
-from ..study.environment import Quarto, find_quarto, job_environment
 
 # %% ../../nbs/report/site.ipynb #choose
 def _look_up(variables, name, page, group=True):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CLASS_GROUPS', 'PUBLISHED', 'VIDEO_MODELS', 'Positive', 'MOST_VALUES', 'DEEPEST', 'LONGEST_NAME', 'WEIGHTS',
            'METHODS', 'SEARCHED', 'FRAMES', 'CLIP_MEASURES', 'MEASURES', 'Demo', 'Data', 'Experiment', 'Cam',
-           'Hypothesis', 'LeftOut', 'Study', 'project_root', 'overrides_of', 'load_study', 'worlds_of', 'options_of',
-           'part_of', 'write_study', 'study_asked_for', 'write_asked_for', 'resnets', 'optimisers', 'experiment',
-           'refuse_unknown']
+           'Hypothesis', 'LeftOut', 'Study', 'project_root', 'run_folder', 'overrides_of', 'load_study', 'worlds_of',
+           'options_of', 'part_of', 'write_study', 'study_asked_for', 'write_asked_for', 'resnets', 'optimisers',
+           'experiment', 'refuse_unknown']
 
 # %% ../../nbs/study/experiments.ipynb #c002
 import ast
@@ -229,6 +229,11 @@ def project_root(start=None) -> Path:
     raise FileNotFoundError(
         f"{here} is not inside the project's clone; change to the folder that has settings.ini and nbs/."
     )
+
+# %% ../../nbs/study/experiments.ipynb #c010-1
+def run_folder(study, results, experiment, seed) -> Path:
+    "Where everything about one run is."
+    return Path(results) / "runs" / study.folder(experiment, seed)
 
 # %% ../../nbs/study/experiments.ipynb #c011
 MOST_VALUES, DEEPEST = 20_000, 32  # of a study, its aliases replaced by what they stand for

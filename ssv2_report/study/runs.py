@@ -42,8 +42,7 @@ from ssv2_report.models.net2d import (
     renormalise,
 )
 from ..models.net3d import create_3d, kinetics_normalisation
-from .experiments import PUBLISHED, VIDEO_MODELS, Experiment
-from .steps import run_folder
+from .experiments import PUBLISHED, VIDEO_MODELS, Experiment, run_folder
 
 # %% ../../nbs/study/runs.ipynb #runs-04
 def clips_of(study, split, results=None, per_class=None) -> Index:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from ..data.basics import free_space
 from ..data.clips import REVERSAL_PAIRS
-from .environment import OF_TRAINING, without
+from ..machine.environment import OF_TRAINING, without
 
 # %% ../../nbs/study/scores.ipynb #scores-04
 NO_GPU = (
