@@ -11,7 +11,7 @@ import pytest
 from pdfs import filled, outside, overlapping, words_of
 from PIL import Image
 
-from ssv2_report.jobs.records import CHAPTERS
+from ssv2_report.jobs.steps import CHAPTERS
 from ssv2_report.study.experiments import load_study, write_study
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ STAND_IN = """
 import json, os, sys, time
 from pathlib import Path
 
-step, study, of = sys.argv[4:7]
+step, study, of = [*sys.argv[5:8], ""][:3]
 if step not in ("train", "gradcam"):
     sys.exit()
 from ssv2_report.machine.devices import held

@@ -14,7 +14,13 @@ from test_digests import CHANGES, DOWN, bring_up_to_date, finished, of, whole  #
 
 from ssv2_report.demo.world import make_world
 from ssv2_report.jobs import records
-from ssv2_report.jobs.records import files_of, jobs_of, recorded, set_flags, to_do
+from ssv2_report.jobs.records import (
+    files_of,
+    recorded,
+    set_flags,
+    stale_jobs,
+)
+from ssv2_report.jobs.steps import jobs_of
 from ssv2_report.study.experiments import Hypothesis, load_study
 
 ALL = of("train") | of("gradcam") | of("reliance")
@@ -349,7 +355,7 @@ def results_of(study, results):
 
 def interrupt(study, results, rng):
     "Bring up to date until a job is half done, and leave it there."
-    todo = [job for job in to_do(study, results) if job.step not in ("audit", "cache")]
+    todo = [job for job in stale_jobs(study, results) if job.step not in ("audit", "cache")]
     stop = rng.choice(todo) if todo else None
     for job in set_flags(study, results):
         try:

@@ -23,7 +23,7 @@ from worlds import make, official, write_study
 from ssv2_report import cli
 from ssv2_report.data.audit import audit
 from ssv2_report.data.clips import MEAN, STD
-from ssv2_report.jobs.records import Job, jobs_of
+from ssv2_report.jobs.steps import Job, jobs_of
 from ssv2_report.jobs.workflow import expected_seconds, sizes_of
 from ssv2_report.models.net2d import normalisation
 from ssv2_report.plan import check, prices

@@ -22,6 +22,7 @@ from ssv2_report.cli import (
     run_notebook,
 )
 from ssv2_report.demo.world import world_version
+from ssv2_report.jobs import notebooks
 from ssv2_report.machine.processes import alone, identity
 from ssv2_report.plan.check import expected_clips
 from ssv2_report.study.experiments import load_study
@@ -123,7 +124,7 @@ def test_a_notebooks_own_sentence_reaches_the_user(tmp_path):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     "Write a notebook of one cell into a project of its own; its name."
-    monkeypatch.setattr(cli, "project_root", lambda: tmp_path / "project")
+    monkeypatch.setattr(notebooks, "project_root", lambda: tmp_path / "project")
 
     def book(source, name="book"):
         path = tmp_path / "project" / "nbs" / f"{name}.ipynb"

@@ -10,12 +10,17 @@ from test_digests import finished, whole  # noqa: F401
 
 from ssv2_report.data import code
 from ssv2_report.data.code import BESIDE, BY_VALUE, cells_digest, reached
-from ssv2_report.jobs import records
-from ssv2_report.jobs.records import CHAPTERS, NOTEBOOKS, stale_jobs
-from ssv2_report.jobs.steps import ENTRIES, code_of
+from ssv2_report.jobs import records, steps
+from ssv2_report.jobs.records import stale_jobs
+from ssv2_report.jobs.steps import CHAPTERS, NOTEBOOKS, STEPS, code_of
 
 ROOT = Path(__file__).parents[1]
 BOOKS = [*NOTEBOOKS.values(), *CHAPTERS.values()]
+OF_STEPS = [
+    *NOTEBOOKS.items(),
+    *(("chapter", book) for book in CHAPTERS.values()),
+    *((step, None) for step, row in STEPS.items() if row.calls),
+]
 
 
 @pytest.fixture
@@ -27,6 +32,7 @@ def source(tmp_path, monkeypatch):
     shutil.copy(ROOT / "_quarto.yml", root)
     for module in (code, records):
         monkeypatch.setattr(module, "PACKAGE", root / "ssv2_report")
+    monkeypatch.setattr(steps, "project_root", lambda: root)
     monkeypatch.setattr(records, "project_root", lambda: root)
     return root
 
@@ -248,11 +254,11 @@ def test_a_notebooks_cells_count_with_what_they_show_and_their_tags():
     assert len({same, *digests_}) == 5
 
 
-@pytest.mark.parametrize("step, book", [(None, b) for b in BOOKS] + [(s, None) for s in ENTRIES])
+@pytest.mark.parametrize("step, book", OF_STEPS)
 def test_every_step_reaches_something_and_stops_are_there(step, book):
     path = book and ROOT / "nbs" / f"{book}.ipynb"
-    assert len(code_of(step or "any", path)) > 1
-    for name in (*BESIDE, *BY_VALUE, *(e for entries in ENTRIES.values() for e in entries)):
+    assert len(code_of(step, path)) > 1
+    for name in (*BESIDE, *BY_VALUE, *(e for row in STEPS.values() for e in row.calls)):
         module, _, definition = name.partition(":")
         text = (ROOT / "ssv2_report" / f"{module.replace('.', '/')}.py").read_text()
         assert not definition or re.search(rf"(?m)^(def|class) {definition}\b", text), name

@@ -13,8 +13,10 @@ import nbformat
 import pytest
 from jobs import lines_of, side_by_side, stand_in
 
-from ssv2_report.cli import run_notebook, workflow_command
-from ssv2_report.machine.devices import gpus_of, held, seen_gpus, threads_of
+from ssv2_report.jobs.notebooks import run_notebook
+from ssv2_report.jobs.steps import gpus_of
+from ssv2_report.jobs.workflow import workflow_command
+from ssv2_report.machine.devices import held, seen_gpus, threads_of
 from ssv2_report.study.experiments import load_study, project_root
 
 
@@ -214,7 +216,7 @@ def test_a_notebook_sees_the_gpus_of_its_job_alone(pool, tmp_path, monkeypatch):
     cell["source"] = "import os; print('sees', os.environ['CUDA_VISIBLE_DEVICES'] or 'none')"
     book = nbformat.from_dict(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4))
     nbformat.write(book, folder / "book.ipynb")
-    monkeypatch.setattr("ssv2_report.cli.project_root", lambda: folder.parent)
+    monkeypatch.setattr("ssv2_report.jobs.notebooks.project_root", lambda: folder.parent)
     with held(1):
         for gpus, seen in ((0, "none"), (2, "1,2")):
             run_notebook("book", tmp_path / "out.ipynb", gpus)

@@ -18,15 +18,14 @@ from ssv2_report.data.contents import Files, dataset_digest
 from ssv2_report.demo.world import make_world
 from ssv2_report.jobs import records
 from ssv2_report.jobs.records import (
-    Job,
     decides,
     files_of,
-    jobs_of,
     record,
     recorded,
     refuse_mixture,
     set_flags,
 )
+from ssv2_report.jobs.steps import Job, jobs_of
 from ssv2_report.study.experiments import load_study, part_of
 from ssv2_report.study.runs import cache_of, clips_of, file_of
 

@@ -21,9 +21,9 @@ from test_train import experiment, history, run
 from worlds import clone, official, write_study
 
 from ssv2_report import cli
-from ssv2_report.jobs import records
+from ssv2_report.jobs import notebooks, records
 from ssv2_report.jobs.forks import FORKS, forks
-from ssv2_report.jobs.records import CHAPTERS, Job
+from ssv2_report.jobs.steps import CHAPTERS, Job
 from ssv2_report.jobs.workflow import (
     Tracker,
     left_to_do,
@@ -133,7 +133,7 @@ def book(tmp_path, monkeypatch):
     "Run a notebook of these cells in a project of its own; its cells."
     project = tmp_path / "project" / "nbs"
     project.mkdir(parents=True)
-    monkeypatch.setattr(cli, "project_root", lambda: project.parent)
+    monkeypatch.setattr(notebooks, "project_root", lambda: project.parent)
 
     def book(*sources):
         cells = [new_code_cell(source.strip()) for source in sources]
@@ -417,7 +417,7 @@ class Study:
         self.root, self.results = base / "clone", base / "results"
         self.study, self.report = base / "few.yaml", base / "clone" / "_report" / "few"
         clone(ROOT, self.root)
-        code = self.root / "ssv2_report" / "study" / "records.py"
+        code = self.root / "ssv2_report" / "jobs" / "steps.py"
         few = {k: CHAPTERS[k] for k in ("00_data", "04_gradcam")}
         text, n = re.subn(r"CHAPTERS = \{[^}]+\}", f"CHAPTERS = {few}", code.read_text())
         assert n == 1

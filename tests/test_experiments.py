@@ -13,7 +13,8 @@ import yaml
 
 from ssv2_report import cli
 from ssv2_report.data.clips import REVERSAL_PAIRS, STATIC, wanted_classes
-from ssv2_report.jobs.records import Job, _settings
+from ssv2_report.jobs.records import settings_of
+from ssv2_report.jobs.steps import Job
 from ssv2_report.models.net2d import create_2d
 from ssv2_report.study.experiments import (
     Experiment,
@@ -629,11 +630,11 @@ def test_the_normalisation_that_imagenets_weights_know_may_be_written_down(tmp_p
 def test_what_weights_know_and_the_head_decide_a_training(tmp_path, key, value):
     s = load_study(write(tmp_path, experiments(a=dict(model="test_resnet"))))
     job = Job("train", "a", 0)
-    before = json.dumps(_settings(s, job))
+    before = json.dumps(settings_of(s, job))
     if key == "mean":
         s.experiments["a"].std = KINETICS[1]
     setattr(s.experiments["a"], key, value)
-    assert json.dumps(_settings(s, job)) != before
+    assert json.dumps(settings_of(s, job)) != before
 
 
 # -- the studies of the official dataset
@@ -686,7 +687,7 @@ def test_settings_are_changed_for_one_look_at_a_trained_network(
 ):
     seen = []
     note = lambda name, out, gpus, study, **kw: seen.append(load_study(study)) or out.touch()
-    monkeypatch.setattr(cli, "run_notebook", note)
+    monkeypatch.setattr("ssv2_report.jobs.execute.run_notebook", note)
     for words, code in (
         (["--set", "cam.per_class=1"], 0),
         (["--set", "cam.per_clas=1"], 1),

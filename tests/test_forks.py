@@ -15,6 +15,7 @@ from nbformat.v4 import new_code_cell, new_notebook, writes
 
 from ssv2_report import cli
 from ssv2_report.cli import run_notebook
+from ssv2_report.jobs import notebooks
 from ssv2_report.jobs.forks import FORKS, forks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere kernels start anew")
@@ -30,7 +31,7 @@ def told():
 @pytest.fixture
 def run(told, tmp_path, monkeypatch):
     "Run a cell as a notebook of a project of its own; what it printed."
-    monkeypatch.setattr(cli, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(notebooks, "project_root", lambda: tmp_path)
     monkeypatch.setenv(FORKS, told[FORKS])
 
     def run(source):
@@ -92,9 +93,9 @@ HAS = "import sys; print('has', [m for m in ('torch',) if m in sys.modules])"
 JOB = """
 import sys
 from pathlib import Path
-from ssv2_report import cli
-cli.project_root = lambda: Path(sys.argv[1])
-cli.run_notebook("book", Path(sys.argv[1]) / "out.ipynb")
+from ssv2_report.jobs import notebooks
+notebooks.project_root = lambda: Path(sys.argv[1])
+notebooks.run_notebook("book", Path(sys.argv[1]) / "out.ipynb")
 """
 WAITS = """
 import os, pathlib, signal, time
@@ -180,7 +181,7 @@ def test_a_kernel_that_is_to_hold_gpus_is_no_fork(run, monkeypatch, tmp_path):
         with open(tmp_path / "slot", "w") as slot:
             yield dict(env={**os.environ}, pass_fds=[slot.fileno()])
 
-    monkeypatch.setattr(cli, "held", held)
+    monkeypatch.setattr(notebooks, "held", held)
     assert "has []" in run(HAS)
 
 

@@ -20,8 +20,7 @@ from nbformat.v4 import new_markdown_cell as md
 from nbformat.v4 import new_notebook, writes
 from worlds import clone, make
 
-from ssv2_report.jobs.records import CHAPTERS, GRADCAM
-from ssv2_report.jobs.steps import TRAINED
+from ssv2_report.jobs.steps import CHAPTERS, GRADCAM, TRAINED
 
 ROOT = Path(__file__).parents[1]
 RUNS = ("2d", "3d")
@@ -107,7 +106,7 @@ class Toy:
         clone(ROOT, self.clone)
         for name, source in BOOKS.items():
             (self.clone / "nbs" / f"{name}.ipynb").write_text(book(source))
-        code = self.clone / "ssv2_report" / "study" / "digests.py"
+        code = self.clone / "ssv2_report" / "jobs" / "steps.py"
         first = dict(list(CHAPTERS.items())[:1])
         text, n = re.subn(r"CHAPTERS = \{[^}]+\}", f"CHAPTERS = {first}", code.read_text())
         assert n == 1

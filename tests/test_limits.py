@@ -217,7 +217,7 @@ def test_weights_are_for_those_to_read_whom_the_umask_lets(umask, mode, tmp_path
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     "Run code as a notebook of a project of its own."
-    monkeypatch.setattr(cli, "project_root", lambda: tmp_path)
+    monkeypatch.setattr("ssv2_report.jobs.notebooks.project_root", lambda: tmp_path)
     (tmp_path / "nbs").mkdir()
 
     def book(source):
@@ -253,17 +253,23 @@ def test_a_disk_that_fills_as_a_notebook_is_written_is_named(book, tmp_path, mon
         book("")
 
 
-def test_a_disk_that_fills_anywhere_in_a_job_is_named(tmp_path, monkeypatch):
-    from ssv2_report.study.experiments import load_study
+@pytest.mark.parametrize(
+    "raised, says",
+    [(FULL, None), (OSError(13, "Permission denied"), r"^\[Errno 13\] Permission denied")],
+)
+def test_a_disk_that_fills_anywhere_in_a_job_is_named(tmp_path, monkeypatch, raised, says):
+    from ssv2_report.jobs import execute
+    from ssv2_report.jobs.steps import Job
+    from ssv2_report.study.experiments import load_study, write_study
+
+    def draw(*_):
+        raise raised
 
     study = load_study("smoke")
     study.data.root = str(tmp_path / "data")
-    with pytest.raises(OSError, match=TAKES_NO_MORE.format(tmp_path)):
-        with cli.job(study, tmp_path, "demo_data"):
-            raise FULL
-    with pytest.raises(OSError, match=r"^\[Errno 13\] Permission denied"):
-        with cli.job(study, tmp_path, "demo_data"):
-            raise OSError(13, "Permission denied")
+    monkeypatch.setitem(execute.WITHOUT_NOTEBOOK, "demo_data", draw)
+    with pytest.raises(OSError, match=says or TAKES_NO_MORE.format(tmp_path / "out")):
+        execute.do_job(str(write_study(study, tmp_path)), Job("demo_data"), tmp_path / "out")
 
 
 def test_a_disk_that_fills_anywhere_in_the_command_is_one_sentence(monkeypatch, capsys, tmp_path):

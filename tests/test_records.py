@@ -10,7 +10,13 @@ import test_digests as toy
 import yaml
 from test_digests import DOWN, bring_up_to_date, change_boxes, finished, whole  # noqa: F401
 
-from ssv2_report.jobs.records import Job, forget, job_written, recorded, stale_jobs
+from ssv2_report.jobs.records import (
+    forget,
+    job_written,
+    recorded,
+    stale_jobs,
+)
+from ssv2_report.jobs.steps import Job
 from ssv2_report.jobs.workflow import Tracker, left_to_do, needs_of, pending_lines
 from ssv2_report.study.experiments import (
     load_study,
@@ -139,7 +145,7 @@ def test_a_record_that_is_written_anew_is_of_another_time(whole, tmp_path):  # n
 
 def test_jobs_read_the_study_as_the_command_read_it(tmp_path):
     "Also its second world, and the file of classes that it names."
-    content = yaml.safe_load((toy.digests.project_root() / "experiments/smoke.yaml").read_text())
+    content = yaml.safe_load((toy.records.project_root() / "experiments/smoke.yaml").read_text())
     classes = tmp_path / "classes.txt"
     classes.write_text("Holding something\nPushing something from left to right\n")
     content["data"] = dict(root="data", classes="classes.txt")

@@ -13,7 +13,7 @@ import pytest
 from worlds import official, write_study
 
 from ssv2_report.jobs import workflow
-from ssv2_report.jobs.records import Job
+from ssv2_report.jobs.steps import Job
 from ssv2_report.jobs.workflow import (
     EVENTS,
     Tracker,
