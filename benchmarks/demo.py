@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from ssv2_report.data.basics import usable_cores
-from ssv2_report.jobs.workflow import seconds_of_steps
+from ssv2_report.jobs.durations import seconds_of_steps
 from ssv2_report.models.net2d import channels_last
 from ssv2_report.study.experiments import load_study, project_root, worlds_of
 from ssv2_report.study.runs import build_model, precision_of

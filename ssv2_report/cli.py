@@ -6,15 +6,11 @@
 __all__ = ['app', 'StudyName', 'Results', 'Workers', 'Only', 'Seeds', 'Changes', 'INTERRUPTED', 'show_version', 'options',
            'absolute', 'words', 'asked_for', 'demo_data', 'audit', 'any_job', 'stopped_with_a_checkpoint',
            'show_progress', 'do_one', 'of_a_run', 'train', 'gradcam', 'reliance', 'cache', 'validate', 'analyse',
-           'chapter', 'render', 'check_writable', 'check_home', 'check_paths', 'check_data', 'gpus_to_use', 'show_rows',
-           'check', 'weights', 'check_first', 'worlds_to_make', 'check_places', 'refuse_unfinished', 'reproduce',
-           'priced_on_a_core', 'job_seconds', 'show_prices', 'say_total', 'plan', 'figures', 'explore', 'status', 'say',
-           'main']
+           'chapter', 'render', 'gpus_to_use', 'show_rows', 'check', 'weights', 'check_first', 'refuse_unfinished',
+           'reproduce', 'show_prices', 'say_total', 'plan', 'figures', 'explore', 'status', 'say', 'main']
 
 # %% ../nbs/cli/cli.ipynb #c002
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +26,14 @@ import typer
 from rich.console import Console
 
 from .data.basics import full_disk_in_a_sentence, usable_cores
+from ssv2_report.jobs.durations import (
+    in_words,
+    job_seconds,
+    needs_of,
+    priced_on_a_core,
+    seconds_of_steps,
+    time_left,
+)
 from ssv2_report.jobs.execute import (
     Steps,
     do_job,
@@ -39,28 +43,20 @@ from ssv2_report.jobs.execute import (
     study_file,
 )
 from .jobs.kernels import KERNELS
-from .jobs.notebooks import run_notebook
-from .jobs.steps import CHAPTERS, STEPS, Job, folder_of, jobs_of
+from .jobs.steps import CHAPTERS, STEPS, Job, folder_of
 from ssv2_report.jobs.workflow import (
-    AROUND_TRAINING,
     Tracker,
     console,
-    expected_seconds,
-    in_words,
-    label_of,
     left_to_do,
-    needs_of,
     notices_of,
     pending_lines,
     run_workflow,
-    seconds_of_steps,
     show_seconds,
-    sizes_of,
-    time_left,
     workflow_command,
 )
 from .machine.devices import COUNT, held, seen_gpus
 from .machine.processes import ENDS, alone, end_with_command, heeding, sweep
+from .plan.places import check_home, check_places, check_writable, worlds_to_make
 from .study.experiments import experiment as find_experiment
 from ssv2_report.study.experiments import (
     load_study,
@@ -354,46 +350,6 @@ def render(study: StudyName = "demo", results: Results = None):
     "Render the report of a study to _report/STUDY, with Quarto where it is installed."
     do_one(study, Job("render"), results)
 
-# %% ../nbs/cli/cli.ipynb #c015
-def check_writable(folder, need=300e6, hint="choose another folder with --results"):
-    "OSError in one sentence, which ends in `hint`, when `folder` cannot take `need` more bytes."
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as f:
-            f.write(bytes(1 << 16))
-    except OSError as e:
-        raise OSError(
-            f"Cannot write to {folder} ({e.strerror}); make it writable or {hint}."
-        ) from None
-    if (free := shutil.disk_usage(folder).free) < need:
-        raise OSError(
-            f"{folder} has {free / 1e6:.0f} MB free and {need / 1e6:.0f} MB are needed; "
-            f"free some space or {hint}."
-        )
-
-
-def check_home():
-    "OSError in one sentence where Jupyter and Snakemake cannot keep what they need in HOME."
-    from jupyter_core.paths import jupyter_runtime_dir
-
-    for folder in (Path(jupyter_runtime_dir()), Path.home() / ".cache"):
-        check_writable(folder, 1e6, "set HOME to a folder that you can write to")
-
-# %% ../nbs/cli/cli.ipynb #c015-1
-def check_paths(*paths):
-    "ValueError where Snakemake would take a part of a path for a wildcard."
-    if wrong := next((str(p) for p in paths if re.search("[{}]", str(p))), None):
-        raise ValueError(f"{wrong}: paths with braces cannot be used; rename it.")
-
-
-def check_data(study):
-    "FileNotFoundError when a study on a real dataset does not find its folder."
-    if not study.data.demo and not Path(study.data.root).is_dir():
-        raise FileNotFoundError(
-            f"The dataset's folder {study.data.root} is not there; download Something-Something V2 (see data_manifest.md) "
-            f"and set data.root in experiments/{study.name}.yaml."
-        )
-
 # %% ../nbs/cli/cli.ipynb #c015b
 def gpus_to_use(
     study,
@@ -476,25 +432,6 @@ def check_first(study, results, gpus):
     if any(row["wrong"] for row in rows):
         show_rows(rows)
 
-# %% ../nbs/cli/cli.ipynb #c016
-def worlds_to_make(study) -> list[Path]:
-    "Folders of the demo worlds of a study that are not there yet, or that other code drew; the others are only read."
-    from ssv2_report.demo.answers import known_world
-    from ssv2_report.demo.world import world_version
-
-    roots = [Path(s.data.root) for s in worlds_of(study) if s.data.demo]
-    drawn = {root: (known_world(root) or {}).get("version") for root in roots}
-    return [root for root in roots if drawn[root] != world_version()]
-
-
-def check_places(study, results, report):
-    "ValueError or OSError in one sentence where a study's data are not there, or its results cannot be written."
-    check_data(study)
-    check_paths(results, study.name, study.data.root)
-    check_writable(results)
-    check_writable(report.parent, 30e6, "work in a clone that you can write to")
-    check_home()
-
 # %% ../nbs/cli/cli.ipynb #c016-2
 def refuse_unfinished(study, results):
     "ValueError where the workflow ended well and jobs are left, such as those of files that changed meanwhile."
@@ -562,32 +499,6 @@ def reproduce(
     for notice in notices_of(out / "logs" / "render.log"):
         console.print(notice, markup=False)
     print(f"The report, after {(time.monotonic() - began) / 60:.1f} min: {report}")
-
-# %% ../nbs/cli/cli.ipynb #c019p
-def priced_on_a_core(study, table):
-    "The prices of a demo study's networks on one core, by what the demo's own have taken there."
-    sizes = sizes_of(study)
-    seconds = {
-        name: expected_seconds(study, Job("train", name), sizes) - AROUND_TRAINING
-        for name in table.index
-    }
-    rates = {
-        name: sizes["train"] * study.experiments[name].epochs / took
-        for name, took in seconds.items()
-    }
-    return table.assign(seconds=seconds, clips_per_s=rates)
-
-
-def job_seconds(studies, tables) -> dict[str, float]:
-    "Expected seconds of every job of a study and of its second world, whose networks cost what `tables` say."
-    found = {}
-    for world, table, prefix in zip(studies, tables, ("", "shortcut_")):
-        sizes = sizes_of(world)
-        for job in jobs_of(world, bool(prefix)):
-            own = table["seconds"].get(job.of, 0) + AROUND_TRAINING
-            took = own if job.step == "train" else expected_seconds(world, job, sizes)
-            found[label_of(job, prefix)] = took
-    return found
 
 # %% ../nbs/cli/cli.ipynb #c019p-1
 def show_prices(study, table, title, unit):
@@ -678,63 +589,6 @@ def plan(
     show_prices(s, tables[0], f"{s.name}: {clips['train']:,} training clips, {how}", unit)
     say_total(studies, tables, unit, device)
 
-# %% ../nbs/cli/cli.ipynb #c019
-def _drawn_for(look, study, results, folder) -> Path:
-    """Have the notebooks of a study draw their figures once more for a paper, into `folder`, which it
-    returns; the results stay as they are."""
-    known = dict(study=study, results=str(results), out=str(folder), look_of_paper=look)
-    for name in ("analysis_run", "validation_run"):
-        if (results / f"{name}.ipynb").is_file():
-            run_notebook(f"analysis/{name}", folder / f"{name}.ipynb", **known)
-    return folder
-
-# %% ../nbs/cli/cli.ipynb #c019-1
-def _exported(folder, drawn, variables, out):
-    """Copy every figure (from the folder `drawn`) and table that a study's notebooks show, each with its
-    caption in LaTeX; rows of captions.csv."""
-    import yaml
-
-    from ssv2_report.analysis.tables import caption_latex, figure_latex
-    from ssv2_report.report.site import captions
-
-    paper = Path("tables_validation") / "paper"
-    places = dict(
-        analysis_run=dict(fig=drawn / "figures", tbl=folder / "tables"),
-        validation_run=dict(fig=drawn / paper, tbl=folder / paper),
-    )
-    now = project_root() / "nbs" / "analysis"
-    shown = {
-        f"{notebook}.ipynb#{label}": (place, label, caption)
-        for notebook, place in places.items()
-        if (folder / f"{notebook}.ipynb").is_file()
-        for label, caption in captions(
-            folder / f"{notebook}.ipynb", variables, now / f"{notebook}.ipynb"
-        ).items()
-    }
-    cases = folder / "tables" / "case_captions.yml"
-    told = yaml.safe_load(cases.read_text(encoding="utf-8")) if cases.is_file() else {}
-    place = places["analysis_run"]
-    shown |= {
-        f"analysis_run.ipynb#case-studies, {k}": (place, f"fig-{k}", v) for k, v in told.items()
-    }
-    found = []
-    for cell, (place, label, caption) in shown.items():
-        kind, name = label.split("-", 1)
-        files = sorted(place[kind].glob(f"{name}.*"))
-        for f in files:
-            shutil.copy2(f, out / f"{kind}-{f.name}")
-        if not files:
-            continue
-        if kind == "tbl":
-            caption_latex(out / f"tbl-{name}.tex", caption)
-        else:
-            pdf = (out / f"fig-{name}.pdf").read_bytes()
-            wide = float(re.search(rb"/MediaBox *\[ *0 0 ([\d.]+)", pdf)[1]) / 72
-            figure_latex(out, name, round(wide, 3), caption)
-        kept = sorted(p.name for p in out.glob(f"{label}.*"))
-        found.append(dict(files=" ".join(kept), caption=caption, cell=cell))
-    return found
-
 # %% ../nbs/cli/cli.ipynb #c019-2
 @app.command()
 def figures(
@@ -755,6 +609,7 @@ def figures(
     import yaml
 
     from ssv2_report.analysis.tables import check_font, document_latex
+    from ssv2_report.jobs.figures import export_figures, redraw
 
     s = load_study(study)
     folder = results_folder(s, results)
@@ -766,8 +621,8 @@ def figures(
     check_writable(out, 20e6, "choose another folder with --out")
     variables = yaml.safe_load((folder / "variables.yml").read_text(encoding="utf-8"))
     with full_disk_in_a_sentence(out), tempfile.TemporaryDirectory() as new:
-        drawn = _drawn_for(look, study, folder, Path(new)) if look else folder
-        rows = _exported(folder, drawn, variables, out)
+        drawn = redraw(look, study, folder, Path(new)) if look else folder
+        rows = export_figures(folder, drawn, variables, out)
     table = pd.DataFrame(rows, columns=["files", "caption", "cell"])
     table.assign(run=f"{s.name}, seeds {s.seeds}").to_csv(out / "captions.csv", index=False)
     names = [f.split(".")[0] for f in table["files"]]

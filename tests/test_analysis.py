@@ -753,7 +753,8 @@ def compiled(folder):
 def test_all_figures_and_tables_compile_in_two_columns(study, tmp_path):
     """Everything that the report shows, its validation included, and a table of all signs, by
     pdflatex: nothing is missing, wider than its column, or set in less than seven points."""
-    from ssv2_report.cli import figures, run_notebook
+    from ssv2_report.cli import figures
+    from ssv2_report.jobs.notebooks import run_notebook
 
     if not shutil.which("pdflatex"):
         pytest.skip("pdflatex is not there (Debian: texlive-latex-recommended)")
@@ -833,7 +834,8 @@ def type_sizes(pdf):
 @pytest.mark.parametrize("width, font, size", [(3.25, "DejaVu Serif", 7.5), (6.875, None, None)])
 def test_figures_are_drawn_anew_for_a_paper(tmp_path, width, font, size):
     "Every figure at the width asked for, its type embedded and of the size asked for; the results stay as they are."
-    from ssv2_report.cli import figures, run_notebook
+    from ssv2_report.cli import figures
+    from ssv2_report.jobs.notebooks import run_notebook
 
     results = tmp_path / "results"
     known = dict(study="smoke", results=str(results), out=str(results))  # no runs: simulated

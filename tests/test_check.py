@@ -23,8 +23,8 @@ from worlds import make, official, write_study
 from ssv2_report import cli
 from ssv2_report.data.audit import audit
 from ssv2_report.data.clips import MEAN, STD
+from ssv2_report.jobs.durations import expected_seconds, sizes_of
 from ssv2_report.jobs.steps import Job, jobs_of
-from ssv2_report.jobs.workflow import expected_seconds, sizes_of
 from ssv2_report.models.net2d import normalisation
 from ssv2_report.plan import check, prices
 from ssv2_report.plan.check import expected_clips, look_at_weights, look_before, step_memory

@@ -15,16 +15,13 @@ from nbformat.v4 import new_code_cell, new_notebook, writes
 from worlds import dump, make
 
 import ssv2_report.cli as cli
-from ssv2_report.cli import (
-    check_data,
-    check_writable,
-    gpus_to_use,
-    run_notebook,
-)
+from ssv2_report.cli import gpus_to_use
 from ssv2_report.demo.world import world_version
 from ssv2_report.jobs import notebooks
+from ssv2_report.jobs.notebooks import run_notebook
 from ssv2_report.machine.processes import alone, identity
 from ssv2_report.plan.check import expected_clips
+from ssv2_report.plan.places import check_data, check_writable
 from ssv2_report.study.experiments import load_study
 
 

@@ -22,15 +22,10 @@ from worlds import clone, official, write_study
 
 from ssv2_report import cli
 from ssv2_report.jobs import notebooks, records
+from ssv2_report.jobs.durations import needs_of
 from ssv2_report.jobs.forks import FORKS, forks
 from ssv2_report.jobs.steps import CHAPTERS, Job
-from ssv2_report.jobs.workflow import (
-    Tracker,
-    left_to_do,
-    needs_of,
-    run_workflow,
-    workflow_command,
-)
+from ssv2_report.jobs.workflow import Tracker, left_to_do, run_workflow, workflow_command
 from ssv2_report.machine import environment
 from ssv2_report.machine.environment import OF_TRAINING, find_quarto, job_environment, without
 from ssv2_report.report.site import lost_figures
@@ -138,7 +133,7 @@ def book(tmp_path, monkeypatch):
     def book(*sources):
         cells = [new_code_cell(source.strip()) for source in sources]
         (project / "book.ipynb").write_text(writes(new_notebook(cells=cells)))
-        cli.run_notebook("book", tmp_path / "out.ipynb")
+        notebooks.run_notebook("book", tmp_path / "out.ipynb")
         return nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
 
     return book
@@ -177,7 +172,7 @@ def test_a_kernel_reads_no_configuration_wherever_it_lies(book, tmp_path, surrou
     papermill.execute_notebook(
         str(tmp_path / "project" / "nbs" / "book.ipynb"),
         str(out),
-        kernel_manager_class=cli.own_kernel(tmp_path / "log", given),
+        kernel_manager_class=notebooks.own_kernel(tmp_path / "log", given),
         kernel_name="python3",
         language="python",
         progress_bar=False,

@@ -13,10 +13,9 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, writes
 
-from ssv2_report import cli
-from ssv2_report.cli import run_notebook
 from ssv2_report.jobs import notebooks
 from ssv2_report.jobs.forks import FORKS, forks
+from ssv2_report.jobs.notebooks import run_notebook
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere kernels start anew")
 
@@ -198,7 +197,7 @@ def as_job(told, tmp_path, code, **kw):
     "A process that runs `code` as the workflow runs a job."
     (tmp_path / "work.py").write_text(code)
     command = [sys.executable, "-m", "ssv2_report.jobs.forks", "work", "of it"]
-    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), **told}
+    env = {**os.environ, "PYTHONPATH": str(Path(notebooks.__file__).parents[2]), **told}
     return subprocess.Popen(command, cwd=tmp_path, env=env, text=True, **kw)
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from ssv2_report import cli
 from ssv2_report.data import basics
 from ssv2_report.data.basics import usable_cores, whole
+from ssv2_report.jobs import notebooks
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -217,14 +218,14 @@ def test_weights_are_for_those_to_read_whom_the_umask_lets(umask, mode, tmp_path
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     "Run code as a notebook of a project of its own."
-    monkeypatch.setattr("ssv2_report.jobs.notebooks.project_root", lambda: tmp_path)
+    monkeypatch.setattr(notebooks, "project_root", lambda: tmp_path)
     (tmp_path / "nbs").mkdir()
 
     def book(source):
         (tmp_path / "nbs" / "book.ipynb").write_text(
             writes(new_notebook(cells=[new_code_cell(source)]))
         )
-        cli.run_notebook("book", tmp_path / "results" / "out.ipynb")
+        notebooks.run_notebook("book", tmp_path / "results" / "out.ipynb")
 
     return book
 

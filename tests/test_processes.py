@@ -168,7 +168,7 @@ def test_what_was_started_is_found_while_the_clock_goes_backwards(monkeypatch):
 
 
 def test_durations_do_not_follow_the_clock(monkeypatch, tmp_path, capsys):
-    from ssv2_report.cli import Steps
+    from ssv2_report.jobs.execute import Steps
     from ssv2_report.jobs.workflow import Tracker
     from ssv2_report.train import spend
 

@@ -10,6 +10,7 @@ import test_digests as toy
 import yaml
 from test_digests import DOWN, bring_up_to_date, change_boxes, finished, whole  # noqa: F401
 
+from ssv2_report.jobs.durations import needs_of
 from ssv2_report.jobs.records import (
     forget,
     job_written,
@@ -17,7 +18,7 @@ from ssv2_report.jobs.records import (
     stale_jobs,
 )
 from ssv2_report.jobs.steps import Job
-from ssv2_report.jobs.workflow import Tracker, left_to_do, needs_of, pending_lines
+from ssv2_report.jobs.workflow import Tracker, left_to_do, pending_lines
 from ssv2_report.study.experiments import (
     load_study,
     study_asked_for,

@@ -13,19 +13,21 @@ import pytest
 from worlds import official, write_study
 
 from ssv2_report.jobs import workflow
+from ssv2_report.jobs.durations import (
+    expected_seconds,
+    needs_of,
+    seconds_of_steps,
+    sizes_of,
+    time_left,
+)
 from ssv2_report.jobs.steps import Job
 from ssv2_report.jobs.workflow import (
     EVENTS,
     Tracker,
-    expected_seconds,
     follow,
     left_to_do,
-    needs_of,
     run_workflow,
-    seconds_of_steps,
-    sizes_of,
     tell_events,
-    time_left,
 )
 from ssv2_report.study.experiments import load_study
 
