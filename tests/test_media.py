@@ -21,6 +21,7 @@ import pytest
 import worlds
 from PIL import Image
 
+from ssv2_report.data import media
 from ssv2_report.data.boxes import load_boxes
 from ssv2_report.data.cache import build_cache
 from ssv2_report.data.clips import ClipDataset, denormalise, load_index
@@ -166,6 +167,100 @@ def test_asked_is_shown(tmp_path, ext, codec, n, h, w, fps, gop):
     agrees(path, want)
 
 
+# --- two decoders that give the same frames
+
+
+def reading(monkeypatch, by):
+    "Let only decord, or only PyAV, read frames."
+    if by == "decord":
+        pytest.importorskip("decord")
+        monkeypatch.delattr(media, "_by_pyav")
+    else:
+        monkeypatch.setattr(media, "_decord", lambda: None)
+
+
+@pytest.mark.parametrize("gop", [12, 250])
+@pytest.mark.parametrize("h, w", [(240, 427), (112, 112), (66, 32)])
+@pytest.mark.parametrize("codec", ["vp8", "vp9", "altref"])
+@pytest.mark.parametrize("ext", ["webm", "mkv"])
+def test_decord_and_pyav_give_the_same_frames(tmp_path, monkeypatch, ext, codec, h, w, gop):
+    path = write(tmp_path / f"1.{ext}", codec, 40, h, w, gop=gop)
+    want = in_order(path)
+    for by in ("decord", "pyav"):
+        with monkeypatch.context() as m:
+            reading(m, by)
+            agrees(path, want)
+
+
+@pytest.mark.parametrize("space", [(), (1, 1), (5, 2), (9, 2)])  # BT.709, 601, 2020; limited, full
+@pytest.mark.parametrize("turn", [0, 90, 180])
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_decord_gives_pyav_s_colours_and_turns(tmp_path, monkeypatch, codec, turn, space):
+    path = str(tmp_path / "1.webm")
+    with av.open(path, "w") as file:
+        stream = file.add_stream(codec, rate=12)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        stream.set_display_rotation(turn)
+        for picture in grainy(9, 96, 128):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+            for where in (frame, stream.codec_context) if space else ():
+                where.colorspace, where.color_range = space
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    reading(monkeypatch, "pyav")
+    want = read_frames(path)
+    monkeypatch.undo()
+    reading(monkeypatch, "decord")
+    agrees(path, want)
+
+
+BY_PYAV = dict(
+    odd_height=dict(h=97),
+    narrow=dict(w=48),
+    live=dict(live="1"),
+    two_streams=dict(second=31),
+    mp4=dict(ext="mp4", codec="x264"),
+    av1=dict(codec="av1"),
+)
+
+
+@pytest.mark.parametrize("kind", BY_PYAV)
+def test_what_decord_does_not_read_exactly_is_read_by_pyav(tmp_path, monkeypatch, kind):
+    pytest.importorskip("decord")
+    how = dict(BY_PYAV[kind])
+    path = write(tmp_path / f"1.{how.pop('ext', 'webm')}", **how)
+    asked, by_pyav = [], media._by_pyav
+    monkeypatch.setattr(media, "_by_pyav", lambda *a: asked.append(a) or by_pyav(*a))
+    agrees(path, in_order(path))
+    assert asked
+
+
+def test_frames_out_of_order_are_read_by_pyav(tmp_path, monkeypatch):
+    "decord would sort them by their times, PyAV shows them as they come."
+    path = write(tmp_path / "1.webm", gop=1)
+    whole = Path(path).read_bytes()
+    blocks = [m.end() for m in re.finditer(rb"\xa3([\x80-\xfe]|[\x40-\x7f].)\x81", whole, re.S)]
+    a, b = blocks[3], blocks[8]
+    swapped = bytearray(whole)
+    swapped[a : a + 2], swapped[b : b + 2] = whole[b : b + 2], whole[a : a + 2]
+    Path(path).write_bytes(swapped)
+    assert np.array_equal(read_frames(path), want := in_order(path))
+    assert np.array_equal(read_frames(path, [3, 8]), want[[3, 8]])
+
+
+@pytest.mark.parametrize("by", ["decord", "pyav"])
+def test_a_hole_is_refused_whoever_reads_and_wherever_it_is(tmp_path, monkeypatch, by):
+    monkeypatch.setattr("test_media.pictures", grainy)
+    path = write(tmp_path / "1.webm", n=50)
+    reading(monkeypatch, by)
+    whole = Path(path).read_bytes()
+    at = len(whole) * 3 // 4
+    Path(path).write_bytes(whole[:at] + bytes(400) + whole[at + 400 :])
+    for asked in (None, lambda n: [0], lambda n: [n - 1]):
+        with pytest.raises(ValueError, match="zeros for a stretch"):
+            read_frames(path, asked)
+
+
 # --- sound files, and the same files cut
 
 ODD = dict(  # What others called truncated, damaged or hanging
@@ -250,38 +345,93 @@ def grainy(n, h, w, drawn=pictures):
 
 
 def holes(path, sizes, places):
-    "Of a file with so many zeros at so many places: size, place and frames of each that is called sound."
-    whole = Path(path).read_bytes()
+    "Of a file with so many zeros at so many places: how many are refused, right all the same, and wrong."
+    want, data, counts = read_frames(path), Path(path).read_bytes(), {}
     for size in sizes:
-        for at in np.linspace(0, len(whole) - size, places).astype(int):
-            Path(path).write_bytes(whole[:at] + bytes(size) + whole[at + size :])
-            if not probe(path)["reason"]:
-                yield size, at, read_frames(path)
+        counts[size] = [0, 0, 0]
+        for at in np.linspace(0, len(data) - size, places).astype(int):
+            Path(path).write_bytes(data[:at] + bytes(size) + data[at + size :])
+            refused = bool(probe(path)["reason"])
+            verdict = 0 if refused else 2 - np.array_equal(read_frames(path), want)
+            counts[size][verdict] += 1
+    return counts
+
+
+def finer(monkeypatch, codec, quality):
+    "Let a codec be written in this quality, 4 to 50, or where it has none with many bits."
+    name, options = CODECS[codec]
+    crf = {} if name == "mpeg4" else {"crf": quality}
+    many = {"b": "6M"} if name in ("mpeg4", "libvpx") else {}
+    monkeypatch.setitem(CODECS, codec, (name, options | crf | many))
+
+
+HOLED = dict(
+    webm=("vp8", "vp9"),
+    mkv=("x264", "x265", "av1", "mpeg4b"),
+    mp4=("x264", "x265", "av1", "mpeg4"),
+)
+HOLED = [(ext, codec) for ext, codecs in HOLED.items() for codec in codecs]
 
 
 @pytest.mark.parametrize("gop", [12, 250])
-@pytest.mark.parametrize(
-    "ext, codec",
-    [
-        ("webm", "vp9"),
-        ("webm", "vp8"),
-        pytest.param("mkv", "x264", marks=pytest.mark.slow),
-        pytest.param("mp4", "x264", marks=pytest.mark.slow),
-        pytest.param("mp4", "mpeg4", marks=pytest.mark.slow),
-        pytest.param("mp4", "x265", marks=pytest.mark.slow),
-        pytest.param("mkv", "av1", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("ext, codec", HOLED[:2])
 def test_a_hole_of_zeros_is_not_sound(tmp_path, monkeypatch, ext, codec, gop):
     monkeypatch.setattr("test_media.pictures", grainy)
     path = write(tmp_path / f"1.{ext}", codec, n=50, fps=25, gop=gop)
-    want = read_frames(path)
-    wrong = [
-        (size, at, len(frames))
-        for size, at, frames in holes(path, (256, 4096, 16384), 24)
-        if not np.array_equal(frames, want)
-    ]
-    assert not wrong
+    counts = holes(path, (256, 4096, 16384), 24)
+    assert not sum(wrong for _, _, wrong in counts.values()), counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gop", [12, 250])
+@pytest.mark.parametrize("ext, codec", HOLED)
+def test_no_hole_of_any_size_in_any_codec_is_sound(tmp_path, monkeypatch, ext, codec, gop):
+    monkeypatch.setattr("test_media.pictures", grainy)
+    finer(monkeypatch, codec, "10")
+    path = write(tmp_path / f"1.{ext}", codec, 50, 144, 192, fps=25, gop=gop)
+    assert os.path.getsize(path) > 130_000
+    counts = holes(path, (256, 4096, 16384, 65536), 24)
+    print(
+        f"holes: {codec} in {ext}, a keyframe every {gop}, {os.path.getsize(path):,} bytes:", counts
+    )
+    assert not sum(wrong for _, _, wrong in counts.values()), counts
+
+
+def still(n, h, w):
+    return np.repeat(grainy(1, h, w), n, 0)
+
+
+def smooth(n, h, w):
+    ramp = np.linspace(0, 255, w)[None, None, :, None] * np.linspace(0.5, 1, n)[:, None, None, None]
+    return np.broadcast_to(ramp, (n, h, w, 3)).astype(np.uint8)
+
+
+def good_files(count=100):
+    "Of every codec above: what is filmed, how coarsely and in what size is drawn."
+    rng = np.random.default_rng(5)
+    for k, (ext, codec) in zip(range(count), itertools.cycle(HOLED)):
+        drawn = (grainy, pictures, still, smooth, plain(rng.integers(0, 256, 3)))[rng.integers(5)]
+        size = [(96, 128), (240, 426), (144, 192)][rng.integers(3)]
+        quality = ("4", "20", "35", "50")[rng.integers(4)]
+        yield (
+            ext,
+            codec,
+            drawn,
+            (int(rng.choice([3, 30])), *size),
+            int(rng.choice([1, 12, 250])),
+            quality,
+        )
+
+
+@pytest.mark.slow
+def test_a_hundred_good_files_are_sound(tmp_path, monkeypatch):
+    for k, (ext, codec, drawn, shape, gop, quality) in enumerate(good_files()):
+        finer(monkeypatch, codec, quality)
+        monkeypatch.setattr("test_media.pictures", drawn)
+        path = write(tmp_path / f"{k}.{ext}", codec, *shape, fps=25, gop=gop)
+        found = probe(path)
+        assert (found["reason"], found["frames"]) == ("", shape[0]), (k, codec, found)
+        assert np.array_equal(read_frames(path), in_order(path))
 
 
 def test_a_block_whose_track_is_zero_is_named(tmp_path):

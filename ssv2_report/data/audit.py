@@ -11,6 +11,8 @@ import filecmp
 import json
 import os
 import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import islice
@@ -49,25 +51,28 @@ MEND = {  # What a finding about a whole file asks for
 
 # %% ../../nbs/data/audit.ipynb #00e-006-0
 def unseen_classes(
-    train,  # Class of each training clip
-    validation,  # Class of each validation clip
+    train: Iterable,  # Class of each training clip
+    validation: Iterable,  # Class of each validation clip
 ) -> tuple[list, float]:
     """The classes of validation clips that no training clip has, sorted, and the best accuracy that
     a network which never names them can reach: the share of the other clips (1 without clips)."""
-    counts = pd.Series(list(validation), dtype=object).value_counts()
-    unseen = counts[~counts.index.isin(set(train))]
-    return sorted(unseen.index), 1 - float(unseen.sum() / max(counts.sum(), 1))
+    counts = Counter(validation)
+    unseen = sorted(counts.keys() - set(train))
+    return unseen, 1 - sum(counts[c] for c in unseen) / max(sum(counts.values()), 1)
 
 
-def unseen_in_a_sentence(unseen, best) -> str:  # Empty where there are none
-    "What `unseen_classes` found."
+def unseen_in_a_sentence(
+    unseen: list,  # Classes, and
+    best: float,  # accuracy, as `unseen_classes` gives them
+) -> str:  # Empty where there are none
+    "The sentence on classes that cannot be learnt and the accuracy that can be reached."
     if not unseen:
         return ""
-    one = len(unseen) == 1
+    classes, have = ("class", "has") if len(unseen) == 1 else ("classes", "have")
+    names = ", ".join([*map(str, unseen[:SHOWN]), *["..."] * (len(unseen) > SHOWN)])
     return (
-        f"{len(unseen):,} class{'' if one else 'es'} of validation clips "
-        f"{'has' if one else 'have'} no training clip ({', '.join(map(str, unseen[:SHOWN]))}"
-        f"{', ...' * (len(unseen) > SHOWN)}): accuracy can reach {best:.1%} at most."
+        f"{len(unseen):,} {classes} of validation clips {have} no training clip ({names}): "
+        f"accuracy can reach {best:.1%} at most."
     )
 
 # %% ../../nbs/data/audit.ipynb #00e-006-1
@@ -88,11 +93,9 @@ class Audit:
     @property
     def counts(self) -> dict[str, dict[str, int]]:  # split -> records, usable
         "Records of the splits there are."
-        of = self.tally.groupby("split")["records"].sum()
-        usable = self.tally[self.tally["why"] == ""].groupby("split")["records"].sum()
-        return {
-            s: dict(records=int(of[s]), usable=int(usable.get(s, 0))) for s in SPLITS if s in of
-        }
+        t = self.tally.assign(usable=self.tally["records"].where(self.tally["why"] == "", 0))
+        of = t.groupby("split")[["records", "usable"]].sum().astype(int)
+        return {s: of.loc[s].to_dict() for s in SPLITS if s in of.index}
 
     @property
     def fatal(self) -> pd.DataFrame:
@@ -114,7 +117,7 @@ class Audit:
         "Does training see all that the labels promise?"
         return self.lost.empty
 
-    def of(self, classes) -> "Audit":
+    def of(self, classes: Sequence | str | Path | None) -> "Audit":
         "The audit of some classes, given as `load_index` takes them, and of records of no class."
         chosen = choose_classes(classes, self.classes)
         part = lambda t: t[t["class_name"].isin([*chosen, ""])].reset_index(drop=True)
@@ -130,10 +133,8 @@ class Audit:
     def unseen(self) -> tuple[list[str], float]:
         "`unseen_classes` of the usable clips."
         usable = self.tally[(self.tally["why"] == "") & (self.tally["class_name"] != "")]
-        classes = lambda s: (part := usable[usable["split"] == s])["class_name"].repeat(
-            part["records"]
-        )
-        return unseen_classes(classes("train"), classes("validation"))
+        each = usable.loc[usable.index.repeat(usable["records"])]
+        return unseen_classes(*(each["class_name"][each["split"] == s] for s in SPLITS[:2]))
 
     def _losses(self):  # Records without which training goes, and by reason
         seen = self.tally[self.tally["split"] != "test"]
@@ -148,7 +149,7 @@ class Audit:
         reasons = ", ".join(f"{k:,} {reason}" for reason, k in why.items())
         return f"The audit excludes {lost:,} of {n:,} training and validation clips ({reasons})."
 
-    def check(self, allowed: int = 0):  # Clips that training may do without
+    def check(self, allowed: int = 0):  # How many clips training may do without
         """`ValueError` in one sentence when training would see less than the labels promise, but
         for so many clips, or when a file that a later step reads cannot be read."""
         for r in self.lost[self.lost["id"] == ""].itertuples():
@@ -162,7 +163,7 @@ class Audit:
                 f"`max_excluded: {n}` under `data` in the study to go on without them."
             )
 
-    def save(self, path):
+    def save(self, path: str | Path):
         "Writes the audit as JSON."
         tables = {k: getattr(self, k).to_dict("records") for k in ("table", "tally")}
         with whole(path) as part:
@@ -218,8 +219,10 @@ TALLY = ["split", "class_name", "why", "records"]
 
 # %% ../../nbs/data/audit.ipynb #00e-007-1
 def load_audit(
-    path,  # File that `Audit.save` wrote
-    root=None,  # The dataset, to check that the audit is of its present content
+    path: str | Path,  # File that `Audit.save` wrote
+    root: str
+    | Path
+    | None = None,  # The dataset, to check that the audit is of its present content
 ) -> Audit:
     """An audit; `FileNotFoundError` when there is none and `ValueError` when it is no audit or the
     dataset has changed since."""
@@ -293,47 +296,32 @@ def _audit_texts(root, sums):  # Label and box files against their checksums
     return findings
 
 # %% ../../nbs/data/audit.ipynb #00e-010
-def _audit_files(
-    root, records, media, sums, workers, progress
-):  # Findings, and (frames, h, w, fps) of sound clips by id
-    todo = records[np.array([bool(media.get(id)) for id in records["id"]], bool)].drop_duplicates(
-        "id"
-    )
-    findings = [
-        (
-            id,
-            split,
-            *(
-                ("link out of the dataset", "not followed")
-                if id in media
-                else ("missing", "no video and no folder of frames")
-            ),
-        )
-        for id, split, problem in zip(records["id"], records["split"], records["problem"])
-        if not media.get(id) and problem not in ("no id", "unsafe id")
-    ]
-    jobs = [(path := media[id], sums.get(os.path.relpath(path, root), "")) for id in todo["id"]]
-    shapes = {}
-    for done, (k, out, fault) in enumerate(
-        in_processes("ssv2_report.data.media:probe", jobs, workers), 1
-    ):
-        id, split = todo["id"].iloc[k], todo["split"].iloc[k]
-        if fault:
-            findings.append(
-                (
-                    id,
-                    split,
-                    f"decoder {fault}",
-                    "no answer within a minute of computing"
-                    if fault == "hangs"
-                    else "the process died",
-                )
-            )
-        else:
-            if out["reason"]:
-                findings.append((id, split, out["reason"], out["detail"]))
-            if out["reason"] in ("", *NOTES):
-                shapes[id] = out["frames"], out["h"], out["w"], out["fps"]
+def _lost_files(records, media):  # Findings about records without a file
+    for id, split, problem in zip(records["id"], records["split"], records["problem"]):
+        if id in media and not media[id]:
+            yield id, split, "link out of the dataset", "not followed"
+        elif id not in media and problem not in ("no id", "unsafe id"):
+            yield id, split, "missing", "no video and no folder of frames"
+
+
+_FAULTS = dict(hangs="no answer within a minute of computing", crashes="the process died")
+
+
+def _audit_files(root, records, media, sums, workers, progress):
+    "Findings, and frames, height, width and rate of sound clips by id."
+    there = np.array([bool(media.get(id)) for id in records["id"]], bool)
+    todo = records[there].drop_duplicates("id")
+    findings, shapes = list(_lost_files(records, media)), {}
+    paths = [media[id] for id in todo["id"]]
+    jobs = [(path, sums.get(os.path.relpath(path, root), "")) for path in paths]
+    probed = in_processes("ssv2_report.data.media:probe", jobs, workers)
+    for done, (k, out, fault) in enumerate(probed, 1):
+        clip = todo["id"].iloc[k], todo["split"].iloc[k]
+        out = out or dict(reason=f"decoder {fault}", detail=_FAULTS[fault])
+        if out["reason"]:
+            findings.append((*clip, out["reason"], out["detail"]))
+        if out["reason"] in ("", *NOTES):
+            shapes[clip[0]] = out["frames"], out["h"], out["w"], out["fps"]
         if progress:
             progress(done, len(jobs))
     return findings, shapes
@@ -392,14 +380,14 @@ def _audit_copies(root, records, there):  # Clips of more than one file or folde
 
 # %% ../../nbs/data/audit.ipynb #00e-011
 def box_problem(
-    frame,
-    kind,
-    xyxy,  # Rows of one video
-    n: int,
-    h: float,
-    w: float,  # Frames of the video at 12 a second, height and width of the picture drawn on
+    frame: np.ndarray,  # Of a video's boxes: which frame, from 0 at 12 a second [N]
+    kind: np.ndarray,  # 0 hand, 1 object, -1 annotated and empty [N]
+    xyxy: np.ndarray,  # Pixels [N,4]
+    n: int,  # Frames of the video at 12 a second
+    h: float,  # Height of the picture drawn on, pixels
+    w: float,  # Width
 ) -> tuple[str, str] | None:  # Reason and detail of the worst
-    "What is wrong with the boxes of a video."
+    "What is wrong with the boxes of a video; None where nothing is."
     real = kind >= 0
     if (bad := real & ~np.isfinite(xyxy).all(1)).any():
         return "damaged box", f"frame {frame[bad][0] + 1} has a corner that is no number"
@@ -459,11 +447,11 @@ def _audit_boxes(boxes, records, shapes):  # Findings, and in a sentence what th
 
 # %% ../../nbs/data/audit.ipynb #00e-012
 def audit(
-    root,  # Folder of the dataset
-    boxes=None,  # Something-Else boxes: a file, a folder or `Boxes`; None: its own, if any
+    root: str | Path,  # Folder of the dataset
+    boxes: Boxes | str | Path | None = None,  # A file or folder of them; None: its own, if any
     workers: int = 2,  # Processes that decode
-    progress=None,  # Called with (clips done, clips in all)
-    files: Files | None = None,  # Digests that are known
+    progress: Callable | None = None,  # Called with (clips done, clips in all)
+    files: Files | None = None,  # Digests of files that are known
 ) -> Audit:
     "Checks every record, file and box of a dataset. `FileNotFoundError` when there is no dataset."
     label_file(root, "labels")

@@ -15,6 +15,7 @@ import shutil
 import warnings
 import zlib
 from hashlib import blake2b
+from importlib import metadata
 from pathlib import Path
 
 import av
@@ -41,7 +42,10 @@ def source_key(path) -> int:  # 64 bits
 def decoder_version() -> str:  # Ten hexadecimal digits
     "Digest of the code that makes an entry of a clip's file, and of the libraries that it decodes with."
     own = code_digests("data.media:read_frames", "data.cache:_Shard")
-    said = repr([sorted(own.items()), av.__version__, PIL.__version__])
+    libraries = [av.__version__, PIL.__version__]
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        libraries.append(metadata.version("decord2"))
+    said = repr([sorted(own.items()), *libraries])
     return blake2b(said.encode(), digest_size=5).hexdigest()
 
 

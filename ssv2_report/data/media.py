@@ -7,6 +7,7 @@ __all__ = ['MEDIA', 'VIDEO', 'PICTURES', 'PIXELS', 'ROOM', 'media_files', 'list_
            'container', 'read_frames', 'n_frames', 'probe', 'in_processes']
 
 # %% ../../nbs/data/media.ipynb #00b-002
+import functools
 import hashlib
 import mmap
 import multiprocessing
@@ -18,10 +19,12 @@ import struct
 import sys
 import time
 import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -71,7 +74,7 @@ def _in_folder(folder, home):  # (id, path) of what can be a clip, videos first
     return [(stem, path) for _, _, stem, path in sorted(videos)] + frames
 
 # %% ../../nbs/data/media.ipynb #00b-006-2
-def media_files(root) -> dict[str, list[str]]:
+def media_files(root: str | Path) -> dict[str, list[str]]:
     """Paths of every video file and folder of frames of each clip, by id; '' for a link out of the
     dataset. Folders come in the order of `MEDIA`, in each videos in that of `VIDEO`, then frames."""
     root, found = Path(root), {}
@@ -83,7 +86,7 @@ def media_files(root) -> dict[str, list[str]]:
     return found
 
 
-def list_media(root) -> dict[str, str]:
+def list_media(root: str | Path) -> dict[str, str]:
     "Path of each clip's video file or folder of frames, by id: the first that `media_files` lists."
     return {id: paths[0] for id, paths in media_files(root).items()}
 
@@ -104,13 +107,13 @@ def _numbered(folder):  # (number, file name) of every frame, in order
     return sorted(frame for prefix in known for frame in groups[prefix])
 
 
-def frame_files(folder) -> list[str]:  # File names in the order of their numbers
+def frame_files(folder: str | Path) -> list[str]:  # File names in the order of their numbers
     """The extracted frames in a folder: `00001.jpg`, `img_00001.jpg`, `frame1.png`, or named after
     the folder (`78687_000001.jpg`), or after anything else if all are; other files are ignored."""
     return [f for _, f in _numbered(folder)]
 
 # %% ../../nbs/data/media.ipynb #00b-008-1
-def frame_numbers(folder) -> np.ndarray:  # int64 [T], from 0
+def frame_numbers(folder: str | Path) -> np.ndarray:  # int64 [T], from 0
     """Which frames of the clip a folder's files are: their numbers, less one unless a file is
     numbered 0. Boxes go by these, so that they stay in place where frames are missing."""
     numbers = np.array([n for n, _ in _numbered(folder)], "int64")
@@ -136,7 +139,9 @@ _MAGIC = {
 }
 
 
-def container(path) -> str | None:  # A name of `_MAGIC`; None for what is no video container
+def container(
+    path: str | Path,
+) -> str | None:  # A name of `_MAGIC`; None for what is no video container
     "The container a file starts like."
     with open(path, "rb") as f:
         start = f.read(12)
@@ -167,13 +172,18 @@ _DENSE = "vp8", "vp9", "av1", "h264", "hevc", "mpeg4"  # They code frames withou
 _HOLE = bytes(64)  # The longest run that was measured, in a lossless VP9 file, is 12
 
 
-def _shown(stream):  # Frames in the order of showing; ValueError when the data is damaged
+def _packets(stream):  # ValueError when the data is damaged
     dense = stream.codec.canonical_name in _DENSE
     for packet in stream.container.demux(stream):
         if packet.is_corrupt:
             raise ValueError("its data ends within a frame")
         if dense and _HOLE in bytes(packet):
             raise ValueError("a frame's data is zeros for a stretch")
+        yield packet
+
+
+def _shown(stream):  # Frames in the order of showing; ValueError when the data is damaged
+    for packet in _packets(stream):
         for frame in packet.decode():
             _check_size(frame.width, frame.height)
             yield frame
@@ -196,34 +206,28 @@ def _pick(indices, n):
     for i in (picked := indices(n) if callable(indices) else indices):
         if not -n <= i < n:
             raise ValueError(f"no frame {i} among its {n}")
-    return picked
+    return [int(i) % n for i in picked]
 
 # %% ../../nbs/data/media.ipynb #00b-011-3
 ROOM = 64e6  # Bytes of decoded frames to hold until their number says which are asked for
 
 
-def _hold(stream):
-    "All frames, or None where they take too much room, and their number."
-    frames, n, room = [], 0, ROOM
-    for n, frame in enumerate(_shown(stream), 1):
-        room -= sum(plane.buffer_size for plane in frame.planes)
-        if room > 0:
-            frames.append(frame)
-        else:
+def _hold(stream, wanted=None):
+    """Frames by number from 0, those wanted or all, or None where all take too much room; and how
+    many were decoded for them."""
+    frames, n, room = {}, 0, ROOM
+    last = None if wanted is None else max(wanted) + 1
+    for n, frame in enumerate(islice(_shown(stream), last), 1):
+        if wanted is None:
+            room -= sum(plane.buffer_size for plane in frame.planes)
+        if room <= 0:
             frames.clear()
+        elif wanted is None or n - 1 in wanted:
+            frames[n - 1] = frame
     return frames if room > 0 else None, n
 
 
-def _hold_some(stream, wanted):
-    "The frames of these numbers from 0, by number, and how many were decoded for them."
-    frames, n = {}, 0
-    for n, frame in enumerate(islice(_shown(stream), max(wanted) + 1), 1):
-        if n - 1 in wanted:
-            frames[n - 1] = frame
-    return frames, n
-
-
-def _video_frames(path, indices):
+def _by_pyav(path, indices):
     convert, frames = VideoReformatter().reformat, None
     rgb = lambda f: _upright(convert(f, format="rgb24").to_ndarray(), f)
     if indices is None:
@@ -234,13 +238,47 @@ def _video_frames(path, indices):
     if callable(indices) or min(indices, default=-1) < 0:
         with _open(path) as stream:
             frames, n = _hold(stream)
-        indices = [i % n for i in _pick(indices, n)]
-    indices = [int(i) for i in indices]
+        indices = _pick(indices, n)
     if frames is None:  # a large video is decoded again rather than kept
         with _open(path) as stream:
-            frames, n = _hold_some(stream, set(indices))
+            frames, n = _hold(stream, set(indices))
         _pick(indices, n)
     return np.stack([rgb(frames[i]) for i in indices])
+
+# %% ../../nbs/data/media.ipynb #00b-011-5
+@functools.cache
+def _decord():  # None where it is not installed, for it has no wheel for some platforms
+    try:
+        import decord
+    except (ImportError, OSError):
+        return None
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
+
+
+def _suits_decord(path) -> bool:
+    """Whether decord gives the frames that PyAV gives: of VP8 and VP9 in Matroska, stored in the
+    order of showing, and of an even height. `ValueError` when the data is damaged."""
+    if container(path) != "matroska or webm" or not _decord():
+        return False
+    with _open(path) as stream:
+        codec = stream.codec_context
+        if stream.codec.canonical_name not in ("vp8", "vp9") or codec.height % 2:
+            return False
+        times = [packet.pts for packet in _packets(stream) if packet.size]
+        return len(stream.container.streams.video) == 1 and times == sorted(set(times))
+
+
+def _video_frames(path, indices):
+    "Frames by decord where it is installed and exact, and by PyAV."
+    if _suits_decord(path):
+        try:
+            reader = _decord().VideoReader(path, num_threads=1)
+            indices = _pick(indices, len(reader))
+            return reader.get_batch(indices).asnumpy()
+        except _decord().DECORDError:
+            pass  # of a width or without a length that only PyAV reads, or damaged, as PyAV will say
+    return _by_pyav(path, indices)
 
 # %% ../../nbs/data/media.ipynb #00b-011-4
 def _picture(path):
@@ -258,10 +296,11 @@ def _folder_frames(path, indices):
 
 # %% ../../nbs/data/media.ipynb #00b-012
 def read_frames(
-    path,  # A video file or a folder of frames
-    indices=None,  # From 0, a function of the number of frames that gives them, or None for all
+    path: str | Path,  # A video file or a folder of frames
+    indices: Sequence[int] | Callable | None = None,  # From 0, or a function of how many there are
 ) -> np.ndarray:  # uint8 [T,H,W,C]
-    "Decoded frames. `FileNotFoundError` without a file, `ValueError` when it does not decode."
+    """The frames asked for, or all. `FileNotFoundError` without a file, `ValueError` when it does
+    not decode."""
     path = str(path)
     try:
         os.stat(path)
@@ -286,7 +325,7 @@ def read_frames(
         ) from None
 
 # %% ../../nbs/data/media.ipynb #00b-012-1
-def n_frames(path) -> int:
+def n_frames(path: str | Path) -> int:
     "Number of frames of a video file or a folder of frames; errors as of `read_frames`."
     count = []
     read_frames(path, lambda n: count.append(n) or [0])
@@ -349,7 +388,7 @@ def _is_cut(path, kind) -> bool:
 
 # %% ../../nbs/data/media.ipynb #00b-016
 def probe(
-    path,  # A video file or a folder of frames
+    path: str,  # A video file or a folder of frames
     sha256: str = "",  # Of the file, when it is known
 ) -> dict:  # reason ('' when sound), detail, frames, h, w, fps
     """Decodes all of a clip, as `read_frames` does, and says what is wrong with it.
@@ -451,38 +490,41 @@ def _probe_folder(path, out):
 # %% ../../nbs/data/media.ipynb #00b-019
 def _serve(conn, name, limit):
     fn = pkgutil.resolve_name(name)
-    timer = getattr(signal, "setitimer", None)  # not on Windows
+    timer = getattr(signal, "setitimer", lambda *_: None)  # not on Windows
+    kind = getattr(signal, "ITIMER_PROF", None)
     conn.send("ready")
     while True:
         args = conn.recv()
-        if timer:
-            timer(signal.ITIMER_PROF, limit)  # time of the processor, then SIGPROF, which ends it
+        timer(kind, limit)  # time of the processor, then SIGPROF, which ends the process
         result = fn(*args)
-        if timer:
-            timer(signal.ITIMER_PROF, 0)
+        timer(kind, 0)
         conn.send(result)
 
 
-_ENDS = dict.fromkeys((signal.SIGTERM, signal.SIGINT), "is killed")
-if hasattr(signal, "SIGKILL"):  # not on Windows
-    _ENDS |= {signal.SIGPROF: "hangs", signal.SIGKILL: "is killed", signal.SIGHUP: "is killed"}
+_KILLS = ("SIGTERM", "SIGINT", "SIGKILL", "SIGHUP")  # by somebody, whatever the clip
+_ENDS = {getattr(signal, name): "is killed" for name in _KILLS if hasattr(signal, name)}
+_ENDS |= {signal.SIGPROF: "hangs"} if hasattr(signal, "SIGPROF") else {}
 
 # %% ../../nbs/data/media.ipynb #00b-019-1
 class _Worker:
-    "A process that serves a function; `job` is the position of what it works on."
+    "A process that serves a function; `job` is the position and arguments of what it works on."
 
     def __init__(self, name, limit):
         context = multiprocessing.get_context("spawn")
         self.conn, there = context.Pipe()
         serve = pkgutil.resolve_name("ssv2_report.data.media:_serve")
         self.process = context.Process(target=serve, args=(there, name, limit), daemon=True)
-        self.job, self.args, self.waited = None, None, 0.0
+        self.job, self.waited = None, 0.0
         main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
         try:
             self.process.start()
         finally:
             sys.modules["__main__"] = main
         there.close()
+
+    def begin(self, job):
+        self.job, self.waited = job, 0.0
+        self.conn.send(job[1])
 
     def receive(self):  # Result, and '' or what became of the process
         try:
@@ -497,9 +539,8 @@ class _Worker:
         self.conn.close()
 
 # %% ../../nbs/data/media.ipynb #00b-019-2
-def _answers(
-    team, patience
-):  # (worker, result, fault) of those that are done or have waited enough
+def _answers(team, patience):
+    "Worker, result and fault of each that is done or has waited enough."
     start = time.monotonic()
     ready = wait([w.conn for w in team], timeout=1)
     passed = min(time.monotonic() - start, 2)  # a stopped parent has not waited
@@ -507,29 +548,29 @@ def _answers(
         worker.waited += passed
         if worker.conn in ready:
             yield worker, *worker.receive()
-        elif worker.waited > (patience if worker.job is not None else 300):
+        elif worker.waited > (patience if worker.job else 300):
             yield worker, None, "hangs"
 
 # %% ../../nbs/data/media.ipynb #00b-019-3
 def in_processes(
     name: str,  # 'module:function' of a function that returns its result and raises nothing
-    jobs,  # Argument tuples
-    workers: int = 2,
+    jobs: Iterable[tuple],  # Its arguments, job by job
+    workers: int = 2,  # Processes
     limit: float = 60.0,  # Seconds of computing for a job; waiting may take ten times as long
-):  # Yields (position of the job, result, '' or 'hangs' or 'crashes'), as they finish
-    """Runs jobs in worker processes; one that dies or takes too long is replaced, and its job
-    reported, or done once more where the worker was killed. `RuntimeError` when a worker cannot
-    start."""
+) -> Iterator[tuple[int, Any, str]]:  # Position of the job, result, '' or 'hangs' or 'crashes'
+    """Runs jobs in worker processes and yields what they give, as they finish. A process that dies
+    or takes too long is replaced, and its job reported, or done once more where somebody killed the
+    process. `RuntimeError` when none can start."""
     jobs, again = list(enumerate(jobs))[::-1], set()
     team = [_Worker(name, limit) for _ in range(min(workers, len(jobs)))]
     try:
         while team:
             for worker, result, fault in _answers(team, 10 * limit):
-                if fault == "is killed" and worker.job is not None and worker.job not in again:
-                    again.add(worker.job)
-                    jobs.append((worker.job, worker.args))
-                elif worker.job is not None:
-                    yield worker.job, result, "crashes" if fault == "is killed" else fault
+                if fault == "is killed" and worker.job and worker.job[0] not in again:
+                    again.add(worker.job[0])
+                    jobs.append(worker.job)
+                elif worker.job:
+                    yield worker.job[0], result, "crashes" if fault == "is killed" else fault
                 elif fault:
                     raise RuntimeError(
                         "A worker process could not start; its own message, if any, stands above."
@@ -537,12 +578,9 @@ def in_processes(
                 if fault or not jobs:
                     team.remove(worker)
                     worker.end()
-                    if jobs:
-                        team.append(_Worker(name, limit))
-                    continue
-                worker.job, worker.args = jobs.pop()
-                worker.waited = 0.0
-                worker.conn.send(worker.args)
+                    team += [_Worker(name, limit)] if jobs else []
+                else:
+                    worker.begin(jobs.pop())
     finally:
         for worker in team:
             worker.end()
