@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ONE_VALUE', 'LAUNCHER', 'start_from', 'EpochSampler', 'fingerprint', 'save_checkpoint', 'read_checkpoint',
-           'load_checkpoint', 'Training', 'head_apart', 'optimiser', 'SharedNorm', 'share_statistics', 'clips_a_step',
-           'limits_in_a_sentence', 'until_sigterm', 'timed_batches', 'spend', 'peak_memory', 'use_threads', 'loaders',
-           'start_network', 'resume', 'prepare', 'check_loss', 'save', 'stop', 'is_asked', 'after_step', 'progress_of',
-           'teller', 'draw_anew', 'train_epoch', 'go_on', 'evaluate', 'add_epoch', 'keep', 'finish', 'fit', 'board',
-           'stop_after', 'main', 'launch']
+           'load_checkpoint', 'Training', 'head_apart', 'optimiser', 'clips_a_step', 'limits_in_a_sentence',
+           'until_sigterm', 'timed_batches', 'spend', 'peak_memory', 'use_threads', 'loaders', 'start_network',
+           'resume', 'prepare', 'check_loss', 'save', 'stop', 'is_asked', 'after_step', 'progress_of', 'teller',
+           'draw_anew', 'train_epoch', 'go_on', 'evaluate', 'add_epoch', 'keep', 'finish', 'fit', 'board', 'stop_after',
+           'main', 'launch']
 
 # %% ../nbs/03_train.ipynb #c002
 import hashlib
@@ -30,11 +30,10 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import set_seed
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
-from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, Sampler
 
 from ssv2_report.data.basics import (
@@ -260,39 +259,6 @@ def optimiser(exp, model, steps):
     )
     return optimizer, scheduler
 
-# %% ../nbs/03_train.ipynb #c021c
-class SharedNorm(torch.nn.modules.batchnorm._BatchNorm):
-    "Batch norm over the equal shares that all processes have of a batch."
-
-    def _check_input_dim(self, x):
-        pass
-
-    def forward(self, x):
-        if not self.training:
-            return super().forward(x)
-        n, dims = PartialState().num_processes, [0, *range(2, x.dim())]
-        wide = lambda v: v.view(1, -1, *[1] * (x.dim() - 2))
-        mean = all_reduce(x.float().mean(dims)) / n
-        centred = x - wide(mean)
-        var, count = all_reduce(centred.square().mean(dims)) / n, n * x.numel() / x.shape[1]
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
-        scale = (var + self.eps).rsqrt() * self.weight
-        return (centred * wide(scale) + wide(self.bias)).to(x.dtype)
-
-# %% ../nbs/03_train.ipynb #c021c-1
-def share_statistics(model, device) -> torch.nn.Module:
-    """The model with batch norms that see the batches of all processes: PyTorch's own on GPUs,
-    `SharedNorm` elsewhere."""
-    if device.type == "cuda":
-        return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for m in model.modules():
-        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):
-            m.__class__ = SharedNorm
-    return model
-
 # %% ../nbs/03_train.ipynb #c021e
 def clips_a_step(exp, classes, train_set, val_set, processes=1) -> int:
     "Clips of an optimiser step; ValueError in one sentence where training makes no sense."
@@ -418,8 +384,8 @@ def start_network(exp, classes, train_set, seed, start, out, accelerator) -> tor
         if report is not None and accelerator.is_main_process:
             report.save(out / "inflation.json")
     channels_last(net)
-    if accelerator.num_processes > 1:
-        net = share_statistics(net, accelerator.device)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)  # there is none for processors
     return net
 
 # %% ../nbs/03_train.ipynb #c022-2

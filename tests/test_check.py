@@ -29,7 +29,7 @@ from ssv2_report.models.net2d import normalisation
 from ssv2_report.plan import check, prices
 from ssv2_report.plan.check import expected_clips, look_at_weights, look_before, step_memory
 from ssv2_report.study.experiments import load_study, run_folder, worlds_of
-from ssv2_report.study.runs import build_model, load_run
+from ssv2_report.study.runs import build_model, load_run, normalisation_of
 from ssv2_report.train import fit, start_from
 
 
@@ -295,7 +295,7 @@ def test_a_run_is_trained_judged_and_read_in_the_colours_that_its_weights_know(
         later = s.experiments["later"].model_copy(update=dict(n_frames=8))
         deep = build_model(later, 2)
         start_from(deep, later, ["a", "b"], tmp_path / "run", clip)
-        assert normalisation(deep) == known and (later.mean, later.std) == known
+        assert normalisation(deep) == known == normalisation_of(s, "later")
 
 
 def test_weights_that_are_there_are_told_from_those_that_are_fetched(hub, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ from ssv2_report.study.experiments import (
     write_asked_for,
     write_study,
 )
-from ssv2_report.study.runs import build_model, check_study, save_run
+from ssv2_report.study.runs import build_model, check_study, normalisation_of, save_run
 
 GOOD = dict(
     title="t",
@@ -108,20 +108,9 @@ def test_the_small_study_has_the_87_classes_of_mini_ssv2_and_judges_no_other():
         (changed(seeds=[-1]), "seeds"),
         (changed(seeds=[1, 1]), "seeds has 1 twice"),
         ("title: a\ntitle: b", "the key 'title' is there twice"),
-        (changed(settings=dict(opt="adamv")), "no optimiser 'adamv'; did you mean 'adam"),
-        (changed(settings=dict(opt="fusedadam")), "no optimiser 'fusedadam'; did you mean"),
-        (only(model="resnt18"), "'resnt18' is no ResNet"),
         (changed(settings=dict(gpus_per_run=3)), "16 clips does not divide into 3 GPUs"),
         (changed(settings=dict(gpus_per_run=0)), "gpus_per_run"),
         (changed(settings=dict(gpus_per_run=4, accumulate=8)), "4 GPUs (gpus_per_run) x 8 parts"),
-        (changed(settings=dict(output_stride=12)), "output_stride is 12; it must be 8, 16 or 32"),
-        (only(model="r3d_18", output_stride=8), "r3d_18 has no output_stride"),
-        (only(model="resnet81"), "did you mean 'resnet18'"),
-        (only(model="resnet18.a1_in2k"), "did you mean 'resnet18.a1_in1k'"),
-        (only(model="i3d:resnet81"), "did you mean 'i3d:resnet18'"),
-        (only(model="r2plus1d_81"), "did you mean 'r2plus1d_18'"),
-        (only(model="vit_small_patch16_224"), "'vit_small_patch16_224' is no ResNet"),
-        (only(model="swin_tiny_patch4_window7_224"), "is no ResNet that timm knows"),
         (changed(cam=dict(sources=["layer2:gradcan"])), "did you mean 'layer2:gradcam'"),
         (changed(cam=dict(sources=["layr2:gradcam"])), "did you mean 'layer2:gradcam'"),
         (changed(cam=dict(sources=["occlusion"])), "no source of maps 'occlusion'"),
@@ -171,6 +160,31 @@ def test_the_small_study_has_the_87_classes_of_mini_ssv2_and_judges_no_other():
 def test_mistakes_are_named_in_one_sentence(tmp_path, value, says):
     with pytest.raises(ValueError) as e:
         load_study(write(tmp_path, value))
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "value, says",
+    [
+        (changed(settings=dict(opt="adamv")), "no optimiser 'adamv'; did you mean 'adam"),
+        (changed(settings=dict(opt="fusedadam")), "no optimiser 'fusedadam'; did you mean"),
+        (only(model="resnt18"), "'resnt18' is no ResNet"),
+        (changed(settings=dict(output_stride=12)), "output_stride is 12; it must be 8, 16 or 32"),
+        (only(model="r3d_18", output_stride=8), "r3d_18 has no output_stride"),
+        (only(model="resnet81"), "did you mean 'resnet18'"),
+        (only(model="resnet18.a1_in2k"), "did you mean 'resnet18.a1_in1k'"),
+        (only(model="i3d:resnet81"), "did you mean 'i3d:resnet18'"),
+        (only(model="r2plus1d_81"), "did you mean 'r2plus1d_18'"),
+        (only(model="vit_small_patch16_224"), "'vit_small_patch16_224' is no ResNet"),
+        (only(model="swin_tiny_patch4_window7_224"), "is no ResNet that timm knows"),
+    ],
+)
+def test_names_of_networks_and_optimisers_are_judged_where_networks_are_built(
+    tmp_path, value, says
+):
+    study = load_study(write(tmp_path, value))
+    with pytest.raises(ValueError) as e:
+        check_study(study)
     assert says in str(e.value) and "\n" not in str(e.value)
 
 
@@ -224,8 +238,8 @@ def test_a_second_world_may_be_a_file_and_is_checked_too(tmp_path):
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(GOOD))
     path = write(tmp_path, changed(second_world="other.yaml"))
     assert load_study(path).second_world == str(tmp_path / "other.yaml")
-    (tmp_path / "other.yaml").write_text(yaml.safe_dump(changed(settings=dict(opt="adamv"))))
-    with pytest.raises(ValueError, match="other.yaml: .*did you mean 'adam"):
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(changed(settings=dict(epoch=3))))
+    with pytest.raises(ValueError, match="other.yaml: .*did you mean 'epochs'"):
         load_study(path)
     with pytest.raises(FileNotFoundError, match="no study '.*absent.yaml'"):
         load_study(write(tmp_path, changed(second_world="absent.yaml")))
@@ -326,18 +340,19 @@ def test_names_that_a_study_may_use_are_those_of_their_rooms():
     from ssv2_report.gradcam import maps, sources
     from ssv2_report.models import net3d
     from ssv2_report.study import experiments as e
+    from ssv2_report.study import runs
 
     assert set(e.CLASS_GROUPS) == set(GROUPS)
     assert e.VIDEO_MODELS == net3d.KINETICS
     assert e.METHODS == tuple(maps.METHODS) and e.SEARCHED == sources.SEARCHED
     outcomes = {"right", "pair_right", "learning", "similarity"}
     assert set(e.MEASURES) == {*outcomes, *CLIP_MEASURES, *RELIANCE}
-    names = {n for n in e.resnets() if "." not in n}
+    names = {n for n in runs.resnets() if "." not in n}
     assert names == set(timm.list_models(module="resnet"))
     tags = {n for n in timm.list_pretrained() if n.split(".")[0] in names}
-    assert tags <= set(e.resnets())
-    assert set(e.optimisers()) <= set(list_optimizers())
-    assert {"adamw", "sgd", "momentum", "lamb", "lion"} <= set(e.optimisers())
+    assert tags <= set(runs.resnets())
+    assert set(runs.optimisers()) <= set(list_optimizers())
+    assert {"adamw", "sgd", "momentum", "lamb", "lion"} <= set(runs.optimisers())
 
 
 def test_reading_a_study_imports_no_torch():
@@ -518,7 +533,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def known(study):
-    return {name: (e.mean, e.std) for name, e in study.experiments.items()}
+    return {name: normalisation_of(study, name) for name in study.experiments}
 
 
 def experiments(**of):
@@ -609,7 +624,7 @@ def test_a_start_that_contradicts_itself_is_refused(tmp_path, change, says):
     other = dict(model="test_resnet")
     study = experiments(b=other, a=dict(other, **change))
     with pytest.raises((ValueError, FileNotFoundError), match=says) as e:
-        load_study(write(tmp_path, study))
+        check_study(load_study(write(tmp_path, study)))
     assert "\n" not in str(e.value)
 
 

@@ -2,7 +2,10 @@
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssv2_report"
@@ -57,3 +60,14 @@ def test_no_room_imports_one_below_it():
         if order.index(room_of(other)) > order.index(room_of(module))
     ]
     assert not upwards
+
+
+def test_no_module_imports_itself_in_a_circle():
+    TopologicalSorter(library()).prepare()
+
+
+def test_a_circle_would_be_found():
+    from graphlib import CycleError
+
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()

@@ -20,7 +20,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
+from torch.distributed.nn.functional import all_reduce
 
 import ssv2_report.study.runs as runs
 import ssv2_report.train as train
@@ -476,11 +478,46 @@ def test_weights_deleted_for_their_damage_come_back(flat, tmp_path, monkeypatch)
 
 # -- shared by several processes
 
+
+class SharedNorm(torch.nn.modules.batchnorm._BatchNorm):
+    "Batch norm over the equal shares that all processes have of a batch, as `SyncBatchNorm` on GPUs."
+
+    def _check_input_dim(self, x):
+        pass
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        n, dims = PartialState().num_processes, [0, *range(2, x.dim())]
+        wide = lambda v: v.view(1, -1, *[1] * (x.dim() - 2))
+        mean = all_reduce(x.float().mean(dims)) / n
+        centred = x - wide(mean)
+        var, count = all_reduce(centred.square().mean(dims)) / n, n * x.numel() / x.shape[1]
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        scale = (var + self.eps).rsqrt() * self.weight
+        return (centred * wide(scale) + wide(self.bias)).to(x.dtype)
+
+
+def start_shared(*of, start=train.start_network):
+    "`train.start_network` on processors: its batch norms see the batches of all processes there, too."
+    net = start(*of)
+    for m in net.modules():
+        if (
+            isinstance(m, torch.nn.modules.batchnorm._BatchNorm)
+            and PartialState().num_processes > 1
+        ):
+            m.__class__ = SharedNorm
+    return net
+
+
 TWO = """
 import sys, json, torch
 sys.path.insert(0, {tests!r})
 from test_train import *
-from accelerate import PartialState
+train.start_network = start_shared
 out = Path(sys.argv[1])
 exp = experiment(epochs=4, batch_size=8, opt="sgd", lr=0.002, model={model!r})
 clips, val = Clips(43, noise=1.), Clips(13)     # plain clips sit on the kinks of ReLU and max-pool, where any rounding decides

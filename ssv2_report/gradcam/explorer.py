@@ -21,12 +21,12 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from ..data.clips import ClipDataset, denormalise
+from ..data.clips import denormalise
 from .maps import METHODS, gradcam, resize_maps
 from .pictures import OUTLINES, outlined, overlay
 from ..models.net2d import stages
 from ..study.experiments import load_study, run_folder
-from ..study.runs import boxes_of, clips_of, load_run
+from ..study.runs import clip_set, clips_of, load_run
 
 # %% ../../nbs/gradcam/explorer.ipynb #00000005
 def picture(
@@ -305,8 +305,7 @@ def of_a_study(
             f"No network of {s.name!r} is trained in {results}; run `ssv2 reproduce {s.name}` first."
         )
     index = clips_to_explore(s, results, clip)
-    boxes = boxes_of(s, index)
-    data = ClipDataset(index, n_frames=s.frames, size=s.data.size, boxes=boxes)
+    data = clip_set(s, index, boxes=True)
     at = {id: i for i, id in enumerate(data.ids)}
 
     def item(id):
