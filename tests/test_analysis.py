@@ -542,14 +542,17 @@ def test_simulated_runs_say_so_in_every_figure_and_verdict(study, tmp_path):
 
     nb = nbformat.read(ROOT / "nbs" / "analysis" / "analysis_run.ipynb", 4)
     watch = (
-        "stamped = []\ndef save_figure(fig, folder, name):\n"
-        "    stamped.append(any(t.get_gid() == 'simulated' for t in fig.texts))"
+        "from matplotlib.figure import Figure\nstamped, written = [], Figure.savefig\n"
+        "def savefig(fig, path, **kw):\n"
+        "    stamped.append(any(t.get_gid() == 'simulated' for t in fig.texts))\n"
+        "    written(fig, path, **kw)\n"
+        "Figure.savefig = savefig"
     )
     tell = (
-        "from pathlib import Path\nPath(told_in).write_text(json.dumps(dict(drawn=stamped, "
+        "import json\nfrom pathlib import Path\nPath(told_in).write_text(json.dumps(dict(drawn=stamped, "
         "verdicts=list(hypothesis_table['verdict']), variables=variables)))"
     )
-    at = next(i for i, c in enumerate(nb.cells) if "def keep(" in c.source)
+    at = next(i for i, c in enumerate(nb.cells) if "simulate(" in c.source)
     nb.cells.insert(at, nbformat.v4.new_code_cell(watch))
     nb.cells.append(
         nbformat.v4.new_code_cell(f"told_in = {str(tmp_path / 'told.json')!r}\n" + tell)
@@ -566,7 +569,7 @@ def test_simulated_runs_say_so_in_every_figure_and_verdict(study, tmp_path):
         progress_bar=False,
     )
     told = json.loads((tmp_path / "told.json").read_text())
-    assert len(told["drawn"]) >= 9 and all(told["drawn"])
+    assert len(told["drawn"]) >= 3 * 9 and all(told["drawn"])
     assert len(told["verdicts"]) == 12
     assert all(v.endswith("for simulated runs") for v in told["verdicts"])
     assert "**Supported for simulated runs**" in told["variables"]["finds"]["order"]

@@ -164,11 +164,11 @@ def code_of_gradcam_run(world):
 
 
 def code_of_analysis_run(world):
-    old = r"(?m)^curves\(history, titles, ax\)$"
+    old = r"(?m)^tables\.curves\(evidence\.history, titles, ax\)$"
     world.rewrite(
         "nbs/analysis/analysis_run.ipynb",
         old,
-        'curves(history, titles, ax)\nax.set_title("Curves")',
+        'tables.curves(evidence.history, titles, ax)\nax.set_title("Curves")',
     )
 
 

@@ -27,7 +27,7 @@ from ssv2_report.analysis.stats import (
     two_parts,
     zero_p,
 )
-from ssv2_report.analysis.tables import findings, over_clips, p_text
+from ssv2_report.analysis.tables import findings, mean_over_seeds, p_text
 from ssv2_report.study.experiments import MEASURES, Hypothesis
 
 
@@ -40,7 +40,7 @@ def test_accuracy_counts_clips_not_seeds():
             id=["a", "b", "c"] * 2,
         )
     )
-    e = accuracy(over_clips(t, "right")).loc["a"]
+    e = accuracy(mean_over_seeds(t, "right")).loc["a"]
     ref = binomtest(2, 3).proportion_ci(method="wilson")
     assert e["clips"] == 3 and e["mean"] == pytest.approx(2 / 3)
     assert (e["lo"], e["hi"]) == pytest.approx((ref.low, ref.high))
@@ -137,8 +137,8 @@ def test_twins_are_one_scene():
         compare(one, "v", "a", "b")["lo"]
     )
     assert (
-        accuracy(over_clips(double, "right"), scenes)["lo"].tolist()
-        == accuracy(over_clips(one, "right"))["lo"].tolist()
+        accuracy(mean_over_seeds(double, "right"), scenes)["lo"].tolist()
+        == accuracy(mean_over_seeds(one, "right"))["lo"].tolist()
     )
 
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CASE_RULES', 'COLUMN', 'PAGE', 'OKABE_ITO', 'MARKERS', 'STYLE', 'ANCHORS', 'LATEX', 'ACCENTS', 'SHARES', 'OUTCOMES',
-           'RELIANCE', 'over_clips', 'choose_cases', 'look', 'legend', 'dots', 'check_font', 'set_style', 'curves',
-           'by_frame', 'pair_matrices', 'against_compute', 'save_figure', 'stamp', 'texts_of', 'save_table', 'counted',
-           'percent', 'with_interval', 'p_text', 'noted', 'plain_table', 'literal', 'latex', 'latex_table',
-           'caption_text', 'caption_latex', 'figure_latex', 'document_latex', 'cell', 'difference', 'finding',
-           'outcome', 'spoken', 'findings', 'reliance_measures']
+           'RELIANCE', 'mean_over_seeds', 'choose_cases', 'look', 'side_by_side', 'legend', 'dots', 'check_font',
+           'set_style', 'curves', 'by_frame', 'pair_matrices', 'against_compute', 'save_figure', 'texts_of',
+           'save_table', 'listing', 'counted', 'number', 'percent', 'with_interval', 'p_text', 'noted', 'plain_table',
+           'show_table', 'literal', 'latex', 'latex_table', 'caption_text', 'caption_latex', 'figure_latex',
+           'document_latex', 'cell', 'difference', 'finding', 'outcome', 'spoken', 'findings', 'reliance_measures']
 
 # %% ../../nbs/05_analysis.ipynb #c002
 import re
@@ -25,11 +25,12 @@ from ..data.basics import nearest
 from ..study.experiments import CLIP_MEASURES
 
 # %% ../../nbs/05_analysis.ipynb #c011
-def over_clips(table, value) -> pd.DataFrame:
-    "Mean of `value` over seeds: a row a clip, a column an experiment."
-    return table.assign(**{value: table[value].astype(float)}).pivot_table(
+def mean_over_seeds(table, value, experiments=None) -> pd.DataFrame:
+    "Mean of `value` over seeds: a row a clip, a column an experiment, of those that are there or of `experiments`."
+    mean = table.assign(**{value: table[value].astype(float)}).pivot_table(
         index="id", columns="experiment", values=value, observed=True
     )
+    return mean if experiments is None else mean.reindex(columns=list(experiments))
 
 # %% ../../nbs/05_analysis.ipynb #c021
 CASE_RULES = {
@@ -109,6 +110,12 @@ def look(experiments) -> dict:
     }
 
 
+def side_by_side(experiments, width) -> dict:
+    "How far each experiment's mark stands from the middle of a block of that width."
+    n = len(experiments)
+    return {e: (i - (n - 1) / 2) * width / n for i, e in enumerate(experiments)}
+
+
 def legend(fig, ax):
     "The legend of `ax` above the figure, in as many columns as fit."
     handles, labels = ax.get_legend_handles_labels()
@@ -121,9 +128,9 @@ def legend(fig, ax):
 def dots(table, groups, titles, ax, chance=None):
     """Estimates with intervals: `table` has columns experiment, group, mean, lo, hi; one block of
     rows a group, one mark an experiment."""
-    for i, (e, style) in enumerate(look(titles).items()):
+    for e, style in look(titles).items():
         t = table[table["experiment"] == e].set_index("group").reindex(groups)
-        y = np.arange(len(groups)) + (i - (len(titles) - 1) / 2) * 0.7 / len(titles)
+        y = np.arange(len(groups)) + side_by_side(titles, 0.7)[e]
         if t["mean"].notna().any():
             reach = [(t["mean"] - t["lo"]).clip(0), (t["hi"] - t["mean"]).clip(0)]
             style |= dict(capsize=2, ms=4.5, lw=1.2, ls="", label=titles[e])
@@ -177,11 +184,11 @@ def curves(history, titles, ax):
 def by_frame(found, titles, ax):
     """Estimates with intervals over frames, 1 to T, the networks side by side; `found`: a table
     mean, lo, hi a frame."""
-    for i, (e, style) in enumerate(look(titles).items()):
+    for e, style in look(titles).items():
         rows = pd.DataFrame([t.loc[e, ["mean", "lo", "hi"]].astype(float) for t in found])
         if rows["mean"].isna().all():
             continue
-        x = np.arange(1, len(rows) + 1) + (i - (len(titles) - 1) / 2) * 0.6 / len(titles)
+        x = np.arange(1, len(rows) + 1) + side_by_side(titles, 0.6)[e]
         reach = [(rows["mean"] - rows["lo"]).clip(0), (rows["hi"] - rows["mean"]).clip(0)]
         look_of = dict(capsize=1.5, ms=3.5, lw=0.8, elinewidth=1.1, label=titles[e])
         ax.errorbar(x, rows["mean"], yerr=reach, **look_of, **style)
@@ -241,26 +248,13 @@ def against_compute(accuracies, gflops, titles, ax, anchors=()):
         if e not in beside:
             continue
         m, lo, hi = 100 * accuracies.loc[e, ["mean", "lo", "hi"]].astype(float)
-        ax.errorbar(
-            gflops[e] * 1.08 ** beside[e],
-            m,
-            np.clip([[m - lo], [hi - m]], 0, None),
-            capsize=2,
-            ms=5,
-            lw=1.2,
-            ls="",
-            label=titles[e],
-            **style,
-        )
+        reach = np.clip([[m - lo], [hi - m]], 0, None)
+        style |= dict(capsize=2, ms=5, lw=1.2, ls="", label=titles[e])
+        ax.errorbar(gflops[e] * 1.08 ** beside[e], m, reach, **style)
+    place = dict(xycoords=("axes fraction", "data"), ha="right", va="bottom")
     for name, top1, source in anchors:
         ax.axhline(top1, color="0.4", lw=0.7, ls="--", zorder=0)
-        ax.annotate(
-            f"{name} ({source})",
-            (1, top1),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-        )
+        ax.annotate(f"{name} ({source})", (1, top1), **place)
     ax.set(xscale="log", xlabel="GFLOPs a clip (multiply-adds)", ylabel="top-1 (%)", ylim=(0, 102))
     ax.grid(alpha=0.25)
     ticks = sorted({float(f"{g:.1g}") for g in gflops.values()})
@@ -269,17 +263,14 @@ def against_compute(accuracies, gflops, titles, ax, anchors=()):
     ax.margins(x=0.15)
 
 # %% ../../nbs/05_analysis.ipynb #c027
-def save_figure(fig, folder, name):
-    "Save a figure as PNG (300 dpi), SVG and PDF with its fonts in it."
+def save_figure(fig, folder, name, simulated=False):
+    "Save a figure as PNG (300 dpi), SVG and PDF with its fonts in it, stamped where its numbers are simulated."
+    if simulated:
+        look = dict(ha="center", va="center", rotation=20, fontsize=22, color="0.5", alpha=0.5)
+        fig.text(0.5, 0.5, "SIMULATED", gid="simulated", **look)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for kind, none in dict(png=None, svg="Date", pdf="CreationDate").items():
         fig.savefig(Path(folder) / f"{name}.{kind}", metadata={none: None} if none else None)
-
-
-def stamp(fig):
-    "Write across a figure that its numbers are simulated."
-    look = dict(ha="center", va="center", rotation=20, fontsize=22, color="0.5", alpha=0.5)
-    fig.text(0.5, 0.5, "SIMULATED", gid="simulated", **look)
 
 
 def texts_of(table):
@@ -297,26 +288,32 @@ def save_table(table, folder, name):
     (Path(folder) / f"{name}.tex").write_text(latex_table(table, name), encoding="ascii")
 
 
+def listing(words) -> str:
+    "Words as a list in a sentence: 'a, b and c'."
+    *first, last = words or [""]
+    return ", ".join(first) + " and " * bool(first) + last
+
+
 def counted(n, noun, plural=None) -> str:
     "A number and its noun: '1 clip', '1,200 clips'."
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
+def number(x, digits=2, sign="") -> str:
+    "A number as text, with a true minus; a dash where there is none."
+    return f"{x:{sign}.{digits}f}".replace("-", "\u2212") if np.isfinite(x) else "–"
+
+
 def percent(x, digits=1) -> str:
     "A share as text, in percent."
-    if x is None or np.isnan(x):
-        return "–"
-    return f"{100 * x:.{digits}f}\u00a0%".replace("-", "\u2212")
+    return f"{number(100 * x, digits)}\u00a0%" if np.isfinite(x) else "–"
 
 # %% ../../nbs/05_analysis.ipynb #c027-2
 def with_interval(e, factor=1, digits=2, sign="") -> str:
     """An estimate and its interval as text that does not break over lines; times `factor`. A dash
     where too few scenes give no interval."""
-    if not np.isfinite(e["mean"]):
-        return "–"
-    number = lambda x: f"{factor * x:{sign}.{digits}f}".replace("-", "\u2212")
-    mean, lo, hi = (number(e[k]) if np.isfinite(e[k]) else "–" for k in ("mean", "lo", "hi"))
-    return f"{mean}\u00a0[{lo},\u00a0{hi}]"
+    mean, lo, hi = (number(factor * e[k], digits, sign) for k in ("mean", "lo", "hi"))
+    return "–" if mean == "–" else f"{mean}\u00a0[{lo},\u00a0{hi}]"
 
 
 def p_text(p, at_most=False) -> str:
@@ -345,6 +342,12 @@ def plain_table(table):
         .format(escape="html")
         .format_index(escape="html", axis="columns")
     )
+
+
+def show_table(table, folder, name):
+    "Save a table, and give what a page shows of it: None for one without rows."
+    save_table(table, folder, name)
+    return plain_table(table) if len(table) else None
 
 
 def literal(text) -> str:
@@ -515,12 +518,9 @@ def cell(text, label) -> str:
 def difference(row, measure, brief=False) -> str:
     "Of a judged comparison: both means (unless `brief`), the difference and the interval that its verdict rests on."
     share = measure in SHARES
-    a, b = (percent(row[k]) if share else f"{row[k]:.2f}".replace("-", "\u2212") for k in "ab")
-    return (
-        (f"{a} against {b}, " if not brief else "")
-        + with_interval(interval_of(row), *((100, 1) if share else (1, 2)), "+")
-        + ("\u00a0points" if share else "")
-    )
+    a, b = (percent(row[k]) if share else number(row[k]) for k in "ab")
+    said = with_interval(interval_of(row), *((100, 1) if share else (1, 2)), "+")
+    return f"{a} against {b}, " * (not brief) + said + "\u00a0points" * share
 
 # %% ../../nbs/05_analysis.ipynb #c029-1
 def finding(row, hypothesis) -> str:
