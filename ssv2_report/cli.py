@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['app', 'StudyName', 'Results', 'Workers', 'Only', 'Seeds', 'Changes', 'INTERRUPTED', 'show_version', 'options',
-           'absolute', 'words', 'asked_for', 'demo_data', 'audit', 'any_job', 'stopped_with_a_checkpoint',
-           'show_progress', 'do_one', 'of_a_run', 'train', 'gradcam', 'reliance', 'cache', 'validate', 'analyse',
-           'chapter', 'render', 'gpus_to_use', 'show_rows', 'check', 'weights', 'check_first', 'refuse_unfinished',
-           'reproduce', 'show_prices', 'say_total', 'plan', 'figures', 'explore', 'status', 'say', 'main']
+           'absolute', 'words', 'asked_for', 'demo_data', 'audit', 'any_job', 'show_progress', 'do_one', 'of_a_run',
+           'train', 'gradcam', 'reliance', 'cache', 'validate', 'analyse', 'chapter', 'render', 'gpus_to_use',
+           'show_rows', 'check', 'weights', 'check_first', 'refuse_unfinished', 'reproduce', 'show_prices', 'say_total',
+           'plan', 'figures', 'explore', 'status', 'say', 'main']
 
 # %% ../nbs/cli/cli.ipynb #c002
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +43,6 @@ from ssv2_report.jobs.execute import (
     save_audit,
     study_file,
 )
-from .jobs.kernels import KERNELS
 from .jobs.steps import CHAPTERS, STEPS, Job, folder_of
 from ssv2_report.jobs.workflow import (
     Tracker,
@@ -212,40 +212,9 @@ def any_job(
     "What the workflow calls: any job of a study."
     do_one(study, Job(step, of, seed), results, workers, replace=True)
 
-# %% ../nbs/cli/cli.ipynb #c010-ends
-@contextmanager
-def stopped_with_a_checkpoint():
-    """While the block runs, have what would interrupt this process ask the notebook's kernel to end,
-    which writes a checkpoint; the block's own sentence then goes with the exit code of an interruption."""
-    import psutil
-
-    asked, before = [], {s: signal.getsignal(s) for s in ENDS}
-
-    def forward(signum, frame):
-        kernels = [kernel.pid for kernel in KERNELS if kernel.returncode is None]
-        others = psutil.process_iter(["ppid"])
-        kernels += [p.pid for p in others if p.info["ppid"] == os.getpid()]
-        for pid in kernels:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        asked.append(signum)
-        if not kernels and callable(before[signum]):
-            before[signum](signum, frame)
-        if not kernels:
-            sys.exit(128 + signum)
-
-    with heeding(forward, *ENDS):
-        try:
-            yield
-        except ValueError as e:
-            if not asked:
-                raise
-            say(e if "Stopped by SIGTERM" in str(e) else INTERRUPTED)
-            raise typer.Exit(128 + asked[0]) from None
-
 # %% ../nbs/cli/cli.ipynb #c010-2
 def show_progress(path, every=10.0):
-    "Print each new line that appears in the file `path`, in the background."
+    "Print each new line that appears in the file `path`, in the background, and not into a notebook."
     import threading
 
     def watch(said=path.read_text() if path.is_file() else ""):
@@ -253,19 +222,18 @@ def show_progress(path, every=10.0):
             time.sleep(every)
             with suppress(OSError):  # the run's folder may be removed at any time
                 if path.is_file() and (line := path.read_text()) != said:
-                    console.print(said := line)
+                    print(said := line, file=sys.__stderr__, flush=True)
 
     threading.Thread(target=watch, daemon=True).start()
 
 # %% ../nbs/cli/cli.ipynb #c010-1
 def do_one(study, job, results, workers=2, replace=False):
-    "Do a job; a training says how far it is, and writes a checkpoint when it is interrupted."
+    "Do a job; a training says how far it is."
     if job.step != "train":
         return do_job(study, job, results, workers)
     s = load_study(study)
     show_progress(folder_of(s, results_folder(s, results), job) / "progress.txt")
-    with stopped_with_a_checkpoint():
-        do_job(study, job, results, replace=replace)
+    do_job(study, job, results, replace=replace)
 
 
 def of_a_run(study, step, results, name, seed, changes, **more):
@@ -718,7 +686,8 @@ def main():
     except (ValueError, OSError) as e:
         if not heard:
             say(e)
-            sys.exit(1)
+            stopped = re.search(r"\bStopped by (SIG\w+) at step", str(e))
+            sys.exit(128 + signal.Signals[stopped[1]] if stopped else 1)
     except BaseException:  # typer makes an exit of an interruption
         if not heard:
             raise

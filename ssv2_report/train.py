@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ONE_VALUE', 'LAUNCHER', 'start_from', 'EpochSampler', 'fingerprint', 'save_checkpoint', 'read_checkpoint',
            'load_checkpoint', 'Training', 'head_apart', 'optimiser', 'clips_a_step', 'limits_in_a_sentence',
-           'until_sigterm', 'timed_batches', 'spend', 'peak_memory', 'use_threads', 'loaders', 'start_network',
+           'until_interrupted', 'timed_batches', 'spend', 'peak_memory', 'use_threads', 'loaders', 'start_network',
            'resume', 'prepare', 'check_loss', 'save', 'stop', 'is_asked', 'after_step', 'progress_of', 'teller',
            'draw_anew', 'train_epoch', 'go_on', 'evaluate', 'add_epoch', 'keep', 'finish', 'fit', 'board', 'stop_after',
            'main', 'launch']
@@ -45,7 +45,7 @@ from ssv2_report.data.basics import (
 from .data.clips import ClipDataset, denormalise
 from .data.code import BESIDE, BY_VALUE, code_digests
 from .machine.environment import OF_TRAINING, job_environment, without
-from .machine.processes import heeding, how_it_ended, identity, is_alive
+from .machine.processes import ENDS, heeding, how_it_ended, identity, is_alive
 from ssv2_report.models.net2d import (
     FrameNet,
     channels_last,
@@ -321,13 +321,19 @@ def limits_in_a_sentence(exp):
 
 # %% ../nbs/03_train.ipynb #c021eb-2
 @contextmanager
-def until_sigterm():
-    "An event that SIGTERM sets while the block runs."
+def until_interrupted():
+    "An event that SIGTERM, SIGINT and SIGHUP set while the block runs; its `sign` is the signal."
     asked = threading.Event()
+    asked.sign = signal.SIGTERM  # unless another process was asked
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    with heeding(lambda *_: asked.set(), signal.SIGTERM):
+
+    def ask(sign, _):
+        asked.sign = sign
+        asked.set()
+
+    with heeding(ask, *ENDS):
         yield asked
 
 # %% ../nbs/03_train.ipynb #c021g
@@ -465,7 +471,7 @@ def save(run):
 # %% ../nbs/03_train.ipynb #c022b-2
 def stop(run):
     raise RuntimeError(
-        f"Stopped by SIGTERM at step {run.step} of {run.steps * run.exp.epochs}; the checkpoint is "
+        f"Stopped by {signal.Signals(run.asked.sign).name} at step {run.step} of {run.steps * run.exp.epochs}; the checkpoint is "
         "written, and the same call goes on from there."
     )
 
@@ -636,13 +642,13 @@ def fit(
     trained again, but its files are written again. Under `torchrun` or `accelerate launch` all
     processes share each batch. Raises ValueError when the checkpoint is damaged or of another
     run, when there is nothing sensible to train, when a batch does not fit in memory or the loss
-    is not finite, OSError when the disk is full, and RuntimeError when SIGTERM stopped it."""
+    is not finite, OSError when the disk is full, and RuntimeError when a signal stopped it."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     use_threads()
     run = prepare(exp, classes, train_set, val_set, out, seed, start, replace)
     run.on_step, run.save_steps = teller(run, on_step), save_steps
-    with until_sigterm() as run.asked, limits_in_a_sentence(exp):
+    with until_interrupted() as run.asked, limits_in_a_sentence(exp):
         while len(run.history) < exp.epochs:
             go_on(run)
             began = time.monotonic()
@@ -734,7 +740,7 @@ def launch(processes, *arguments, on_line=print):
             env=job_environment() | {LAUNCHER: identity(os.getpid())},
         ) as running,
     ):
-        with heeding(lambda *_: running.terminate(), signal.SIGTERM):
+        with heeding(lambda *_: running.terminate(), *ENDS):
             while running.poll() is None:
                 if progress.is_file():
                     on_line(progress.read_text())

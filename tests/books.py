@@ -49,3 +49,32 @@ def run_book(path, folder, out=None, place=None, **parameters):
     wrong = folder / "wrong.txt"
     said = wrong.read_text()[-3000:] if wrong.exists() else f"exit code {process.exitcode}"
     assert process.exitcode == 0, said
+
+
+def _run_as_job(root, name, out, gpus, env, parameters, told):
+    from ssv2_report.jobs import notebooks
+
+    notebooks.project_root = lambda: root
+    os.environ.clear()
+    os.environ.update(env)
+    tempfile.tempdir = None
+    try:
+        notebooks.run_notebook(name, out, gpus, **parameters)
+        told.send(None)
+    except (ValueError, OSError) as e:
+        told.send(e)
+
+
+def run_as_job(root, name, out, gpus=0, **parameters):
+    "`run_notebook` for a project at `root` in a process of its own, as in a job; raises what it does."
+    heard, told = FORKS.Pipe(False)
+    args = (root, name, out, gpus, dict(os.environ), parameters, told)
+    (process := FORKS.Process(target=_run_as_job, args=args)).start()
+    told.close()
+    try:
+        error = heard.recv()
+    except EOFError:
+        error = ChildProcessError("the job said nothing")
+    process.join()
+    if error:
+        raise error

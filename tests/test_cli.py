@@ -11,14 +11,13 @@ from importlib.metadata import version
 import psutil
 import pytest
 import yaml
+from books import run_as_job
 from nbformat.v4 import new_code_cell, new_notebook, writes
 from worlds import dump, make
 
 import ssv2_report.cli as cli
 from ssv2_report.cli import gpus_to_use
 from ssv2_report.demo.world import world_version
-from ssv2_report.jobs import notebooks
-from ssv2_report.jobs.notebooks import run_notebook
 from ssv2_report.machine.processes import alone, identity
 from ssv2_report.plan.check import expected_clips
 from ssv2_report.plan.places import check_data, check_writable
@@ -108,7 +107,8 @@ def test_real_data_must_be_there(tmp_path):
 
 def test_a_notebooks_own_sentence_reaches_the_user(tmp_path):
     with pytest.raises(ValueError, match="There is no study 'nope'") as e:
-        run_notebook(
+        run_as_job(
+            cli.project_root(),
             "train/train_run",
             tmp_path / "out.ipynb",
             study="nope",
@@ -119,16 +119,15 @@ def test_a_notebooks_own_sentence_reaches_the_user(tmp_path):
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    "Write a notebook of one cell into a project of its own; its name."
-    monkeypatch.setattr(notebooks, "project_root", lambda: tmp_path / "project")
+def project(tmp_path):
+    "Write a notebook of one cell into a project of its own; where that is, and the notebook's name."
 
     def book(source, name="book"):
         path = tmp_path / "project" / "nbs" / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
         cells = [new_code_cell("x = 0", metadata=dict(tags=["parameters"])), new_code_cell(source)]
         path.write_text(writes(new_notebook(cells=cells)))
-        return name
+        return tmp_path / "project", name
 
     return book
 
@@ -148,31 +147,8 @@ def test_this_interpreter_runs_whatever_jupyter_calls_python3(spec, project, tmp
     (folder / "kernel.json").write_text(json.dumps(kernel))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     out = tmp_path / "out.ipynb"
-    run_notebook(project("import sys; print(sys.executable, x)"), out, x=3)
+    run_as_job(*project("import sys; print(sys.executable, x)"), out, x=3)
     assert f"{sys.executable} 3" in out.read_text()
-
-
-DEATHS = dict(
-    killed="import os, signal, sys; print('at step 7', file=sys.__stderr__, flush=True); "
-    "os.kill(os.getpid(), signal.SIGKILL)",
-    left="import os, sys; print('at step 7', file=sys.__stderr__, flush=True); os._exit(0)",
-)
-
-
-@pytest.mark.parametrize("death", DEATHS)
-def test_a_kernel_that_dies_is_named_with_its_log(death, project, tmp_path):
-    out = tmp_path / "runs" / "3d-s0" / "book.ipynb"
-    with pytest.raises(ValueError, match="was killed or ran out of memory") as e:
-        run_notebook(project(DEATHS[death]), out)
-    said = str(e.value)
-    assert str(out) in said and "at step 7" in said and str(out.with_suffix(".log")) in said
-    assert "at step 7" in out.with_suffix(".log").read_text() and not out.exists()
-    assert "\n" not in said
-
-
-def test_a_kernel_says_nothing_on_the_terminal(project, tmp_path, capfd):
-    run_notebook(project("import sys; print('from C', file=sys.__stderr__)"), tmp_path / "o.ipynb")
-    assert capfd.readouterr() == ("", "")
 
 
 TREE = """

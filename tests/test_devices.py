@@ -11,9 +11,9 @@ import time
 
 import nbformat
 import pytest
+from books import run_as_job
 from jobs import lines_of, side_by_side, stand_in
 
-from ssv2_report.jobs.notebooks import run_notebook
 from ssv2_report.jobs.steps import gpus_of
 from ssv2_report.jobs.workflow import workflow_command
 from ssv2_report.machine.devices import held, seen_gpus, threads_of
@@ -208,7 +208,7 @@ def test_random_kills_leave_no_gpu_taken(n, pool):
         assert shown(given) == "0,1,2"
 
 
-def test_a_notebook_sees_the_gpus_of_its_job_alone(pool, tmp_path, monkeypatch):
+def test_a_notebook_sees_the_gpus_of_its_job_alone(pool, tmp_path):
     pool(3)
     folder = tmp_path / "project" / "nbs"
     folder.mkdir(parents=True)
@@ -216,10 +216,9 @@ def test_a_notebook_sees_the_gpus_of_its_job_alone(pool, tmp_path, monkeypatch):
     cell["source"] = "import os; print('sees', os.environ['CUDA_VISIBLE_DEVICES'] or 'none')"
     book = nbformat.from_dict(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4))
     nbformat.write(book, folder / "book.ipynb")
-    monkeypatch.setattr("ssv2_report.jobs.notebooks.project_root", lambda: folder.parent)
     with held(1):
         for gpus, seen in ((0, "none"), (2, "1,2")):
-            run_notebook("book", tmp_path / "out.ipynb", gpus)
+            run_as_job(folder.parent, "book", tmp_path / "out.ipynb", gpus)
             assert f"sees {seen}" in (tmp_path / "out.ipynb").read_text()
 
 

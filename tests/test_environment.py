@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import nbformat
-import papermill
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from books import run_as_job
 from nbformat.v4 import new_code_cell, new_notebook, writes
 from pdfs import words_of
 from snakemake.settings.types import ConfigSettings
@@ -21,9 +21,8 @@ from test_train import experiment, history, run
 from worlds import clone, official, write_study
 
 from ssv2_report import cli
-from ssv2_report.jobs import notebooks, records
+from ssv2_report.jobs import records
 from ssv2_report.jobs.durations import needs_of
-from ssv2_report.jobs.forks import FORKS, forks
 from ssv2_report.jobs.steps import CHAPTERS, Job
 from ssv2_report.jobs.workflow import Tracker, left_to_do, run_workflow, workflow_command
 from ssv2_report.machine import environment
@@ -124,16 +123,15 @@ plt.title("a title");
 
 
 @pytest.fixture
-def book(tmp_path, monkeypatch):
+def book(tmp_path):
     "Run a notebook of these cells in a project of its own; its cells."
     project = tmp_path / "project" / "nbs"
     project.mkdir(parents=True)
-    monkeypatch.setattr(notebooks, "project_root", lambda: project.parent)
 
-    def book(*sources):
+    def book(*sources, run=run_as_job):
         cells = [new_code_cell(source.strip()) for source in sources]
         (project / "book.ipynb").write_text(writes(new_notebook(cells=cells)))
-        notebooks.run_notebook("book", tmp_path / "out.ipynb")
+        run(project.parent, "book", tmp_path / "out.ipynb")
         return nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
 
     return book
@@ -145,38 +143,64 @@ def shown(cells):
     return re.sub(r"ipykernel_\d+/\d+", "ipykernel", json.dumps(outputs))
 
 
+JOB = """
+import sys
+from pathlib import Path
+from ssv2_report.jobs import notebooks
+notebooks.project_root = lambda: Path(sys.argv[1])
+notebooks.run_notebook(sys.argv[2], Path(sys.argv[3]))
+"""
+COMMAND = """
+import os, subprocess, sys
+from contextlib import nullcontext
+from ssv2_report.jobs.launch import forks
+if __name__ == "__main__":
+    with forks() if sys.argv[1] == "True" else nullcontext({}) as told:
+        assert str(bool(told)) == sys.argv[1]
+        command = [sys.executable, "-m", "ssv2_report.jobs.launch", "job", *sys.argv[2:]]
+        sys.exit(subprocess.run(command, env={**os.environ, **told}).returncode)
+"""
+
+
 @pytest.mark.parametrize("forked", [False, True])
 def test_a_notebook_shows_the_same_in_any_surroundings(book, forked, tmp_path, monkeypatch):
-    "The kernel is a process of its own, or a fork of one that was itself started there."
+    "Its job is a process of its own, or a fork of one that was itself started there."
     if forked and sys.platform != "linux":
-        pytest.skip("elsewhere kernels start anew")
+        pytest.skip("elsewhere jobs start anew")
     calm = shown(book(SHOWS, "1\n2"))
     assert "image/png" in calm and "stray" not in calm
     for name, value in hostile(tmp_path).items():
         monkeypatch.setenv(name, value)
     (tmp_path / "project" / "nbs" / "matplotlibrc").write_text(STYLE)
-    with forks() if forked else without() as told:
-        if forked:
-            until = time.monotonic() + 90
-            while not Path(told[FORKS]).exists() and time.monotonic() < until:
-                time.sleep(0.05)
-            monkeypatch.setenv(FORKS, told[FORKS])
-        assert shown(book(SHOWS, "1\n2")) == calm
+    if forked:
+        for name in ("PYTHONWARNINGS", "PYTHONOPTIMIZE"):  # with which no job is forked
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name, code in (("job", JOB), ("command", COMMAND)):
+        (tmp_path / f"{name}.py").write_text(code)
+
+    def run(*words):
+        command = [sys.executable, "command.py", str(forked), *map(str, words)]
+        subprocess.run(command, cwd=tmp_path, check=True)
+
+    assert shown(book(SHOWS, "1\n2", run=run)) == calm
+
+
+AS_IT_IS = """
+import sys, papermill
+from ssv2_report.jobs import notebooks
+given = dict(engine_name="ssv2", kernel_name="python3", language="python", progress_bar=False)
+papermill.execute_notebook(*sys.argv[1:], **given)
+"""
 
 
 def test_a_kernel_reads_no_configuration_wherever_it_lies(book, tmp_path, surroundings):
     "Such as one for all users of a machine: here the kernel is given a folder with one as its own."
     book("1\n2")
-    given = dict(env=job_environment() | dict(IPYTHONDIR=os.environ["IPYTHONDIR"]))
     out = tmp_path / "other.ipynb"
-    papermill.execute_notebook(
-        str(tmp_path / "project" / "nbs" / "book.ipynb"),
-        str(out),
-        kernel_manager_class=notebooks.own_kernel(tmp_path / "log", given),
-        kernel_name="python3",
-        language="python",
-        progress_bar=False,
-    )
+    command = [sys.executable, "-c", AS_IT_IS, tmp_path / "project" / "nbs" / "book.ipynb", out]
+    env = job_environment() | dict(IPYTHONDIR=os.environ["IPYTHONDIR"], PYTHONPATH=str(ROOT))
+    subprocess.run(command, env=env, check=True)
     shown = [o["data"]["text/plain"] for o in nbformat.read(out, as_version=4).cells[0].outputs]
     assert shown == ["2"], "the last value, and not as that configuration has it, all"
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 import yaml
+from books import run_as_job
 
 from ssv2_report import cli
 from ssv2_report.data.clips import REVERSAL_PAIRS, STATIC, wanted_classes
@@ -692,7 +693,7 @@ def test_recipes_of_the_official_dataset_are_the_published_ones(name):
 
 def test_the_first_chapter_refuses_a_parameter_that_it_does_not_have(tmp_path):
     with pytest.raises(ValueError, match="no parameter 'rot'; did you mean 'root'"):
-        cli.run_notebook("00_data", tmp_path / "done.ipynb", rot="x")
+        run_as_job(project_root(), "00_data", tmp_path / "done.ipynb", rot="x")
     assert not (tmp_path / "done.ipynb").exists()
 
 
@@ -702,7 +703,7 @@ def test_settings_are_changed_for_one_look_at_a_trained_network(
 ):
     seen = []
     note = lambda name, out, gpus, study, **kw: seen.append(load_study(study)) or out.touch()
-    monkeypatch.setattr("ssv2_report.jobs.execute.run_notebook", note)
+    monkeypatch.setattr("ssv2_report.jobs.notebooks.run_notebook", note)
     for words, code in (
         (["--set", "cam.per_class=1"], 0),
         (["--set", "cam.per_clas=1"], 1),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from books import run_as_job
 from nbformat.v4 import new_code_cell, new_notebook, writes
 from safetensors.torch import save_file
 
@@ -221,11 +222,11 @@ def book(tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "project_root", lambda: tmp_path)
     (tmp_path / "nbs").mkdir()
 
-    def book(source):
+    def book(source, run=run_as_job):
         (tmp_path / "nbs" / "book.ipynb").write_text(
             writes(new_notebook(cells=[new_code_cell(source)]))
         )
-        notebooks.run_notebook("book", tmp_path / "results" / "out.ipynb")
+        run(tmp_path, "book", tmp_path / "results" / "out.ipynb")
 
     return book
 
@@ -251,7 +252,7 @@ def test_a_disk_that_fills_as_a_notebook_is_written_is_named(book, tmp_path, mon
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     with pytest.raises(OSError, match=TAKES_NO_MORE.format(f"{tmp_path}/results")):
-        book("")
+        book("", run=lambda root, *args: notebooks.run_notebook(*args))
 
 
 @pytest.mark.parametrize(

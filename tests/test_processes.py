@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook, writes
 
 from ssv2_report.machine.processes import alone, identity, is_alive, none_left
 
@@ -87,34 +88,41 @@ def test_an_interruption_is_said_and_is_the_exit_code(sign, code):
 
 
 TRAINS = """
-import os, subprocess, sys
-from ssv2_report import cli
+import os
+from types import SimpleNamespace
+from ssv2_report.train import stop, until_interrupted
 
-kernel = '''
-import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped by SIGTERM at step 3"))
-print("trains", flush=True)
-time.sleep(600)
-'''
+with until_interrupted() as asked:
+    os.kill(os.getpid(), number)
+    assert asked.wait(60)
+    stop(SimpleNamespace(asked=asked, step=3, steps=4, exp=SimpleNamespace(epochs=2)))
+"""
+IN_A_NOTEBOOK = """
+import sys
+from pathlib import Path
+from ssv2_report import cli
+from ssv2_report.jobs import notebooks
+
+folder = Path(sys.argv.pop())
+notebooks.project_root = lambda: folder
 
 @cli.app.command()
 def hit(number: int):
-    with cli.stopped_with_a_checkpoint():
-        pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started = subprocess.Popen([sys.executable, "-c", kernel], **pipe)
-        started.stdout.readline()
-        os.kill(os.getpid(), number)
-        raise ValueError(started.communicate()[1])
+    notebooks.run_notebook("book", folder / "out.ipynb", number=number)
 
-sys.argv = ["ssv2", "hit", sys.argv[1]]
+sys.argv.insert(1, "hit")
 cli.main()
 """
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_training_called_by_hand_writes_its_checkpoint_whatever_interrupts_it(sign):
-    done = python(TRAINS, int(sign), timeout=60)
-    assert done.stderr == "ssv2: Stopped by SIGTERM at step 3\n\n"
+def test_a_training_called_by_hand_writes_its_checkpoint_whatever_interrupts_it(sign, tmp_path):
+    cells = [new_code_cell("number = 0", metadata=dict(tags=["parameters"])), new_code_cell(TRAINS)]
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs" / "book.ipynb").write_text(writes(new_notebook(cells=cells)))
+    done = python(IN_A_NOTEBOOK, int(sign), tmp_path, timeout=120)
+    said = f"ssv2: book: Stopped by {sign.name} at step 3 of 8; the checkpoint is written, and "
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
     assert done.returncode == 128 + sign
 
 

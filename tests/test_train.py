@@ -27,7 +27,7 @@ from torch.distributed.nn.functional import all_reduce
 import ssv2_report.study.runs as runs
 import ssv2_report.train as train
 from ssv2_report.data.audit import audit
-from ssv2_report.jobs.forks import forks
+from ssv2_report.jobs.launch import forks
 from ssv2_report.machine.devices import held
 from ssv2_report.study.experiments import Experiment, load_study, project_root
 from ssv2_report.study.scores import confusion
@@ -240,7 +240,7 @@ def test_sigterm_writes_a_checkpoint_within_ten_seconds(world, undisturbed, tmp_
 
 @pytest.fixture
 def forked():
-    "Variables of a command that forks kernels."
+    "Variables of a command that forks jobs."
     with forks() as told:
         yield told
 
@@ -256,6 +256,7 @@ def test_the_command_passes_sigterm_on_and_resumes(world, tmp_path, forked):
     command = [
         sys.executable,
         "-m",
+        "ssv2_report.jobs.launch",
         "ssv2_report.cli",
         "train",
         str(tmp_path / "study.yaml"),

@@ -16,7 +16,6 @@ import yaml
 
 from ..data.basics import full_disk_in_a_sentence
 from ..data.contents import Files
-from .notebooks import run_notebook
 from .records import forget, recorded, refuse_mixture
 from ssv2_report.jobs.steps import (
     CHAPTERS,
@@ -182,6 +181,8 @@ def do_job(
         elif job.step in WITHOUT_NOTEBOOK:
             WITHOUT_NOTEBOOK[job.step](s, out, workers)
         else:
+            from ssv2_report.jobs.notebooks import run_notebook  # which takes a second
+
             name = STEPS[job.step].notebook or CHAPTERS[job.of]
             gpus, path = gpus_of(s, job.step, job.of), executed_of(s, out, job)
             run_notebook(name, path, gpus, **_parameters(s, out, job), **more)

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import yaml
 
-from .notebooks import run_notebook
 from ..study.experiments import project_root
 
 # %% ../../nbs/jobs/figures.ipynb #c019
 def redraw(look, study, results, folder) -> Path:
     """Have the notebooks of a study draw their figures once more for a paper, into `folder`, which it
     returns; the results stay as they are."""
+    from ssv2_report.jobs.notebooks import run_notebook
+
     known = dict(study=study, results=str(results), out=str(folder), look_of_paper=look)
     for name in ("analysis_run", "validation_run"):
         if (results / f"{name}.ipynb").is_file():

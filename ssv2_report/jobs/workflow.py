@@ -36,7 +36,7 @@ from ssv2_report.jobs.durations import (
     time_left,
     worlds,
 )
-from .forks import forks
+from .launch import forks
 from .records import job_written, stale_jobs
 from .steps import STEPS, Job, jobs_of
 from ..machine.devices import COUNT

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENDS', 'identity', 'is_alive', 'started_by', 'send', 'ask_to_end', 'go_on_with_parent', 'end_with_command', 'heeding',
-           'interrupt', 'none_left', 'how_it_ended', 'sweep', 'open_lock', 'sign', 'holders', 'alone']
+           'interrupt', 'end_all', 'none_left', 'how_it_ended', 'sweep', 'open_lock', 'sign', 'holders', 'alone']
 
 # %% ../../nbs/machine/processes.ipynb #processes-02
 import ctypes
@@ -131,20 +131,18 @@ def interrupt(signum, frame):
     raise KeyboardInterrupt
 
 # %% ../../nbs/machine/processes.ipynb #processes-none-left
-def _end(process, grace):
-    if process.poll() is not None:
-        return
-    root = identity(process.pid)
-    left = [root, *started_by(process.pid)]
+def end_all(names, grace=8.0):
+    "Have processes that `identity` names and all that they have started end: asked to, then killed after `grace` s."
+    pid_of = lambda who: int(who.split(":")[0])
+    left = [*names, *(child for who in names for child in started_by(pid_of(who)))]
     ask_to_end(left)
     for _ in range(2):
         last = time.monotonic() + grace
         while any(map(is_alive, left)) and time.monotonic() < last:
             time.sleep(0.05)
-        if is_alive(root):  # what it started meanwhile
-            left += started_by(process.pid)
+        for who in filter(is_alive, names):  # what they started meanwhile
+            left += started_by(pid_of(who))
         send(signal.SIGKILL, left)
-    process.wait()
 
 
 @contextmanager
@@ -157,7 +155,9 @@ def none_left(process, grace=8.0):
             yield
         finally:
             with heeding(signal.SIG_IGN, *ENDS):
-                _end(process, grace)
+                if process.poll() is None:
+                    end_all([identity(process.pid)], grace)
+                    process.wait()
 
 # %% ../../nbs/machine/processes.ipynb #processes-ended
 _CAUSES = {

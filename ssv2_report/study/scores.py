@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from ..data.basics import free_space
 from ..data.clips import REVERSAL_PAIRS
 from ..machine.environment import OF_TRAINING, without
+from ..machine.processes import ENDS
 
 # %% ../../nbs/study/scores.ipynb #scores-04
 NO_GPU = (
@@ -77,7 +78,8 @@ def predict(model, views, batch_size=16, workers=0, on_batch=None) -> pd.DataFra
 # %% ../../nbs/study/scores.ipynb #scores-04-2
 def outlive(worker):
     "A worker ends with its process, which has a checkpoint to write first."
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for sign in ENDS:
+        signal.signal(sign, signal.SIG_IGN)
 
 # %% ../../nbs/study/scores.ipynb #scores-04-3
 SHARED = "/dev/shm"
