@@ -127,7 +127,10 @@ def test_what_is_lost_or_left_out_is_said(evidence):
 
 
 def test_few_seeds_are_told(evidence):
-    assert sentences.seed_words(evidence) == dict(few=True, said="2 seeds for each network")
+    assert sentences.seed_words(evidence) == dict(
+        few=True, one=False, said="2 seeds for each network"
+    )
+    assert sentences.seed_words(of(evidence, seeds=[0]))["one"]
     assert not sentences.seed_words(of(evidence, seeds=[0, 1, 2]))["few"]
 
 
@@ -193,10 +196,16 @@ def test_groups_and_sections_follow_the_verdicts(evidence):
     assert order["contradicted"] and not order["supported"] and not order["open"]
     assert order["said"].startswith("contradict the claim that")
     undecided = sentences.group_words(judged.assign(verdict="undecided"), evidence.study)
+    depends = judged.assign(verdict="depends", scope="", why="larger at stem, smaller at layer2")
+    place = sentences.group_words(depends, evidence.study)["place"]
+    assert place["depends"] and not place["open"]
+    for form in ("said", "brief"):
+        assert place[form].startswith("leave to the source of maps whether ")
+        assert "larger at stem, smaller at layer2" in place[form]
     assert undecided["order"]["open"]
     none = evidence.study.model_copy(update=dict(hypotheses={}))
     assert sentences.group_words(judged[:0], none)["order"] == dict(
-        said="", brief="", supported=False, contradicted=False, open=False
+        said="", brief="", supported=False, contradicted=False, depends=False, open=False
     )
     finds = sentences.finding_words(as_if, evidence.study.hypotheses)
     assert finds["order"].startswith("**Contradicted for these networks**")

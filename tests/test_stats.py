@@ -230,7 +230,9 @@ def test_a_verdict_is_of_architectures_only_where_seeds_allow_it():
     assert list(judged["p_holm"]) == pytest.approx(
         [0.02, 0.002]
     )  # each at its own scope; the family has two members at both
-    h = {n: Hypothesis(says=f"{n} is larger", measure="v", of="a", over="b") for n in found}
+    h = {
+        n: Hypothesis(says=f"{n} is larger", measure="ratio_both", of="a", over="b") for n in found
+    }
     text = findings(judged.assign(a=1.3, b=1.0), h)
     assert (
         text.startswith(
@@ -258,11 +260,11 @@ def test_the_smallest_difference_of_interest():
         unsure="undecided",
     )
     h = {
-        n: Hypothesis(says=f"{n} is larger", measure="v", of="a", over="b", at_least=0.2)
+        n: Hypothesis(says=f"{n} is larger", measure="ratio_both", of="a", over="b", at_least=0.2)
         for n in found
     }
     assert (
-        "**Smaller than matters for these networks**: the difference by which small is larger"
+        "**Smaller than matters in one run**: the difference by which small is larger"
         in findings(judged.assign(a=0, b=0), h)
     )
 

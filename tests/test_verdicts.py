@@ -441,7 +441,7 @@ def test_other_sources_are_asked_the_same(evidence, tmp_path):
     assert len(table) == len(evidence.usable) == 2
     assert table["source"].str.endswith("(this report's)").sum() == 1
     assert set(table) - {"source"} == {
-        n for n, h in evidence.study.hypotheses.items() if h.measure in evidence.measures
+        n for n, h in evidence.study.hypotheses.items() if h.measure in evidence.measures or h.to
     }
     _, none = with_hypothesis(evidence, measure="right")
     assert verdicts.robustness_table(none).empty
@@ -560,3 +560,61 @@ def test_a_run_says_how_it_was_made(evidence):
     assert methods.first_line("python", "-c", "pass") == "–"
     audit = SimpleNamespace(counts=dict(train=dict(records=9, usable=7)))
     assert methods.excluded_table(audit).values.tolist() == [["train", 9, 7, 2]]
+
+
+INTERVALS = {  # lo, hi and what they say without a margin, and with one of .5
+    (0.1, 0.3): ("larger", "alike"),
+    (-0.9, -0.6): ("smaller", "smaller"),
+    (-0.2, 0.1): ("unclear", "alike"),
+    (-0.7, 0.9): ("unclear", "unclear"),
+    (0.6, 0.9): ("larger", "larger"),
+}
+
+
+@pytest.mark.parametrize("ends", INTERVALS, ids=str)
+def test_an_interval_has_a_direction_where_it_leaves_zero_out(ends):
+    found = dict(lo=ends[0], hi=ends[1], arch_lo=-1.0, arch_hi=1.0)
+    said = verdicts.direction(found), verdicts.direction(found, margin=0.5)
+    assert said == INTERVALS[ends] and verdicts.direction(found, "arch_") == "unclear"
+
+
+def at(**intervals):
+    return {k.replace("_", ":"): dict(lo=lo, hi=hi) for k, (lo, hi) in intervals.items()}
+
+
+def test_sources_disagree_by_sign_or_where_one_does_not_tell():
+    up, down, unclear = (1, 2), (-2, -1), (-1, 1)
+    assert verdicts.sources_disagree(at(stem_layercam=up, layer1_gradcam=up)) == ""
+    assert verdicts.sources_disagree(at(stem_layercam=up)) == ""
+    said = verdicts.sources_disagree(
+        at(layer1_layercam=unclear, layer1_gradcam=up, stem_layercam=up, layer2_layercam=down)
+    )
+    assert said == "larger at stem, larger or unclear at layer1, smaller at layer2"
+
+
+@pytest.mark.parametrize("others, verdict", [((1, 2), "supported"), ((-2, -1), "depends")])
+def test_a_verdict_about_maps_is_one_of_all_sources(evidence, monkeypatch, others, verdict):
+    h, alone = with_hypothesis(evidence, measure="ratio_both")
+    sure = dict(mean=1.0, p=1e-4, lo=0.8, hi=1.2, by_seed=[1.0, 1.1], seeds=2, scenes=40)
+    sure |= dict(a=2.0, b=1.0, d=1.0, arch_lo=np.nan, arch_hi=np.nan)
+    first, second = alone.usable
+    monkeypatch.setattr(verdicts, "evaluate", lambda *_: sure)
+    by_source = {first: sure, second: dict(lo=others[0], hi=others[1])}
+    monkeypatch.setattr(verdicts, "compare_by_source", lambda *_: by_source)
+    (row,) = verdicts.judge_hypotheses(alone).to_dict("records")
+    assert row["verdict"] == verdict
+    assert ("larger at" in row["why"]) == (verdict == "depends")
+    table = verdicts.hypothesis_table(
+        alone, pd.DataFrame([row], index=list(alone.study.hypotheses))
+    )
+    assert ("depends on the source of maps: " in table["verdict"][0]) == (verdict == "depends")
+
+
+def test_one_seed_describes_and_gets_no_mark(evidence, monkeypatch):
+    h, alone = with_hypothesis(evidence, measure="right")
+    sure = dict(mean=0.5, p=1e-4, lo=0.4, hi=0.6, by_seed=[0.5], seeds=1, scenes=40)
+    sure |= dict(a=0.9, b=0.4, d=1.0, arch_lo=np.nan, arch_hi=np.nan)
+    monkeypatch.setattr(verdicts, "evaluate", lambda *_: sure)
+    judged = verdicts.judge_hypotheses(alone)
+    (said,) = verdicts.hypothesis_table(alone, judged)["verdict"]
+    assert said == "·\u00a0supported in one run"

@@ -246,10 +246,11 @@ class Evidence:
         by_part = self.taken.groupby(["part", "way"], sort=False)
         return {part_and_way: self.accuracy(rows) for part_and_way, rows in by_part}
 
-    def maps(self, experiment, seed) -> tuple | None:
-        "Ids and maps [N,t,h,w] that one run kept of the source of the report."
+    def maps(self, experiment, seed, source=None) -> tuple | None:
+        "Ids and maps [N,t,h,w] that one run kept of a source, by default that of the report."
+        source = source or self.source
         run = run_folder(self.study, self.results, experiment, seed)
-        return saved_maps(run, self.source) if grid_of(run, self.source) else None
+        return saved_maps(run, source) if grid_of(run, source) else None
 
     def grids(self, source=None) -> dict[str, tuple]:
         "Time, height and width of the maps of each network that has any."

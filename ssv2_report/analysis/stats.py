@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DRAWS', 'EVERYTHING', 'SHARES_OF_CLIPS', 'FEWEST_SCENES', 'FEWEST_SEEDS', 'ESTIMATED', 'NOTHING', 'VERDICTS',
-           'by_scene', 'range_of', 'difference_range', 'bounded', 'accuracy', 'skewed_t', 'skewed_interval', 'resample',
-           'bootstrap', 'chance_interval', 'subset_means', 'zero_p', 'is_least', 'two_parts', 'contrast', 'compare',
-           'compare_learning', 'judge', 'interval_of']
+           'IN_ONE_RUN', 'by_scene', 'range_of', 'difference_range', 'bounded', 'accuracy', 'skewed_t',
+           'skewed_interval', 'resample', 'bootstrap', 'chance_interval', 'subset_means', 'zero_p', 'is_least',
+           'two_parts', 'contrast', 'compare', 'compare_learning', 'judge', 'interval_of']
 
 # %% ../../nbs/analysis/stats.ipynb #s002
 import numpy as np
@@ -396,10 +396,12 @@ VERDICTS = {
     "supported": "supported",
     "contradicted": "contradicted",
     "smaller": "smaller than matters",
+    "depends": "depends on the source of maps",
     "undecided": "undecided",
     "too few": "too few to judge",
     "not judged": "not judged",
 }
+IN_ONE_RUN = "one run"  # the scope of what a single seed shows
 
 # %% ../../nbs/analysis/stats.ipynb #s035-1
 def _claim(row, scope, within, at_least) -> tuple:  # p, verdict if that p survives the correction
@@ -427,7 +429,7 @@ def judge(
     level: float = 0.05,
 ) -> pd.DataFrame:
     """A row a hypothesis: what was found, p_holm, p_at_most (whether p_holm would be smaller with more draws), verdict (a key of VERDICTS) and scope
-    ('architectures', 'these networks' or '')."""
+    ('architectures', 'these networks', or with a single seed 'one run'; else '')."""
     table = pd.DataFrame(found.values(), index=list(found)).assign(
         p_holm=np.nan, p_at_most=False, verdict="undecided", scope=""
     )
@@ -454,7 +456,8 @@ def judge(
             floor = [q for k, q in zip(table.index, holm) if k in claims and is_least(claims[k][0])]
             table.loc[h, "p_at_most"] = p in floor
             if p < level and claims[h][1] != "undecided":
-                table.loc[h, ["verdict", "scope"]] = claims[h][1], name
+                of = IN_ONE_RUN if len(table.at[h, "by_seed"]) == 1 else name
+                table.loc[h, ["verdict", "scope"]] = claims[h][1], of
     return table
 
 # %% ../../nbs/analysis/stats.ipynb #s035-3

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CASE_RULES', 'COLUMN', 'PAGE', 'OKABE_ITO', 'MARKERS', 'STYLE', 'ANCHORS', 'LATEX', 'ACCENTS', 'SHARES', 'OUTCOMES',
-           'RELIANCE', 'mean_over_seeds', 'choose_cases', 'look', 'side_by_side', 'legend', 'dots', 'check_font',
-           'set_style', 'curves', 'by_frame', 'pair_matrices', 'against_compute', 'save_figure', 'texts_of',
-           'save_table', 'listing', 'counted', 'number', 'percent', 'with_interval', 'p_text', 'noted', 'plain_table',
-           'show_table', 'literal', 'latex', 'latex_table', 'caption_text', 'caption_latex', 'figure_latex',
-           'document_latex', 'cell', 'difference', 'finding', 'outcome', 'spoken', 'findings', 'reliance_measures']
+           'RELIANCE', 'WAYS_TAKEN', 'mean_over_seeds', 'choose_cases', 'look', 'side_by_side', 'legend', 'dots',
+           'check_font', 'set_style', 'curves', 'by_frame', 'pair_matrices', 'against_compute', 'save_figure',
+           'texts_of', 'save_table', 'listing', 'counted', 'number', 'percent', 'with_interval', 'p_text', 'noted',
+           'plain_table', 'show_table', 'literal', 'latex', 'latex_table', 'caption_text', 'caption_latex',
+           'figure_latex', 'document_latex', 'cell', 'difference', 'finding', 'outcome', 'spoken', 'findings',
+           'reliance_measures']
 
 # %% ../../nbs/05_analysis.ipynb #c002
 import re
@@ -20,7 +21,13 @@ import numpy as np
 import pandas as pd
 from matplotlib import font_manager
 
-from .stats import FEWEST_SCENES, SHARES_OF_CLIPS, VERDICTS, interval_of
+from ssv2_report.analysis.stats import (
+    FEWEST_SCENES,
+    IN_ONE_RUN,
+    SHARES_OF_CLIPS,
+    VERDICTS,
+    interval_of,
+)
 from ..data.basics import nearest
 from ..study.experiments import CLIP_MEASURES
 
@@ -529,7 +536,9 @@ def finding(row, hypothesis) -> str:
         row["verdict"], "whether "
     )
     because = (
-        row["why"].removeprefix("not judged, ")
+        cell(row["why"], "tbl-robustness")
+        if row["verdict"] == "depends"
+        else row["why"].removeprefix("not judged, ")
         if row["why"]
         else cell(difference(row, hypothesis.measure), "tbl-hypotheses")
         if np.isfinite(row["mean"])
@@ -544,6 +553,7 @@ OUTCOMES = {  # what networks do to a hypothesis, in the words of `VERDICTS`
     "supported": "support{} the claim that",
     "contradicted": "contradict{} the claim that",
     "smaller": "show{} a difference smaller than matters where the claim is that",
+    "depends": "leave{} to the source of maps whether",
     "undecided": "leave undecided{} whether",
     "too few": "have{} scenes too few to judge whether",
     "not judged": "are not judged{} on whether",
@@ -570,7 +580,9 @@ def outcome(judged, hypotheses, brief=False) -> str:
 # %% ../../nbs/05_analysis.ipynb #c029-4
 def _clause(row, hypothesis, brief):
     "What a hypothesis says, with what was found about it in brackets."
-    if row["why"]:
+    if row["verdict"] == "depends":
+        found = cell(row["why"], "tbl-robustness")
+    elif row["why"]:
         found = "" if brief else row["why"].removeprefix("not judged, ")
     elif brief and row["verdict"] in ("undecided", "too few") or not np.isfinite(row["mean"]):
         found = ""
@@ -580,17 +592,21 @@ def _clause(row, hypothesis, brief):
 
 
 def spoken(verdict, scope) -> str:
-    "A verdict in words, with whom it is about ('these networks', 'simulated runs') unless it speaks of architectures."
-    return VERDICTS[verdict] + (f" for {scope}" if scope not in ("architectures", "") else "")
+    "A verdict in words, with whom it is about ('these networks', 'simulated runs', 'one run') unless it speaks of architectures."
+    if scope in ("architectures", ""):
+        return VERDICTS[verdict]
+    return f"{VERDICTS[verdict]} {'in' if scope == IN_ONE_RUN else 'for'} {scope}"
 
 # %% ../../nbs/05_analysis.ipynb #c029-5
 def findings(judged, hypotheses) -> str:
-    "All of them, a sentence for each verdict: what is supported (of architectures, then for these networks), contradicted, smaller than matters, undecided, too few to judge, not judged."
+    "All of them, a sentence for each verdict: what is supported (of architectures, then for these networks), contradicted, smaller than matters, dependent on the source of maps, undecided, too few to judge, not judged."
     if judged.empty:
         return "No hypothesis was declared before this run, so it draws no conclusion."
     text = []
     for kind, scope in (
-        (v, s) for v in VERDICTS for s in ("architectures", "these networks", "simulated runs", "")
+        (v, s)
+        for v in VERDICTS
+        for s in ("architectures", "these networks", IN_ONE_RUN, "simulated runs", "")
     ):
         these = judged[(judged["verdict"] == kind) & (judged["scope"] == scope)]
         clauses = [finding(row, hypotheses[name]) for name, row in these.iterrows()]
@@ -606,12 +622,14 @@ RELIANCE = {  # measure of the accuracy that is lost: part taken away
     "uses_background": "background",
 }
 
+WAYS_TAKEN = ("rendered", "blurred", "filled")  # of taking a part away, the best first
+
 
 def reliance_measures(rows) -> pd.DataFrame:
     """Of reliance.parquet, a row a clip: id, way and `RELIANCE`'s measures, the change from right
     to wrong (1), from wrong to right (-1) or none as the part is taken away: drawn again where
     the world can be, else painted over."""
-    ways = [w for w in ("rendered", "blurred", "filled") if (rows["way"] == w).any()]
+    ways = [w for w in WAYS_TAKEN if (rows["way"] == w).any()]
     if not ways:
         return pd.DataFrame(columns=["id", "way", *RELIANCE])
     right = rows[rows["way"] == ways[0]].pivot(index="id", columns="part", values="right")
