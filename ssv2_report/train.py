@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,12 +37,7 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch.utils.data import DataLoader, Sampler
 
-from ssv2_report.data.basics import (
-    full_disk_in_a_sentence,
-    threads_asked_for,
-    usable_cores,
-    whole,
-)
+from .data.basics import full_disk_in_a_sentence, threads_asked_for, usable_cores, whole
 from .data.clips import ClipDataset, denormalise
 from .data.code import BESIDE, BY_VALUE, code_digests
 from .machine.environment import OF_TRAINING, job_environment, without
@@ -53,7 +49,7 @@ from ssv2_report.models.net2d import (
     normalisation,
     renormalise,
 )
-from .models.net3d import inflate
+from .models.net3d import InflationReport, inflate
 from .study.experiments import Experiment, experiment, load_study, run_folder
 from ssv2_report.study.runs import (
     build_model,
@@ -77,12 +73,15 @@ from ssv2_report.study.scores import (
 )
 
 # %% ../nbs/03_train.ipynb #c011
-def start_from(model, exp, classes, source, clips=None):
-    """Carry weights over into `model` from `source`: the weights of a run, "imagenet", "kinetics"
-    or a file. The InflationReport where that meant inflating, else None.
-
-    `clips` [B,C,T,H,W] calibrate R(2+1)D and show the response errors. ValueError where the two
-    do not fit."""
+def start_from(
+    model: torch.nn.Module,  # Of `study.runs.build_model`, changed in place
+    exp: Experiment,  # Its settings
+    classes: list[str],  # In the order of its logits
+    source: str | Path,  # Weights of a run, "imagenet", "kinetics" or a file
+    clips: torch.Tensor | None = None,  # [B,C,T,H,W]: calibrate R(2+1)D, show the response errors
+) -> InflationReport | None:  # Where a 2D network was inflated
+    """Carry weights, and the normalisation that they know, over into a network. ValueError where the
+    two do not fit."""
     other_exp = other_classes = None
     if is_run(source):
         other, other_exp, other_classes = load_run(source)
@@ -107,11 +106,17 @@ def start_from(model, exp, classes, source, clips=None):
 
 # %% ../nbs/03_train.ipynb #c013
 class EpochSampler(Sampler):
-    """The first `n` of `clips` indices of one epoch in an order that depends on (seed, epoch)
-    alone, from position `skip` on."""
+    """The first `n` of the indices of an epoch, in an order that depends on seed and `epoch` alone,
+    from position `skip` on. Both are set by the loop."""
 
-    def __init__(self, clips, seed, n=None):
-        self.clips, self.seed, self.n, self.epoch, self.skip = clips, seed, n or clips, 0, 0
+    def __init__(
+        self,
+        clips: int,  # Number of them
+        seed: int,
+        n: int | None = None,  # Indices of an epoch; None: all
+    ):
+        self.clips, self.seed, self.n = clips, seed, n or clips
+        self.epoch = self.skip = 0
 
     def __len__(self):
         return self.n - self.skip
@@ -139,7 +144,13 @@ def _clips_hash(classes, sets) -> str:
     return _hash(*parts)
 
 # %% ../nbs/03_train.ipynb #c018-1
-def fingerprint(exp, classes, sets, seed, start) -> dict:
+def fingerprint(
+    exp: Experiment,
+    classes: list[str],
+    sets: tuple,  # Of clips, for training and validation
+    seed: int,
+    start: str | Path | None,  # As `fit` takes it
+) -> dict:
     """What must be the same for a run to be resumed: settings that matter, classes, clips, targets
     and frames as cached, seed, starting weights and the code that `fit` reaches."""
     stops = {*BESIDE, *BY_VALUE}
@@ -153,7 +164,7 @@ def fingerprint(exp, classes, sets, seed, start) -> dict:
     )
 
 # %% ../nbs/03_train.ipynb #c018b
-def save_checkpoint(path, **state):
+def save_checkpoint(path: str | Path, **state):
     "Write a checkpoint, whole or not at all, and through to the disk."
     with whole(path) as tmp, open(tmp, "wb") as f:
         torch.save(state, f)
@@ -161,8 +172,9 @@ def save_checkpoint(path, **state):
         os.fsync(f.fileno())
 
 # %% ../nbs/03_train.ipynb #c018b-1
-def read_checkpoint(path) -> dict:
-    "The checkpoint at `path`; ValueError when it is not what `save_checkpoint` wrote, by the checksums of the archive that it is."
+def read_checkpoint(path: str | Path) -> dict:
+    """What `save_checkpoint` wrote; ValueError when the file is damaged, by the checksums of the
+    archive that it is."""
     try:
         with zipfile.ZipFile(path) as archive:
             sound = archive.testzip() is None
@@ -175,9 +187,9 @@ def read_checkpoint(path) -> dict:
     return torch.load(path, weights_only=True, map_location="cpu")
 
 # %% ../nbs/03_train.ipynb #c018b-2
-def load_checkpoint(path, wanted, replace=False) -> dict | None:
-    """The checkpoint at `path` if there is one; when it is damaged or not of the run with the
-    fingerprint `wanted` ValueError, or None if a sound one of another run may be replaced."""
+def load_checkpoint(path: str | Path, wanted: dict, replace: bool = False) -> dict | None:
+    """The checkpoint of the run whose `fingerprint` is wanted; None where there is no file, and with
+    `replace` where it is of another run. ValueError where it is damaged, and else of another run."""
     if not Path(path).is_file():
         return None
     state = read_checkpoint(path)
@@ -230,8 +242,9 @@ class Training:
         return self.out / "checkpoint"
 
 # %% ../nbs/03_train.ipynb #c021a
-def head_apart(exp, model) -> list:
-    "Parameters in groups by weight decay, those of the head last and with their own learning rate."
+def head_apart(exp: Experiment, model: torch.nn.Module) -> list[dict]:
+    """Groups of parameters, as optimisers take them, by weight decay; those of the head are last and
+    have their own learning rate."""
     head = {id(p) for p in getattr(model, "backbone", model).fc.parameters()}
     groups = []
     for own, scale in ((False, 1.0), (True, exp.head_lr)):
@@ -241,8 +254,12 @@ def head_apart(exp, model) -> list:
     return [group for group in groups if group["params"]]
 
 # %% ../nbs/03_train.ipynb #c021a-1
-def optimiser(exp, model, steps):
-    "The optimiser of an experiment and its cosine schedule over `exp.epochs` of so many steps."
+def optimiser(
+    exp: Experiment,
+    model: torch.nn.Module,
+    steps: int,  # Of an epoch
+) -> tuple:  # The optimiser and timm's schedule, to be updated by step
+    "The optimiser of an experiment and its cosine schedule, after a warm-up, over all its epochs."
     apart = dict(param_group_fn=lambda m: head_apart(exp, m)) if exp.head_lr != 1 else {}
     optimizer = create_optimizer_v2(
         model, opt=exp.opt, lr=exp.lr, weight_decay=exp.weight_decay, **apart
@@ -260,7 +277,13 @@ def optimiser(exp, model, steps):
     return optimizer, scheduler
 
 # %% ../nbs/03_train.ipynb #c021e
-def clips_a_step(exp, classes, train_set, val_set, processes=1) -> int:
+def clips_a_step(
+    exp: Experiment,
+    classes: list[str],
+    train_set: ClipDataset,
+    val_set: ClipDataset,
+    processes: int = 1,  # That share each batch
+) -> int:
     "Clips of an optimiser step; ValueError in one sentence where training makes no sense."
     if not len(train_set):
         raise ValueError(
@@ -299,7 +322,7 @@ ONE_VALUE = (
 
 # %% ../nbs/03_train.ipynb #c021eb-1
 @contextmanager
-def limits_in_a_sentence(exp):
+def limits_in_a_sentence(exp: Experiment):
     "Turn running out of memory or of values into a ValueError that says what to change."
     try:
         with loading_in_a_sentence():
@@ -337,8 +360,8 @@ def until_interrupted():
         yield asked
 
 # %% ../nbs/03_train.ipynb #c021g
-def timed_batches(loader, spent):
-    "The batches of `loader`; the seconds until each was there are added to `spent['wait']`."
+def timed_batches(loader: DataLoader, spent: dict):
+    "Yield the batches of a loader; the seconds until each was there are added to `spent['wait']`."
     batches = iter(loader)
     while True:
         began = time.perf_counter()
@@ -349,7 +372,7 @@ def timed_batches(loader, spent):
         yield batch
 
 
-def spend(run):
+def spend(run: Training):
     "Bring the seconds of training in this epoch up to date."
     now = time.monotonic()
     run.spent["train"] += now - run.since
@@ -369,8 +392,8 @@ def use_threads():
     torch.set_num_threads(threads_asked_for() or max(1, usable_cores() // 2))
 
 
-def loaders(exp, processes=1) -> int:
-    "Processes that load clips for each of those that train: what the experiment says, or all but one of its cores on a GPU, at most eight."
+def loaders(exp: Experiment, processes: int = 1) -> int:
+    "Processes that load clips for each of the `processes` that train: what the experiment says, or all but one of its cores on a GPU, at most eight."
     if exp.workers is not None:
         return exp.workers
     if not torch.cuda.is_available():
@@ -379,8 +402,16 @@ def loaders(exp, processes=1) -> int:
     return min(8, max(0, cores // processes - 1))
 
 # %% ../nbs/03_train.ipynb #c022-1
-def start_network(exp, classes, train_set, seed, start, out, accelerator) -> torch.nn.Module:
-    "The network as it is before the first step; how it was inflated is written to `out`."
+def start_network(
+    exp: Experiment,
+    classes: list[str],
+    train_set: ClipDataset,  # Of which 16 clips calibrate an inflation
+    seed: int,
+    start: str | Path | None,  # As `fit` takes it
+    out: Path,  # Where inflation.json is written, if the network is inflated
+    accelerator: Accelerator,
+) -> torch.nn.Module:
+    "The network as it is before the first step."
     set_seed(seed)
     net = build_model(exp, len(classes))
     if start:
@@ -395,8 +426,8 @@ def start_network(exp, classes, train_set, seed, start, out, accelerator) -> tor
     return net
 
 # %% ../nbs/03_train.ipynb #c022-2
-def resume(run, state):
-    "Go on from a checkpoint."
+def resume(run: Training, state: dict):
+    "Bring a training to where a checkpoint left it, whose `state` `load_checkpoint` gives."
     run.net.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.step, run.history, run.spent = state["step"], state["history"], state["spent"]
@@ -407,7 +438,16 @@ def resume(run, state):
 
 # %% ../nbs/03_train.ipynb #c022-3
 @without(*OF_TRAINING)
-def prepare(exp, classes, train_set, val_set, out, seed, start, replace) -> Training:
+def prepare(
+    exp: Experiment,
+    classes: list[str],
+    train_set: ClipDataset,
+    val_set: ClipDataset,
+    out: Path,  # Folder of the run
+    seed: int,
+    start: str | Path | None,  # As `fit` takes it
+    replace: bool,
+) -> Training:
     "A training before its first step, or where its checkpoint left it."
     accelerator = Accelerator(
         cpu=NO_GPU,
@@ -440,7 +480,7 @@ def prepare(exp, classes, train_set, val_set, out, seed, start, replace) -> Trai
     return run
 
 # %% ../nbs/03_train.ipynb #c022b
-def check_loss(run, total):
+def check_loss(run: Training, total: torch.Tensor):
     "ValueError where the sum of losses is not finite."
     if not math.isfinite(total):
         raise ValueError(
@@ -449,8 +489,8 @@ def check_loss(run, total):
         )
 
 # %% ../nbs/03_train.ipynb #c022b-1
-def save(run):
-    "Write `checkpoint/last.pt`, from which a training goes on."
+def save(run: Training):
+    "Write `checkpoint/last.pt`, from which a training goes on; ValueError where its loss is not finite."
     sums = run.accelerator.reduce(run.totals).cpu()
     check_loss(run, sums[0])
     if not run.main:
@@ -469,23 +509,24 @@ def save(run):
     )
 
 # %% ../nbs/03_train.ipynb #c022b-2
-def stop(run):
+def stop(run: Training):
+    "Raise the RuntimeError by which a training ends that was asked to, its checkpoint written."
     raise RuntimeError(
         f"Stopped by {signal.Signals(run.asked.sign).name} at step {run.step} of {run.steps * run.exp.epochs}; the checkpoint is "
         "written, and the same call goes on from there."
     )
 
 # %% ../nbs/03_train.ipynb #c022bs
-def is_asked(run) -> bool:
-    "Whether any of the processes was asked to stop."
+def is_asked(run: Training) -> bool:
+    "Whether any of the processes that share a training was asked to stop."
     asked, accelerator = run.asked.is_set(), run.accelerator
     if accelerator.num_processes == 1:
         return asked
     return bool(accelerator.reduce(torch.tensor(float(asked), device=accelerator.device)))
 
 
-def after_step(run):
-    "What follows each step of the optimiser."
+def after_step(run: Training):
+    "After a step of the optimiser: save where it is time, stop where it was asked, call `run.on_step`."
     spend(run)
     asked = is_asked(run)
     if asked or run.step % run.save_steps == 0:
@@ -496,8 +537,8 @@ def after_step(run):
         run.on_step(run)
 
 # %% ../nbs/03_train.ipynb #c022bs-1
-def progress_of(run, rate) -> str:
-    "A line that says how a training does, at so many seconds a step."
+def progress_of(run: Training, rate: float) -> str:
+    "A line that says how a training does, at `rate` seconds a step."
     loss, _, n = run.totals.tolist()
     done, seconds = len(run.history), run.spent["train"]
     left = (run.steps * run.exp.epochs - run.step) * rate / 60
@@ -508,8 +549,12 @@ def progress_of(run, rate) -> str:
     )
 
 # %% ../nbs/03_train.ipynb #c022bs-2
-def teller(run, show=None, every=1.0):
-    "A callback that writes `progress_of` a run to progress.txt, and hands it to `show`."
+def teller(
+    run: Training,
+    show: Callable | None = None,  # Called with each line
+    every: float = 1.0,  # Seconds
+) -> Callable:
+    "A callback for `Training.on_step` that writes `progress_of` a run to progress.txt."
     told = dict(first=run.step, began=time.monotonic(), last=-math.inf)
 
     def tell(run):
@@ -525,15 +570,16 @@ def teller(run, show=None, every=1.0):
     return tell
 
 # %% ../nbs/03_train.ipynb #c022d
-def draw_anew(run, part):
-    "Have what dropout leaves out depend on seed, step, part and process alone: resumed, it is the same."
+def draw_anew(run: Training, part: int):
+    """Seed PyTorch, where there is dropout, from seed, step, part of the batch and process, so that a training that
+    was resumed leaves out the same as one that was not."""
     if run.exp.dropout:
         at = run.fingerprint["seed"], run.step, part, run.accelerator.process_index
         torch.manual_seed(int(_hash(*at), 16))
 
 # %% ../nbs/03_train.ipynb #c022d-1
 @without(*OF_TRAINING)
-def train_epoch(run):
+def train_epoch(run: Training):
     "Train on what is left of an epoch, adding to `run.totals` its losses, right answers and clips."
     exp, accelerator = run.exp, run.accelerator
     run.model.train()
@@ -560,7 +606,7 @@ def train_epoch(run):
             after_step(run)
 
 # %% ../nbs/03_train.ipynb #c022dg
-def go_on(run):
+def go_on(run: Training):
     "Train what is left of the epoch at hand, if anything is, and save."
     epoch = len(run.history)
     run.since = time.monotonic()
@@ -572,16 +618,17 @@ def go_on(run):
         save(run)
 
 
-def evaluate(run, val_set, classes) -> dict:
-    "The metrics of the network as it is; RuntimeError where it is asked to stop."
+def evaluate(run: Training, val_set: ClipDataset, classes: list[str]) -> dict:
+    "`study.scores.metrics` of the network as it is; RuntimeError where it is asked to stop."
     on_batch = lambda: run.asked.is_set() and stop(run)
     workers = loaders(run.exp, run.accelerator.num_processes)
     rows = predict(run.net, val_set, run.exp.batch_size, workers, on_batch)
     return metrics(rows, classes)
 
 # %% ../nbs/03_train.ipynb #c022dg-1
-def add_epoch(run, scores, seconds) -> bool:
-    "Add an epoch to the history, and begin to count anew; whether it was the best so far."
+def add_epoch(run: Training, scores: dict, seconds: float) -> bool:
+    """Add a row for an epoch, whose evaluation gave `scores` in so many seconds, to the history, and
+    set its sums and times to 0; whether it is the best so far."""
     loss, right, n = run.accelerator.reduce(run.totals).tolist()
     better = scores["top1"] > max((row["val_top1"] for row in run.history), default=-1)
     trained = run.spent["train"]
@@ -603,8 +650,8 @@ def add_epoch(run, scores, seconds) -> bool:
     return better
 
 # %% ../nbs/03_train.ipynb #c022dg-2
-def keep(run, classes, better):
-    "Write what is known after an epoch: the best weights, the history, the checkpoint."
+def keep(run: Training, classes: list[str], better: bool):
+    "Write what is known after an epoch: the weights where it is the best, history, checkpoint."
     if run.main:
         if better:
             save_run(run.net, run.exp, classes, run.checkpoint / "best.safetensors")
@@ -612,8 +659,8 @@ def keep(run, classes, better):
     save(run)
 
 
-def finish(run, classes) -> torch.nn.Module:
-    "Write a finished training's history and weights, which may be gone; the network."
+def finish(run: Training, classes: list[str]) -> torch.nn.Module:  # In evaluation mode
+    "Write the history and weights of a training whose epochs are all done."
     run.accelerator.wait_for_everyone()
     if run.main:
         write_table(pd.DataFrame(run.history), run.out / "history.csv")
@@ -627,12 +674,14 @@ def fit(
     classes: list,  # Names in the order of the targets
     train_set: ClipDataset,
     val_set: ClipDataset,
-    out,  # Folder of the run
+    out: str | Path,  # Folder of the run
     seed: int = 0,
-    start=None,  # Weights of a run or a file to start from, or "imagenet" or "kinetics"
+    start: str
+    | Path
+    | None = None,  # Weights of a run or a file to start from, or "imagenet" or "kinetics"
     replace: bool = False,  # Train anew where the checkpoint is of another run
-    on_epoch=None,  # Called with each row of the history and the network
-    on_step=None,  # Called with a line of progress, about once a second
+    on_epoch: Callable | None = None,  # Called with each row of the history and the network
+    on_step: Callable | None = None,  # Called with a line of progress, about once a second
     save_steps: int = 500,  # Steps between checkpoints within an epoch
 ) -> torch.nn.Module:
     """Train one network; writes history.csv, weights.safetensors, checkpoint/ and, when inflated,
@@ -660,9 +709,12 @@ def fit(
     return finish(run, classes)
 
 # %% ../nbs/03_train.ipynb #c025b
-def board(folder, dataset):
-    """A callback for `fit` that writes each epoch's history, and the first clip of `dataset` with
-    its map, for TensorBoard."""
+def board(
+    folder: str | Path,
+    dataset: ClipDataset,  # Its first clip is shown
+) -> Callable:
+    """A callback `on_epoch` for `fit` that writes each epoch's history, and a clip with its Grad-CAM
+    map, for TensorBoard."""
     from tensorboardX import SummaryWriter
 
     from ssv2_report.gradcam.maps import gradcam, resize_maps
@@ -687,8 +739,9 @@ def board(folder, dataset):
 LAUNCHER = "SSV2_LAUNCHER"
 
 
-def stop_after(who):
-    "Ask this process to stop, as SIGTERM does, once the process of an `identity` is gone: who was killed could not ask."
+def stop_after(who: str):
+    """Send this process SIGTERM once another, named by `identity`, is gone: a launcher that is killed
+    cannot do so."""
 
     def watch():
         while is_alive(who):
@@ -723,9 +776,13 @@ def main():
         sys.exit(f"ssv2: {e}")
 
 # %% ../nbs/03_train.ipynb #c025dl
-def launch(processes, *arguments, on_line=print):
-    """Run `main` with `arguments` in several processes of this machine, showing their progress;
-    RuntimeError with their own sentence when they fail."""
+def launch(
+    processes: int,
+    *arguments,  # As `main` has them
+    on_line: Callable = print,  # Called with a line of progress, about once a second
+):
+    """Run `main` in several processes of this machine, by torchrun; RuntimeError with their own
+    sentence when they fail."""
     study, name, seed, results, *_ = arguments
     progress = run_folder(load_study(study), results, name, seed) / "progress.txt"
     torchrun = f"-m torch.distributed.run --standalone --nproc-per-node {processes}".split()

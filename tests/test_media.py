@@ -235,6 +235,20 @@ def test_what_decord_does_not_read_exactly_is_read_by_pyav(tmp_path, monkeypatch
     assert asked
 
 
+def test_decord_is_loaded_without_cuda_and_leaves_the_environment_as_it_was():
+    pytest.importorskip("decord")
+    call = """
+import os, sys
+path, module = os.environ["PATH"], sys.modules.setdefault("nvidia", object())
+from ssv2_report.data.media import _decord
+assert _decord().VideoReader and os.environ["PATH"] == path and sys.modules["nvidia"] is module
+maps = open("/proc/self/maps").read() if os.path.exists("/proc/self/maps") else ""
+assert "libdecord" in maps or not maps
+assert "libcublas" not in maps
+"""
+    subprocess.run([sys.executable, "-c", call], check=True)
+
+
 def test_frames_out_of_order_are_read_by_pyav(tmp_path, monkeypatch):
     "decord would sort them by their times, PyAV shows them as they come."
     path = write(tmp_path / "1.webm", gop=1)
@@ -718,10 +732,12 @@ print(len(frames), peak() - before)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
-def test_a_large_video_takes_the_memory_of_the_frames_asked_for(tmp_path):
-    path = tmp_path / "1.mp4"
+@pytest.mark.parametrize("ext", ["mp4", "webm"])
+def test_a_large_video_takes_the_memory_of_the_frames_asked_for(tmp_path, ext):
+    path = tmp_path / f"1.{ext}"
     frames = np.broadcast_to(np.uint8(90), (150, 1024, 1024, 3))
-    worlds.write_video(path, frames, codec="libx264", options={"preset": "ultrafast"})
+    how = dict(codec="libx264", options={"preset": "ultrafast"}) if ext == "mp4" else {}
+    worlds.write_video(path, frames, **how)
     for indices in ("lambda n: range(0, n, n // 3)[:3]", "[0, 70, 149]", "[-1]"):
         call = [sys.executable, "-c", PEAK, str(path), indices]
         found = subprocess.run(call, capture_output=True, text=True, check=True)

@@ -220,9 +220,7 @@ TALLY = ["split", "class_name", "why", "records"]
 # %% ../../nbs/data/audit.ipynb #00e-007-1
 def load_audit(
     path: str | Path,  # File that `Audit.save` wrote
-    root: str
-    | Path
-    | None = None,  # The dataset, to check that the audit is of its present content
+    root: str | Path | None = None,  # The dataset, which must be as it was audited
 ) -> Audit:
     """An audit; `FileNotFoundError` when there is none and `ValueError` when it is no audit or the
     dataset has changed since."""
@@ -298,9 +296,11 @@ def _audit_texts(root, sums):  # Label and box files against their checksums
 # %% ../../nbs/data/audit.ipynb #00e-010
 def _lost_files(records, media):  # Findings about records without a file
     for id, split, problem in zip(records["id"], records["split"], records["problem"]):
-        if id in media and not media[id]:
+        if media.get(id) or problem in ("no id", "unsafe id"):
+            continue
+        if id in media:
             yield id, split, "link out of the dataset", "not followed"
-        elif id not in media and problem not in ("no id", "unsafe id"):
+        else:
             yield id, split, "missing", "no video and no folder of frames"
 
 
@@ -333,17 +333,14 @@ def _where_clips_are(root, ids):  # Empty where nothing tells
     folders = (p for depth in ("*", "*/*", "*/*/*") for p in root.glob(depth) if p.is_dir())
     for folder in islice(folders, 500):
         names = (f"{id}{ext}" for id in ids[:20] for ext in ("", *VIDEO))
-        if (folder.parent != root or folder.name not in MEDIA) and any(
-            os.path.exists(folder / n) for n in names
-        ):
+        read = folder.parent == root and folder.name in MEDIA
+        if not read and any(os.path.exists(folder / n) for n in names):
             return f"they lie in {folder.relative_to(root)}: move that folder to {root / MEDIA[0]}"
     archive = re.compile(r".+(-\d\d|\.(zip|tar|gz|tgz|7z|rar|part\d*|\d{3}))", re.I)
     for folder in (root, *(root / name for name in MEDIA if name)):
-        parts = sorted(
-            p.name for p in folder.glob("*") if p.is_file() and archive.fullmatch(p.name)
-        )
-        if parts:
-            return f"{parts[0]} is not extracted: join all parts and extract them into {root}"
+        names = sorted(p.name for p in folder.glob("*") if p.is_file())
+        for part in filter(archive.fullmatch, names):
+            return f"{part} is not extracted: join all parts and extract them into {root}"
     return ""
 
 # %% ../../nbs/data/audit.ipynb #00e-010-2
@@ -411,11 +408,9 @@ def _clip_boxes(boxes, id, n, h, w, fps):  # Reasons and details of one clip
     if fps and abs(fps - 12) > 0.5:
         how = "by time" if step != 1 else "by number, for there are as many frames as boxes"
         yield NOTES[5], f"{fps:g} frames a second, boxes at 12: matched {how}"
-    drawn = (height := boxes.drawn_on(h)), w * height / h
-    if problem := box_problem(
-        frame, boxes.kind[at], boxes.xyxy[at], int(np.ceil(n * step)), *drawn
-    ):
-        yield problem
+    height, n = boxes.drawn_on(h), int(np.ceil(n * step))
+    found = box_problem(frame, boxes.kind[at], boxes.xyxy[at], n, height, w * height / h)
+    yield from filter(None, [found])
 
 # %% ../../nbs/data/audit.ipynb #00e-011-2
 def _audit_boxes(boxes, records, shapes):  # Findings, and in a sentence what there is
@@ -453,7 +448,8 @@ def audit(
     progress: Callable | None = None,  # Called with (clips done, clips in all)
     files: Files | None = None,  # Digests of files that are known
 ) -> Audit:
-    "Checks every record, file and box of a dataset. `FileNotFoundError` when there is no dataset."
+    """Check every record, file and box of a dataset and list what is wrong with them.
+    `FileNotFoundError` when there is no dataset."""
     label_file(root, "labels")
     digest, there = dataset_digest(root, files), media_files(root)
     media = {id: paths[0] for id, paths in there.items()}

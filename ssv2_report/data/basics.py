@@ -13,28 +13,29 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 # %% ../../nbs/data/basics.ipynb #basics-full
-def free_bytes(folder) -> int:
+def free_bytes(folder: str | Path) -> int:
     "What is free on the disk of a folder, or of the nearest one above it that is there."
     folder = Path(folder).absolute()
     there = next(p for p in (folder, *folder.parents) if p.exists())
     return shutil.disk_usage(there).free
 
 
-def free_space(folder) -> str:
-    "The same in words."
+def free_space(folder: str | Path) -> str:
+    "`free_bytes` in words."
     return f"{free_bytes(folder) / 1e6:,.0f} MB are free"
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def full_disk(folder) -> str:
+def full_disk(folder: str | Path) -> str:
     "The sentence on a disk that takes no more."
     return (
         f"The disk of {Path(folder).absolute()} takes no more ({free_space(folder)}, and there may be a "
@@ -43,19 +44,20 @@ def full_disk(folder) -> str:
     )
 
 
-def removed(folder) -> str:
+def removed(folder: str | Path) -> str:
     "The sentence on a folder that was there when the work in it began."
     return f"{folder} was removed while it was worked on; the same command makes it anew."
 
 
-def says_full(text) -> bool:
+def says_full(text: str) -> bool:
     "Whether an error's text is the system's own for a disk that takes no more."
     return any(os.strerror(number) in text for number in FULL)
 
 
 @contextmanager
-def full_disk_in_a_sentence(*folders):
-    "OSError that names the file, or else the fullest of `folders`, where a disk takes no more within the block."
+def full_disk_in_a_sentence(*folders: str | Path):
+    """`OSError` in one sentence where a disk takes no more within the block: it names the file, or
+    else the fullest of `folders`."""
     try:
         yield
     except OSError as e:
@@ -65,11 +67,10 @@ def full_disk_in_a_sentence(*folders):
 
 # %% ../../nbs/data/basics.ipynb #basics-04
 @contextmanager
-def whole(path):
-    """A path to write to that becomes `path` when the block ends well, to be read by whom the umask
-    lets, whoever made it: some libraries write for their user alone.
-
-    `OSError` in one sentence when it cannot be written, and `path` is then as it was."""
+def whole(path: str | Path) -> Iterator[Path]:
+    """A temporary path to write to, renamed to `path` when the block ends well, with the rights that
+    the umask gives (some libraries write for their user alone). When it fails `path` is untouched,
+    and what could not be written is an `OSError` in one sentence."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # two processes do not write into one another's, and the ending stays
@@ -93,18 +94,23 @@ def whole(path):
         part.unlink(missing_ok=True)
 
 # %% ../../nbs/data/basics.ipynb #basics-t2
-def read_text(path) -> str:
-    "The text of a file in UTF-8, -16 or -32, without a byte-order mark; `UnicodeDecodeError`, a ValueError, where it is none."
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8, -16 or -32, without a byte-order mark; `UnicodeDecodeError`, a
+    ValueError, where it is none."""
     data = Path(path).read_bytes()
     return data.decode(json.detect_encoding(data))
 
 # %% ../../nbs/data/basics.ipynb #basics-07
-def nearest(name, known, otherwise="", cutoff=0.5) -> str:
-    "A hint that offers the nearest known name; else `otherwise`, or a list of all of them."
-    known = [str(k) for k in known]
-    close = difflib.get_close_matches(str(name), known, 1, cutoff)
-    if close:
-        return f"did you mean {close[0]!r}?"
+def nearest(
+    name: str,  # That is not known
+    known: Iterable,  # Names
+    otherwise: str = "",  # Said where none is alike, instead of a list of all
+    cutoff: float = 0.5,  # How alike a name must be, 0 to 1
+) -> str:
+    "A hint that offers the nearest known name, to end a sentence."
+    known = list(map(str, known))
+    for close in difflib.get_close_matches(str(name), known, 1, cutoff):
+        return f"did you mean {close!r}?"
     return otherwise or f"choose from {', '.join(known)}."
 
 # %% ../../nbs/data/basics.ipynb #basics-cores
@@ -120,7 +126,10 @@ def _quota_in(folder) -> float:
     return math.inf
 
 
-def quota_of_cores(mounted="/sys/fs/cgroup", own="/proc/self/cgroup") -> float:
+def quota_of_cores(
+    mounted: str | Path = "/sys/fs/cgroup",  # Where control groups are
+    own: str | Path = "/proc/self/cgroup",  # File that says in which this process is
+) -> float:  # Infinite where nothing is said
     "The least that the control groups of this process, and those above them, grant, in cores."
     try:
         lines = Path(own).read_text().splitlines()

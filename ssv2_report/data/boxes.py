@@ -10,6 +10,7 @@ __all__ = ['HEIGHT', 'SLACK', 'iter_videos', 'Boxes', 'box_files', 'load_boxes',
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from .basics import read_text
 from .media import frame_numbers, read_frames
 
 # %% ../../nbs/data/boxes.ipynb #00c-006
-def iter_videos(path):  # Yields (id, frames)
+def iter_videos(path: str | Path) -> Iterator[tuple[str, list]]:  # Id, frames
     """The videos of a Something-Else JSON file, one at a time; `ValueError` when it is not such a
     file."""
     decode, at = json.JSONDecoder().raw_decode, 0
@@ -74,13 +75,11 @@ class Boxes:
     def __len__(self):
         return len(self.ids)
 
-    def rows(self, id) -> slice:  # Empty when the video is not annotated
+    def rows(self, id: str) -> slice:
+        "Where the rows of a video are; empty, and its start None, when it is not annotated."
         i = np.searchsorted(self.ids, key := id.encode())
-        return (
-            slice(*self.first[i : i + 2])
-            if i < len(self.ids) and self.ids[i] == key
-            else slice(None, 0)
-        )
+        there = i < len(self.ids) and self.ids[i] == key
+        return slice(*self.first[i : i + 2]) if there else slice(None, 0)
 
     def drawn_on(self, h: int) -> int:  # Pixels
         """Height of the pictures the boxes were drawn on, for clips `h` pixels high: the smaller of
@@ -88,9 +87,8 @@ class Boxes:
         a box that lies below it (a single one may be an error)."""
         small, large = sorted((int(h), HEIGHT))
         below = int(((self.reach > small + SLACK) & (self.reach <= large + SLACK)).sum())
-        return (
-            large if below > max(len(self.reach) / 20, 1) or below == len(self.reach) > 0 else small
-        )
+        all_of_them = below == len(self.reach) > 0
+        return large if all_of_them or below > max(len(self.reach) / 20, 1) else small
 
 # %% ../../nbs/data/boxes.ipynb #00c-008-2
 def _frame_rows(frame):  # (frame index, kind, x1, y1, x2, y2) of one annotated frame
@@ -99,16 +97,13 @@ def _frame_rows(frame):  # (frame index, kind, x1, y1, x2, y2) of one annotated 
         raise ValueError("frame number")
     for b in frame["labels"]:
         kind = str(b.get("standard_category", b.get("category"))).strip().lower()
-        yield (
-            t,
-            0 if kind in ("hand", "hands") else 1,
-            *(float(b["box2d"][k]) for k in ("x1", "y1", "x2", "y2")),
-        )
+        corners = (float(b["box2d"][k]) for k in ("x1", "y1", "x2", "y2"))
+        yield t, 0 if kind in ("hand", "hands") else 1, *corners
     if not frame["labels"]:
         yield t, -1, *[np.nan] * 4
 
 # %% ../../nbs/data/boxes.ipynb #00c-009
-def box_files(path) -> list[Path]:
+def box_files(path: str | Path) -> list[Path]:
     """The box files at `path`: a JSON file, a folder of them, or a dataset with a folder `boxes` or
     with such files. `FileNotFoundError` where there are none, `PermissionError` where one may not
     look."""
@@ -116,19 +111,16 @@ def box_files(path) -> list[Path]:
     if path.is_file():
         return [path]
     inside = (path / "boxes").is_dir()
+    folder = path / "boxes" if inside else path
     try:
-        names = sorted(os.listdir(path / "boxes" if inside else path)) if path.is_dir() else []
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
     except PermissionError:
         raise PermissionError(
-            f"The folder {path / 'boxes' if inside else path} is not readable: give yourself the "
-            "right to read it."
+            f"The folder {folder} is not readable: give yourself the right to read it."
         ) from None
-    names = [n for n in names if n.endswith(".json") and not n.startswith(".")]  # `._` of macOS
-    if inside:
-        files = [path / "boxes" / n for n in names]
-    else:
-        files = [path / n for n in names if re.search("bounding.*box|^boxes|^annotations", n)]
-    if files:
+    kind = ".*" if inside else "(.*bounding.*box|boxes|annotations).*"
+    wanted = re.compile(rf"(?!\.){kind}\.json")  # without `._` of macOS
+    if files := [folder / n for n in names if wanted.fullmatch(n)]:
         return files
     raise FileNotFoundError(
         f"There are no boxes at {path}: give a Something-Else JSON file, or put it there as "
@@ -137,8 +129,8 @@ def box_files(path) -> list[Path]:
 
 # %% ../../nbs/data/boxes.ipynb #00c-009-1
 def load_boxes(
-    root_or_file,  # Dataset with a folder `boxes`, a folder of parts, or a file
-    ids=None,  # Only these videos
+    root_or_file: str | Path,  # Dataset with a folder `boxes`, a folder of parts, or a file
+    ids: Iterable[str] | None = None,  # Only these videos
 ) -> Boxes:
     """Hand and object boxes in Something-Else's format (Materzynska et al., CVPR 2020); what
     cannot be read in a frame leaves that frame unknown. `FileNotFoundError` without box files,
@@ -193,7 +185,7 @@ def box_step(
     return min(steps, key=lambda s: abs(np.log((last + 1) / (n * s))))
 
 
-def frame_rate(path) -> float:  # Frames a second; 0 for a folder of frames
+def frame_rate(path: str | Path) -> float:  # Frames a second; 0 for a folder of frames
     "What a video file states as its rate."
     import av
 
@@ -207,9 +199,9 @@ def frame_rate(path) -> float:  # Frames a second; 0 for a folder of frames
 def box_frames(
     boxes: Boxes,
     id: str,
-    path,  # The clip's video file or folder of frames
+    path: str | Path,  # The clip's video file or folder of frames
     n: int,  # Frames in it
-    taken,  # Frame indices from 0 [T]
+    taken: Sequence[int],  # Frame indices from 0 [T]
 ) -> np.ndarray:  # int64 [T]
     """For each frame that was taken, the frame at 12 a second that was on screen: what boxes count
     in."""
@@ -265,7 +257,7 @@ def misfit_of(
     paths: dict,  # Video file or folder of frames, by id
     n: int = 48,  # Clips to look at
 ) -> str:  # Empty where they fit
-    "In a sentence, why none of the boxes can be used on these clips, as some of them show."
+    "The sentence on why none of the boxes can be used on these clips, judged on `n` of them."
     ids = [id for id in paths if id in boxes]
     clips, count = {}, []
     for id in ids[:: max(1, len(ids) // n)]:
@@ -279,9 +271,9 @@ def misfit_of(
 
 # %% ../../nbs/data/boxes.ipynb #00c-010
 def transform_boxes(
-    xyxy,  # [N,4] pixels of the picture they were drawn on
-    hw,  # Height and width of that picture
-    window,  # Top, left, height, width as fractions of the picture
+    xyxy: np.ndarray,  # [N,4] pixels of the picture they were drawn on
+    hw: Sequence[float],  # Height and width of that picture
+    window: Sequence[float],  # Top, left, height, width as fractions of the picture
     size: int,  # Of the clip, pixels
 ) -> np.ndarray:  # float32 [N,4] pixels of the clip, not clipped to it
     "Boxes after cutting out a window and resizing it to a square."
@@ -293,10 +285,10 @@ def transform_boxes(
 def draw_boxes(
     boxes: Boxes,
     id: str,
-    frames,  # Frame indices from 0 at 12 a second, as `box_frames` gives them [T]
-    size: int,  # Height and width of the clip
-    hw,  # Height and width of the video that was read, at whatever size
-    window,  # Top, left, height, width as fractions of the picture
+    frames: Sequence[int],  # Indices from 0 at 12 a second, as `box_frames` gives them [T]
+    size: int,  # Height and width of the clip, pixels
+    hw: Sequence[int],  # Height and width of the video that was read, at whatever size
+    window: Sequence[float],  # Top, left, height, width as fractions of the picture
 ) -> dict:  # hand, object: bool [T,size,size]; known: bool [T]
     """Masks of hands and objects in a clip; a pixel is inside when its centre is. A frame without
     annotation, or with a damaged box, is not known; a box that leaves the picture is cut at its
@@ -311,19 +303,17 @@ def draw_boxes(
         here = np.flatnonzero(frame == f)
         known[t] = len(here) > 0 and sound[here].all()
         for k in here[kind[here] >= 0] if known[t] else ():
-            x1, y1, x2, y2 = xyxy[k]
-            masks[kind[k], t] |= np.outer(
-                (centre >= y1) & (centre < y2), (centre >= x1) & (centre < x2)
-            )
+            x, y = ((centre >= xyxy[k, a]) & (centre < xyxy[k, a + 2]) for a in (0, 1))
+            masks[kind[k], t] |= np.outer(y, x)
     return dict(hand=masks[0], object=masks[1], known=known)
 
 # %% ../../nbs/data/boxes.ipynb #00c-011-1
 def box_masks(
     boxes: Boxes,
     id: str,
-    frames,  # Frame indices from 0 at 12 a second [T]
-    size: int,  # Height and width of the clip
-    hw,  # Height and width of the video, as an item of `ClipDataset` carries them
+    frames: Sequence[int],  # Indices from 0 at 12 a second [T]
+    size: int,  # Height and width of the clip, pixels
+    hw: Sequence[int],  # Height and width of the video, as an item of `ClipDataset` carries them
 ) -> dict:  # hand, object: bool [T,size,size]; known: bool [T]
     "The masks that fit a clip of the evaluation transform: the centre square of the picture."
     side = min(h := int(hw[0]), w := int(hw[1]))

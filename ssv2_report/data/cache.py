@@ -14,6 +14,7 @@ import os
 import shutil
 import warnings
 import zlib
+from collections.abc import Callable
 from hashlib import blake2b
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +29,7 @@ from .code import code_digests
 from .media import frame_files, in_processes, read_frames
 
 # %% ../../nbs/data/cache.ipynb #00d-006
-def source_key(path) -> int:  # 64 bits
+def source_key(path: str | Path) -> int:  # 64 bits
     """Digest of name, size and modification time of a video, or of every frame file in a folder.
 
     `FileNotFoundError` when it is gone."""
@@ -40,7 +41,7 @@ def source_key(path) -> int:  # 64 bits
 # %% ../../nbs/data/cache.ipynb #00d-006-1
 @functools.cache
 def decoder_version() -> str:  # Ten hexadecimal digits
-    "Digest of the code that makes an entry of a clip's file, and of the libraries that it decodes with."
+    "Digest of the code and the libraries that make an entry of a clip's file."
     own = code_digests("data.media:read_frames", "data.cache:_Shard")
     libraries = [av.__version__, PIL.__version__]
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -65,11 +66,9 @@ def _to_bytes(frame, kind):
 
 
 def _from_bytes(data, kind, shape):
-    return (
-        np.frombuffer(data, np.uint8).reshape(shape)
-        if kind == "raw"
-        else np.asarray(Image.open(io.BytesIO(data)))
-    )
+    if kind == "raw":
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    return np.asarray(Image.open(io.BytesIO(data)))
 
 # %% ../../nbs/data/cache.ipynb #00d-008-1
 def shrink(
@@ -99,21 +98,9 @@ def encode_clip(
 
 # %% ../../nbs/data/cache.ipynb #00d-010
 KEEP = 10**8  # Bytes of clips after which a worker gives back its maps, which count as its memory
-_RECORD = np.dtype(
-    [
-        ("id", "S32"),
-        ("key", "<u8"),
-        ("at", "<u8"),
-        ("nbytes", "<u8"),
-        ("frames", "<u2"),
-        ("h", "<u2"),
-        ("w", "<u2"),
-        ("video_h", "<u2"),
-        ("video_w", "<u2"),
-        ("table_crc", "<u4"),
-        ("crc", "<u4"),
-    ]
-)
+_WHERE = [("id", "S32"), *((name, "<u8") for name in ("key", "at", "nbytes"))]
+_SHAPE = [(name, "<u2") for name in ("frames", "h", "w", "video_h", "video_w")]
+_RECORD = np.dtype([*_WHERE, *_SHAPE, ("table_crc", "<u4"), ("crc", "<u4")])
 _crc = lambda record: zlib.crc32(record.tobytes()[:-4])
 
 # %% ../../nbs/data/cache.ipynb #00d-010-1
@@ -129,24 +116,13 @@ class _Shard:
             self.index = open(folder / f"{n:06}.idx", "xb")
             return
 
-    def add(self, id, path, short_side, kind):
-        key = source_key(path)
-        frames = read_frames(path)
+    def add(self, id: str, path: str, short_side: int, kind: str):  # As `build_cache` takes them
+        "Decode a clip and append it; errors as of `read_frames`."
+        key, frames = source_key(path), read_frames(path)
         table, data, hw = encode_clip(frames, short_side, kind)
-        r = np.array(
-            (
-                id.encode(),
-                key,
-                self.data.tell(),
-                len(table) + len(data),
-                len(frames),
-                *hw,
-                *frames.shape[1:3],
-                zlib.crc32(table),
-                0,
-            ),
-            _RECORD,
-        )
+        where = id.encode(), key, self.data.tell(), len(table) + len(data)
+        shape = len(frames), *hw, *frames.shape[1:3]
+        r = np.array((*where, *shape, zlib.crc32(table), 0), _RECORD)
         r["crc"] = _crc(r)
         for file, content in ((self.data, table + data), (self.index, r.tobytes())):
             file.write(content)
@@ -158,11 +134,10 @@ def _read_shards(folder):  # Records that are whole, one an id, sorted by id; th
     for path in sorted(folder.glob("*.idx")):
         raw, n = path.read_bytes(), path.with_suffix(".bin").stat().st_size
         found = np.frombuffer(raw[: len(raw) // _RECORD.itemsize * _RECORD.itemsize], _RECORD)
-        whole = np.array([_crc(r) == r["crc"] for r in found], bool) & (
-            found["at"] + found["nbytes"] <= n
-        )
-        records.append(found[whole])
-        numbers.append(np.full(whole.sum(), int(path.stem), "int32"))
+        sound = np.array([_crc(r) == r["crc"] for r in found], bool)
+        found = found[sound & (found["at"] + found["nbytes"] <= n)]
+        records.append(found)
+        numbers.append(np.full(len(found), int(path.stem), "int32"))
     records, numbers = np.concatenate(records)[::-1], np.concatenate(numbers)[::-1]
     ids, newest = np.unique(records["id"], return_index=True)
     return ids, records[newest], numbers[newest]
@@ -190,11 +165,12 @@ class FrameCache:
     def __getstate__(self):
         return self.__dict__ | {"_maps": {}, "_room": KEEP}
 
-    def row(self, id) -> int:  # -1 when it is not there
+    def row(self, id: str) -> int:  # -1 when it is not there
         i = int(np.searchsorted(self.ids, key := id.encode()))
         return i if i < len(self.ids) and self.ids[i] == key else -1
 
-    def good(self, id, path) -> bool:  # Is there an entry, and is its source unchanged?
+    def good(self, id: str, path: str | Path) -> bool:
+        "Is there an entry, and is its source unchanged?"
         try:
             return (i := self.row(id)) >= 0 and self.records[i]["key"] == source_key(path)
         except FileNotFoundError:
@@ -225,8 +201,8 @@ class FrameCache:
     def read(
         self,
         id: str,
-        path,  # Of the source
-        pick,  # Function of the number of frames that gives the indices to read
+        path: str | Path,  # Of the source
+        pick: Callable,  # Function of the number of frames that gives the indices to read
     ) -> tuple[np.ndarray, tuple[int, int]]:
         """Frames of a clip at `short_side`, uint8 [T,h,w,C], and height and width of the video.
 
@@ -249,8 +225,8 @@ RAW_LIMIT = 8e9  # Bytes; beyond it raw frames no longer stay in an ordinary mac
 
 
 def cache_size(
-    index,
-    short_side: int,
+    index,  # An `Index` of clips
+    short_side: int,  # Pixels
     kind: str = "raw",  # 'raw' or 'jpeg'
 ) -> int:  # Bytes
     "Estimated size of a cache of these clips, from eight of them spread over the index."
@@ -288,34 +264,32 @@ def _add(id, path, folder, short_side, kind):  # '' or why the clip could not be
 
 # %% ../../nbs/data/cache.ipynb #00d-014-1
 def build_cache(
-    index,
-    folder,  # Caches of several resolutions may share it
+    index,  # An `Index` of clips
+    folder: str | Path,  # Caches of several resolutions may share it
     short_side: int,  # Pixels
     workers: int = 2,  # Processes
-    progress=None,  # Called with (clips done, clips in all)
+    progress: Callable | None = None,  # Called with (clips done, clips in all)
     kind: str = "auto",  # 'raw', 'jpeg', or raw as long as it is below `RAW_LIMIT`
 ) -> FrameCache:
     """A cache with a good entry for every clip of the index; only what is missing, stale or torn
     is built. What another decoder made goes when that is done. `ValueError` names a clip that does
     not decode, after all others are built."""
-    shared = Path(folder)
+    shared, clips = Path(folder), index.clips
     kind = _choose(index, shared, short_side, kind)
     folder = _folder(shared, short_side, kind)
     folder.mkdir(parents=True, exist_ok=True)
-    cache, torn, clips = FrameCache(folder), _torn(folder), index.clips
-    todo = clips[
-        [id in torn or not cache.good(id, path) for id, path in zip(clips["id"], clips["path"])]
-    ]
+    cache, torn = FrameCache(folder), _torn(folder)
+    stale = lambda id, path: id in torn or not cache.good(id, path)
+    todo = clips[[stale(*clip) for clip in zip(clips["id"], clips["path"])]]
     if todo.empty:
         return cache
     _announce(todo, folder, short_side, kind)
     done, failed = len(clips) - len(todo), []
     jobs = [(id, path, folder, short_side, kind) for id, path in zip(todo["id"], todo["path"])]
     for k, error, fault in in_processes("ssv2_report.data.cache:_add", jobs, workers):
-        if error or fault:
-            failed.append(
-                error or f"{jobs[k][0]} {fault} the decoder: run `ssv2 audit` on the dataset."
-            )
+        if fault:
+            error = f"{jobs[k][0]} {fault} the decoder: run `ssv2 audit` on the dataset."
+        failed += filter(None, [error])
         if progress:
             progress(done := done + 1, len(clips))
     (folder / "torn.txt").unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,10 +128,9 @@ def _read_json(path, kind):
     )
 
 # %% ../../nbs/00_data.ipynb #00-014
-def read_classes(
-    root,
-) -> list[str]:  # Class names (templates without brackets), the position is the target
-    "The classes in `labels.json`'s own numbering, which must be 0, 1, 2, ... without gaps."
+def read_classes(root: str | Path) -> list[str]:
+    """Class names (templates without brackets) in `labels.json`'s own numbering, so that a class's
+    position is its target; `ValueError` where its numbers are not 0, 1, 2, ... without gaps."""
     path = label_file(root, "labels")
     numbers = _read_json(path, dict)
     try:
@@ -153,9 +153,9 @@ def class_name(template: str) -> str:  # 'Pushing something' for 'Pushing [somet
 
 # %% ../../nbs/00_data.ipynb #00-017
 def read_records(
-    root,  # Folder of the dataset
-    splits,  # Of `SPLITS`
-    classes,  # Names in the order of the targets
+    root: str | Path,  # Folder of the dataset
+    splits: Sequence[str],  # Of `SPLITS`
+    classes: Sequence[str],  # Names in the order of the targets
 ) -> pd.DataFrame:  # A row a record: id, split, target, label, placeholders, problem, detail, twice
     """The records of the label files as they are; `problem` is '' or says what is wrong with a
     record, in one or two words, and `twice` whether its id is there more than once."""
@@ -169,9 +169,7 @@ def read_records(
     places = out.groupby("id")["split"].agg(["size", "nunique"])
     for rule, n in (("duplicate id", "size"), ("id in two splits", "nunique")):
         out.loc[out["id"].isin(places.index[places[n] > 1]), "twice"] = rule
-    return out.astype({c: "string[pyarrow]" for c in out.columns if c != "target"}).astype(
-        {"target": "int16"}
-    )
+    return out.astype({c: "int16" if c == "target" else "string[pyarrow]" for c in out.columns})
 
 # %% ../../nbs/00_data.ipynb #00-017s
 def _storable(x):
@@ -208,7 +206,8 @@ class Index:
     def __len__(self):
         return len(self.clips)
 
-    def split(self, name) -> "Index":  # The clips of one split
+    def split(self, name: str) -> "Index":
+        "The clips of one split."
         clips = self.clips[self.clips["split"] == name].reset_index(drop=True)
         return Index(self.root, self.classes, clips)
 
@@ -220,43 +219,41 @@ class Index:
     __repr__ = _repr_markdown_
 
 # %% ../../nbs/00_data.ipynb #00-021
-def wanted_classes(classes) -> list[str]:
+def wanted_classes(classes: Sequence | str | Path) -> list[str]:
     """Class names from a list, the name of a group, or a file (JSON list, or a name a line);
     `ValueError` where it is none of these."""
     if isinstance(classes, str) and classes in GROUPS:
         return list(GROUPS[classes])
-    if isinstance(classes, (str, Path)):
-        if not Path(classes).is_file():
-            raise ValueError(
-                f"{str(classes)!r} is neither a group of classes ({', '.join(GROUPS)}) nor a file "
-                "with class names."
-            )
-        text = read_text(classes)
-        classes = (
-            _read_json(classes, list)
-            if text.lstrip().startswith("[")
-            else [l.strip() for l in text.splitlines() if l.strip()]
+    if not isinstance(classes, (str, Path)):
+        return [class_name(str(c)) for c in classes]
+    if not Path(classes).is_file():
+        raise ValueError(
+            f"{str(classes)!r} is neither a group of classes ({', '.join(GROUPS)}) nor a file "
+            "with class names."
         )
-    return [class_name(str(c)) for c in classes]
+    text = read_text(classes)
+    if text.lstrip().startswith("["):
+        return wanted_classes(_read_json(classes, list))
+    return [class_name(line.strip()) for line in text.splitlines() if line.strip()]
 
 # %% ../../nbs/00_data.ipynb #00-021-1
-def choose_classes(classes, known) -> list[str]:  # Names in the order of `known`
-    "`wanted_classes` that are known, or all of these for None; `ValueError` names one that is not there."
-    if classes is None:
-        return list(known)
+def choose_classes(
+    classes: Sequence | str | Path | None,  # As for `wanted_classes`; None for all
+    known: Sequence[str],  # Classes of the dataset
+) -> list[str]:  # Names in the order of `known`
+    "The wanted classes; `ValueError` names one that is not known (a group's need not all be)."
+    wanted = known if classes is None else wanted_classes(classes)
+    chosen = [c for c in known if c in set(wanted)]
     if isinstance(classes, str) and classes in GROUPS:
-        chosen = [c for c in known if c in set(wanted_classes(classes))]
         if not chosen:
             raise ValueError(
                 f"No class of the group {classes!r} is in labels.json: give class names instead."
             )
         return chosen
-    for c in (wanted := wanted_classes(classes)):
-        if c in known:
-            continue
+    for c in (c for c in wanted if c not in known):
         hint = nearest(c, known, "give a template without brackets.", 0.6)
         raise ValueError(f"{c!r} is not a class in labels.json; {hint}")
-    return [c for c in known if c in set(wanted)]
+    return chosen
 
 
 def _drawn_number(text, size):
@@ -265,12 +262,12 @@ def _drawn_number(text, size):
 
 # %% ../../nbs/00_data.ipynb #00-022
 def load_index(
-    root,  # Folder of the dataset
-    splits=("train", "validation"),  # Of 'train', 'validation', 'test'
-    classes=None,  # None for all, a list of names, a group of `GROUPS`, or a file
+    root: str | Path,  # Folder of the dataset
+    splits: Sequence[str] = SPLITS[:2],  # Of `SPLITS`
+    classes: Sequence | str | Path | None = None,  # As for `choose_classes`
     per_class: int | None = None,  # At most so many clips of each class and split
     seed: int = 0,  # Of that choice
-    exclude=(),  # Ids to leave out, as an audit lists them
+    exclude: Iterable[str] = (),  # Ids to leave out, as an audit lists them
 ) -> Index:
     """The clips of the label files with their targets by name and their files; `ValueError` on a
     record no training should see."""
@@ -325,10 +322,14 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def crop_window(
-    h: int, w: int, rng=None, scale=(0.6, 1.0), ratio=(0.8, 1.25), place=0.5
+    h: int,  # Of the picture, pixels
+    w: int,
+    rng: np.random.Generator | None = None,  # For a part of the square at random
+    scale: tuple = (0.6, 1.0),  # Least and most of its area that the part has
+    ratio: tuple = (0.8, 1.25),  # Least and most of width over height
+    place: float = 0.5,  # Of the square along the longer side, 0 to 1
 ) -> tuple[int, int, int, int]:  # Top, left, height, width
-    """The square at `place` (0 to 1) along the longer side, or with `rng` a random part of it in
-    area `scale` and aspect `ratio` (as in torchvision's RandomResizedCrop)."""
+    "The largest square, or a random part of it (as in torchvision's RandomResizedCrop)."
     side = min(h, w)
     if rng is None:
         return int((h - side) * place), int((w - side) * place), side, side
@@ -345,7 +346,7 @@ def _scale():
 
 def jitter_colour(
     mean: np.ndarray,  # Mean colour of the clip [3]
-    rng,
+    rng: np.random.Generator,
     strength: float = 0.2,
 ) -> tuple[np.ndarray, np.ndarray]:  # [3,3], [3,1]: a colour x becomes matrix @ x + shift
     """A change of brightness, contrast and saturation by up to `strength` (torchvision's, without
@@ -358,7 +359,7 @@ def jitter_colour(
 # %% ../../nbs/00_data.ipynb #00-038-1
 def to_clip(
     x: torch.Tensor,  # uint8 [T,C,H,W]
-    rng=None,  # With a generator colours are jittered
+    rng: np.random.Generator | None = None,  # With a generator colours are jittered
 ) -> torch.Tensor:  # float32 [C,T,H,W]
     """Frames normalised by ImageNet's mean and deviation; jitter and normalisation are one product
     with a 3x3 matrix, so that a thread has time left for training."""

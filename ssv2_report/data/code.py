@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import symtable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ def _docstring(node) -> bool:
 
 
 def _syntax(node):
-    "A syntax tree as nested lists: no positions, no docstrings of functions and classes, no empty fields."
+    "A syntax tree as nested lists, without positions, docstrings and empty fields."
     if isinstance(node, list):
         return [_syntax(n) for n in node]
     if not isinstance(node, ast.AST):
@@ -57,7 +58,7 @@ def _tree(source) -> ast.Module:
 
 
 def code_cells(notebook: dict) -> list[dict]:
-    "The cells of a notebook whose code does something, but for the parameters that papermill injected."
+    "A notebook's code cells, without empty ones and the parameters that papermill injected."
     mine = lambda c: "injected-parameters" not in c.get("metadata", {}).get("tags", [])
     cells = [c for c in notebook["cells"] if c["cell_type"] == "code" and mine(c)]
     return [c for c in cells if _tree("".join(c["source"])).body]
@@ -173,7 +174,8 @@ def _global_names(node) -> set:
 
 @functools.lru_cache(maxsize=8192)
 def _uses(node, package) -> tuple:
-    "Names that a statement of a package uses, with the attribute asked of each or '', and (module, name) of this library that it imports or names by text."
+    """What a statement of a package uses: pairs of a name and the attribute asked of it or '', and
+    pairs of module and name of this library that it imports or names by text."""
     free = _global_names(node)
     attributes = [n for n in ast.walk(node) if isinstance(n, ast.Attribute)]
     attributes = [n for n in attributes if isinstance(n.value, ast.Name)]
@@ -193,7 +195,7 @@ def _uses(node, package) -> tuple:
 def reached(
     *entries: str,  # As 'data.audit:audit'
     notebook: dict | None = None,  # Whose code begins there as well
-    without=(),  # Modules and definitions, written in the same way, at which to stop
+    without: Iterable[str] = (),  # Modules and definitions, written in the same way, to stop at
 ) -> dict[str, str]:  # Digest of each definition by 'module:name'
     """The definitions of this library that functions and a notebook reach, by name, through whatever
     they use. A method counts with its class; what is only known when it runs, such as an attribute of
@@ -239,7 +241,11 @@ def reached(
     return found
 
 # %% ../../nbs/data/code.ipynb #code-17
-def code_digests(*entries: str, notebook: dict | None = None, without=()) -> dict[str, str]:
+def code_digests(
+    *entries: str,  # This and the others as for `reached`
+    notebook: dict | None = None,
+    without: Iterable[str] = (),
+) -> dict[str, str]:  # Digest by module
     "What `reached` finds, as one digest for each module."
     by_module = {}
     for name, digest in sorted(reached(*entries, notebook=notebook, without=without).items()):

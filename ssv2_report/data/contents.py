@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from .basics import whole
@@ -21,8 +22,8 @@ SPLITS = ("train", "validation", "test")
 
 # %% ../../nbs/data/contents.ipynb #contents-05-1
 def label_file(
-    root,  # Folder of the dataset
-    name,  # 'labels', 'train', 'validation' or 'test'
+    root: str | Path,  # Folder of the dataset
+    name: str,  # 'labels', 'train', 'validation' or 'test'
 ) -> Path:
     """The JSON file of that name, in `labels/` (the official layout), `annotations/` (mmaction2's)
     or the folder itself, under its official, older or short name; `FileNotFoundError` where
@@ -48,19 +49,17 @@ def _where_labels_are(root, name):
     "What is there instead, and what to do."
     for depth in ("*", "*/*", "*/*/*"):
         for path in sorted(root.glob(f"{depth}/*{name}.json")):
-            home = (
-                path.parent.parent if path.parent.name in ("labels", "annotations") else path.parent
-            )
+            home = path.parents[path.parent.name in ("labels", "annotations")]
             if home != root:
                 return f"{path} is it, so give {home} as the dataset's folder"
-    texts = [
-        p for f in ("", "labels", "annotations") for p in sorted((root / f).glob("*.[tc][xs][tv]"))
-    ]
-    if lists := [p for p in texts if re.search("folder|list|train|val|test|categor", p.name)]:
-        return (
-            f"{lists[0].relative_to(root)} is a list with class numbers, which does not say what "
-            f"the classes are, so put {name}.json from the dataset's labels package beside it"
-        )
+    for folder in (root, root / "labels", root / "annotations"):
+        for path in sorted(folder.glob("*.[tc][xs][tv]")):
+            if re.search("folder|list|train|val|test|categor", path.name):
+                return (
+                    f"{path.relative_to(root)} is a list with class numbers, which does not say "
+                    f"what the classes are, so put {name}.json from the dataset's labels package "
+                    "beside it"
+                )
     return "unpack the labels package of the dataset there"
 
 # %% ../../nbs/data/contents.ipynb #contents-08
@@ -73,7 +72,7 @@ def digest(*parts) -> str:
 class Files:
     "Digests of files by their content, remembered in a folder of results, or only here."
 
-    def __init__(self, results=None):
+    def __init__(self, results: str | Path | None = None):
         self.results = results and os.path.abspath(results)
         self.path = results and Path(results) / "records" / "files.json"
         self.changed = False
@@ -82,8 +81,8 @@ class Files:
         except (AttributeError, OSError, ValueError, TypeError):
             self.known = {}  # it only saves time
 
-    def __call__(self, path) -> str:
-        "Digest of a file, or of all in a folder; empty for one that is not there or cannot be read."
+    def __call__(self, path: str | Path) -> str:
+        "Digest of a file, or of all in a folder; empty where none is there or can be read."
         path = os.fspath(path)
         try:
             found = os.stat(path)
@@ -96,12 +95,12 @@ class Files:
             pass
         return ""
 
-    def outputs(self, path) -> str:
-        "Digest of what the cells of an executed notebook gave; empty where there is no such file."
+    def outputs(self, path: str | Path) -> str:
+        "Digest of the outputs of a notebook's cells; empty where there is no such file."
         return self._of_cells(path, "outputs")
 
-    def words(self, path) -> str:
-        "Digest of all that a notebook says, code and comments among it; empty where there is no such file."
+    def words(self, path: str | Path) -> str:
+        "Digest of the sources of a notebook's cells; empty where there is no such file."
         return self._of_cells(path, "source")
 
     def _of_cells(self, path, key):
@@ -121,8 +120,13 @@ class Files:
         inside = self.results and os.path.abspath(path).startswith(self.results + os.sep)
         return os.path.relpath(path, self.results) if inside else "/".join(Path(path).parts[-2:])
 
-    def remember(self, name, seen, read):
-        "What `read` gives, or what it gave when last it was asked under this name and had `seen` the same."
+    def remember(
+        self,
+        name: str,  # Under which it is known
+        seen,  # What decides whether it is still the same, as JSON can write it
+        read: Callable,  # That gives it anew
+    ):
+        "What `read` gives, or gave when it was last called under this name, if `seen` is the same."
         known = self.known.get(name)
         if not isinstance(known, list) or known[:-1] != [seen]:
             known, self.changed = [seen, read()], True
@@ -138,7 +142,7 @@ class Files:
 
 # %% ../../nbs/data/contents.ipynb #contents-08-2
 def _about(found):
-    "Size and times of a file: when it was written, and when anything of it, that time among it, was last changed."
+    "Size of a file, and when its content and anything else of it last changed, ns."
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
@@ -179,7 +183,10 @@ def _cells(path):
     return json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
 
 # %% ../../nbs/data/contents.ipynb #contents-09
-def dataset_digest(root, files=None) -> str:  # By `files`, which remembers
+def dataset_digest(
+    root: str | Path,  # Folder of the dataset
+    files: Files | None = None,  # That remember digests
+) -> str:
     "Digest of the content of a dataset's labels and clips, wherever its folder is."
     root, files, found = Path(root), files or Files(), {}
     for split in ("labels", *SPLITS):

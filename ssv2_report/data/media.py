@@ -248,10 +248,17 @@ def _by_pyav(path, indices):
 # %% ../../nbs/data/media.ipynb #00b-011-5
 @functools.cache
 def _decord():  # None where it is not installed, for it has no wheel for some platforms
+    name, path = "nvidia", os.environ.setdefault("PATH", "")
+    there = {name: sys.modules[name]} if name in sys.modules else {}
+    sys.modules[name] = None  # or it would load all of CUDA, 300 MB, which it does not use
     try:
         import decord
     except (ImportError, OSError):
         return None
+    finally:
+        del sys.modules[name]
+        sys.modules.update(there)
+        os.environ["PATH"] = path  # which it makes longer
     decord.logging.set_level(decord.logging.QUIET)
     return decord
 
@@ -262,11 +269,11 @@ def _suits_decord(path) -> bool:
     if container(path) != "matroska or webm" or not _decord():
         return False
     with _open(path) as stream:
-        codec = stream.codec_context
-        if stream.codec.canonical_name not in ("vp8", "vp9") or codec.height % 2:
+        codec, videos = stream.codec_context, stream.container.streams.video
+        if stream.codec.canonical_name not in ("vp8", "vp9") or codec.height % 2 or len(videos) > 1:
             return False
         times = [packet.pts for packet in _packets(stream) if packet.size]
-        return len(stream.container.streams.video) == 1 and times == sorted(set(times))
+        return times == sorted(set(times))
 
 
 def _video_frames(path, indices):
@@ -391,7 +398,7 @@ def probe(
     path: str,  # A video file or a folder of frames
     sha256: str = "",  # Of the file, when it is known
 ) -> dict:  # reason ('' when sound), detail, frames, h, w, fps
-    """Decodes all of a clip, as `read_frames` does, and says what is wrong with it.
+    """Decodes all of a clip in order, by PyAV at its strictest, and says what is wrong with it.
 
     Matroska's reader passes over damage without a word: there the last frame must come near the end
     that the file gives its picture. Other lengths are of sound too, or guesses."""
@@ -411,7 +418,7 @@ def probe(
 
 
 class _Unsound(Exception):
-    "Reason and detail."
+    "What is wrong with a clip: reason and detail."
 
 # %% ../../nbs/data/media.ipynb #00b-016-1
 def _probe_file(path, sha256, out):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import rankdata
 
-from .maps import class_numbers, frozen, gradcam, normalise, resize_maps
+from .maps import Targets, class_numbers, frozen, gradcam, normalise, resize_maps
 
 # %% ../../nbs/gradcam/attention.ipynb #00000008
 def right_maps(
@@ -225,14 +225,14 @@ def faithfulness_curves(
     model: torch.nn.Module,
     clip: torch.Tensor,  # [B,C,T,H,W]
     maps: torch.Tensor,  # [B,t,h,w], of any size
-    targets=None,  # None: the predicted class; int, or one int per clip
+    targets: Targets = None,  # No pair
     steps: int = 8,  # Between the clip and its baseline
     seed: int = 0,  # Of the order of ties
 ) -> (
     tuple
 ):  # deletion, insertion: class probability [B,steps+1] with 0, 1/steps, ... 1 of the places
     """What happens to a class's probability as the most attended places are blurred, or restored,
-    first. Costs 2 x steps forward passes."""
+    first (deletion and insertion, Petsiuk et al. 2018). Costs 2 x steps forward passes."""
     ranks = _order(resize_maps(maps.cpu(), clip.shape[2:]), seed)
     ranks = ranks.view(len(clip), 1, *clip.shape[2:]).to(clip.device)
     base, places = blurred(clip), ranks[0].numel()
@@ -251,8 +251,8 @@ def faithfulness_curves(
 def faithfulness(
     model: torch.nn.Module,
     clip: torch.Tensor,  # [B,C,T,H,W]
-    maps,  # [B,t,h,w], or several as a dict by name
-    targets=None,  # As in `faithfulness_curves`
+    maps: torch.Tensor | dict,  # [B,t,h,w], or several as a dict by name
+    targets: Targets = None,  # As in `faithfulness_curves`
     steps: int = 8,
     seed: int = 0,
 ) -> pd.DataFrame:  # A row a clip: deletion, insertion, deletion_random, insertion_random
@@ -275,8 +275,8 @@ def faithfulness(
 
 # %% ../../nbs/gradcam/attention.ipynb #0000001b
 def rank_correlation(
-    a,  # [B,...]
-    b,  # [B,...]
+    a: np.ndarray | torch.Tensor,  # [B,...]
+    b: np.ndarray | torch.Tensor,  # [B,...]
 ) -> np.ndarray:  # [B], -1 to 1; NaN where one of the two is constant
     "Spearman's correlation of two maps of each clip."
     a, b = (rankdata(np.asarray(x).reshape(len(x), -1), axis=1) for x in (a, b))
@@ -284,7 +284,7 @@ def rank_correlation(
     return _ratio((a * b).sum(1), np.sqrt((a**2).sum(1) * (b**2).sum(1)))
 
 
-def weighted_blocks(model) -> list[str]:
+def weighted_blocks(model: torch.nn.Module) -> list[str]:
     """Names of the model's blocks with weights, the last first; a lone wrapper around them is
     looked through."""
     prefix, block = "", model
@@ -299,12 +299,12 @@ def sanity(
     model: torch.nn.Module,
     clip: torch.Tensor,  # [B,C,T,H,W]
     layer: str | list[str],
-    targets=None,  # As in `gradcam`
+    targets: Targets = None,  # As in `gradcam`
     method: str | list[str] = "gradcam",
     seed: int = 0,
 ) -> pd.DataFrame:  # stage (made random with all before it), clip, sanity; with lists layer, method
-    """Likeness to the original map (rank correlation) as the weights are made random from the top
-    down. Works on a copy of the model."""
+    """Rank correlation with the original map as the weights are made random from the top down, block
+    by block (cascading randomisation, Adebayo et al. 2018). Works on a copy of the model."""
     as_list = lambda x: x if isinstance(x, list) else [x]
     layers, methods = as_list(layer), as_list(method)
     first, logits = gradcam(model, clip, targets, layers, methods)

@@ -9,7 +9,7 @@ __all__ = ['SIDES', 'TRUE', 'PREDICTED', 'NOTHING', 'picture', 'verdict', 'name_
 # %% ../../nbs/gradcam/explorer.ipynb #00000002
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,11 +21,11 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from ..data.clips import denormalise
+from ..data.clips import Index, denormalise
 from .maps import METHODS, gradcam, resize_maps
 from .pictures import OUTLINES, outlined, overlay
 from ..models.net2d import stages
-from ..study.experiments import load_study, run_folder
+from ..study.experiments import Study, load_study, run_folder
 from ..study.runs import clip_set, clips_of, load_run
 
 # %% ../../nbs/gradcam/explorer.ipynb #00000005
@@ -116,7 +116,7 @@ def _mapper(clips, models):
 
 # %% ../../nbs/gradcam/explorer.ipynb #00000008-1
 def verdict(
-    p,  # Probabilities [K]
+    p: torch.Tensor,  # Probabilities [K]
     classes: list[str],
     target: int = -1,  # The true class; -1 where it is not known
 ) -> str:  # HTML
@@ -126,8 +126,12 @@ def verdict(
     return html.escape(f"{mark}{classes[called]} ({float(p[called]):.0%})")
 
 
-def name_of(id, item, classes) -> str:
-    "A clip as the list has it: its class, where that is known, and its id."
+def name_of(
+    id: str,
+    item: dict,  # With its target, where that is known
+    classes: list[str],
+) -> str:
+    "How a list of clips calls one: its class, where that is known, and its id."
     target = item.get("target", -1)
     return f"{classes[target]} ({id})" if target >= 0 else str(id)
 
@@ -239,7 +243,7 @@ def a_red_square() -> dict:
 class OnDemand(Mapping):
     "Values by name, each made by `make(name)` when it is asked for; the last 64 are kept."
 
-    def __init__(self, names, make):
+    def __init__(self, names: Iterable[str], make: Callable):
         self.names, self.make = dict.fromkeys(names), lru_cache(maxsize=64)(make)
 
     def __getitem__(self, name):
@@ -254,7 +258,11 @@ class OnDemand(Mapping):
         return len(self.names)
 
 # %% ../../nbs/gradcam/explorer.ipynb #00000016-1
-def clips_to_explore(study, results, clip=""):
+def clips_to_explore(
+    study: Study,
+    results: str | Path,
+    clip: str = "",  # An id that must be among them
+) -> Index:
     "The validation clips of a study; ValueError where `clip` is the id of none of them."
     index = clips_of(study, "validation", results)
     if clip and clip not in set(index.clips["id"]):
@@ -292,7 +300,7 @@ def _source_of_report(results):
 # %% ../../nbs/gradcam/explorer.ipynb #00000020
 def of_a_study(
     study: str,  # Its name or file
-    results,  # Folder of its results
+    results: str | Path,  # Folder of its results
     clip: str = "",  # Id of the clip to begin with; empty: the report's first case
 ) -> dict:  # What `explorer` takes
     """The validation clips and trained networks of a study, shown as its report shows them;

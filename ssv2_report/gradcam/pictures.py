@@ -22,7 +22,7 @@ from PIL import Image
 # %% ../../nbs/gradcam/pictures.ipynb #pictures-06
 def overlay(
     frames: np.ndarray,  # uint8 [T,H,W,3]
-    map,  # [T,H,W], non-negative
+    map: np.ndarray,  # [T,H,W], non-negative
     opacity: float = 0.75,  # Of the colour where the map is largest; 0 where the map is zero
     cmap: str = "inferno",  # A perceptual, colour-blind-safe colour map of matplotlib
     scale: str
@@ -44,9 +44,12 @@ def overlay(
     return np.uint8((1 - alpha) * frames + alpha * 255 * colormaps[cmap](value)[..., :3] + 0.5)
 
 # %% ../../nbs/gradcam/pictures.ipynb #pictures-06-1
-def outline(frames, mask, colour):
-    """Frames uint8 [T,H,W,3] with the border of a bool mask [T,H,W] drawn one pixel wide in a colour
-    (r, g, b)."""
+def outline(
+    frames: np.ndarray,  # uint8 [T,H,W,3]
+    mask: np.ndarray,  # bool [T,H,W]
+    colour: tuple,  # Red, green, blue, 0 to 255
+) -> np.ndarray:  # uint8 [T,H,W,3]
+    "Frames with the border of a mask drawn one pixel wide."
     edge = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
     inner = edge[:, :-2, 1:-1] & edge[:, 2:, 1:-1] & edge[:, 1:-1, :-2] & edge[:, 1:-1, 2:]
     return np.where((mask & ~inner)[..., None], np.uint8(colour), frames)
@@ -67,7 +70,7 @@ def outlined(
 
 # %% ../../nbs/gradcam/pictures.ipynb #pictures-06-2
 def enlarged(
-    pictures,  # [T,H,W,...]
+    pictures: np.ndarray,  # [T,H,W,...]
     least: int = 128,  # Pixels
 ) -> np.ndarray:
     "Pictures whose pixels are repeated until the shorter side has at least `least`."

@@ -7,14 +7,18 @@ __all__ = ['BOX_PARTS', 'COLUMNS', 'coverage', 'surroundings', 'paint_over', 'mo
            'differences', 'summarise']
 
 # %% ../../nbs/gradcam/reliance.ipynb #04e-002
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 
-from ..data.clips import REVERSAL_PAIRS, clip_rng, crop_window, denormalise, to_clip
+from ..data.clips import clip_rng, crop_window, denormalise, to_clip
 from .maps import frozen
+from .sources import log_odds
+from ..study.scores import twins
 
 # %% ../../nbs/gradcam/reliance.ipynb #04e-009
 def coverage(
@@ -60,7 +64,7 @@ def paint_over(
 # %% ../../nbs/gradcam/reliance.ipynb #04e-011
 def moved_away(
     mask: torch.Tensor,  # bool [B,T,H,W]
-    ids,  # Clips [B]
+    ids: list[str],  # Of the clips, [B]
 ) -> torch.Tensor:  # bool [B,T,H,W]
     "Each clip's mask moved by one step, wrapped around, to where it overlaps itself least."
     (h, w), out = mask.shape[-2:], torch.zeros_like(mask)
@@ -100,18 +104,16 @@ COLUMNS = ["id", "part", "way", "log_odds", "right", "pair_right", "area"]
 def outcomes(
     logits: torch.Tensor,  # [B,K]
     targets: torch.Tensor,  # int [B]
-    classes,  # Names in the order of the targets
+    classes: list[str],  # Names in the order of the targets
 ) -> dict:  # Columns log_odds, right, pair_right (NaN outside reversal pairs)
     "How sure a network is of each clip's true class."
     logits, targets = logits.double().cpu(), torch.as_tensor(targets).cpu()
-    own = logits.gather(1, targets[:, None])
-    others = logits.scatter(1, targets[:, None], -torch.inf).logsumexp(1)
-    pairs = [p for p in REVERSAL_PAIRS if set(p) <= set(classes)]
-    twin = {classes.index(a): classes.index(b) for p in pairs for a, b in (p, p[::-1])}
+    twin = twins(classes)
     other = torch.tensor([twin.get(int(t), -1) for t in targets])
+    own = logits.gather(1, targets[:, None])
     beats = (own > logits.gather(1, other.clamp(min=0)[:, None]))[:, 0]
     return dict(
-        log_odds=(own[:, 0] - others).numpy(),
+        log_odds=log_odds(logits, targets).numpy(),
         right=(logits.argmax(1) == targets).numpy(),
         pair_right=np.where(other >= 0, beats, np.nan),
     )
@@ -162,10 +164,10 @@ def _table(rows):
 # %% ../../nbs/gradcam/reliance.ipynb #04e-017-1
 def reliance(
     model: torch.nn.Module,  # Clips [B,C,T,H,W] in, logits [B,K] out
-    batches,  # Of a `ClipDataset`: clip, target, id; with boxes also hand, object, known
-    classes,  # Names in the order of the targets
+    batches: Iterable[dict],  # Of a `ClipDataset`: clip, target, id; with boxes hand, object, known
+    classes: list[str],  # Names in the order of the targets
     pictures: dict | None = None,  # By part and id: clips drawn again, as by `answers.rerendered`
-    ways=("blurred", "filled"),  # Of painting boxes over
+    ways: tuple | list = ("blurred", "filled"),  # Of painting boxes over
 ) -> pd.DataFrame:  # `COLUMNS`: a row a clip, part and way; area is the share of pixels taken away
     """What becomes of a network's answer when a part of the clip is taken away; the model is left
     as it was.
@@ -205,7 +207,7 @@ def differences(
 
 def summarise(
     rows: pd.DataFrame,  # As `reliance` gives them, maybe with columns such as experiment and seed
-    by=(),  # Columns beside way and part
+    by: tuple | list = (),  # Columns beside way and part
 ) -> pd.DataFrame:  # Indexed by `by`, way and part: clips, area, each measure and its change
     "Means over clips."
     by, parts = list(by), list(dict.fromkeys(rows["part"]))

@@ -21,8 +21,16 @@ from scipy.stats import t as student
 from torch import nn
 
 from .attention import blurred, clip_rows, random_maps, right_maps
-from .maps import METHODS, class_numbers, frozen, gradcam, normalise, resize_maps
-from ..models.net2d import stages
+from ssv2_report.gradcam.maps import (
+    METHODS,
+    Targets,
+    class_numbers,
+    frozen,
+    gradcam,
+    normalise,
+    resize_maps,
+)
+from ..models.net2d import batch_norms, stages
 from ..study.experiments import SEARCHED
 
 # %% ../../nbs/gradcam/sources.ipynb #04d-005
@@ -69,7 +77,7 @@ def patch_world(
 class PatchNet(nn.Module):
     "Stem and two stages of 3D convolutions on 16 x 16 and 8 x 8 cells, then the mean over space and time and a linear head."
 
-    def __init__(self, num_classes=len(PATCH_CLASSES)):
+    def __init__(self, num_classes: int = len(PATCH_CLASSES)):
         super().__init__()
 
         def stage(i, o, *conv):
@@ -81,7 +89,7 @@ class PatchNet(nn.Module):
         self.layer2 = stage(16, 16, (3, 4, 4), (1, 2, 2), 1)
         self.fc = nn.Linear(16, num_classes)
 
-    def forward(self, clip):
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:  # [B,3,T,H,W] -> [B,num_classes]
         return self.fc(self.layer2(self.layer1(self.stem(clip))).mean((2, 3, 4)))
 
 # %% ../../nbs/gradcam/sources.ipynb #04d-008-1
@@ -110,7 +118,7 @@ def train_patch_net(
 # %% ../../nbs/gradcam/sources.ipynb #04d-011
 def log_odds(
     logits: torch.Tensor,  # [B,K]
-    targets=None,  # As in `gradcam`: None, int, one int per clip, or a pair
+    targets: Targets = None,  # As in `gradcam`
 ) -> torch.Tensor:  # [B], nats
     "log p / (1 - p) of a class, or the difference of a pair's logits. Does not saturate in float32."
     if isinstance(targets, tuple):
@@ -141,7 +149,7 @@ def _windows(size, window, stride):
 def occlusion(
     model: nn.Module,
     clip: torch.Tensor,  # [B,C,T,H,W]
-    targets=None,  # As in `gradcam`
+    targets: Targets = None,  # As in `gradcam`
     window: tuple | None = None,  # (t,h,w): frames and pixels; None: a quarter of the clip each way
     stride: tuple
     | None = None,  # (t,h,w) of the grid; None: the window in time, half of it in space
@@ -172,7 +180,7 @@ def occlusion(
 def path_gradients(
     model: nn.Module,
     clip: torch.Tensor,  # [B,C,T,H,W]
-    targets=None,  # As in `gradcam`
+    targets: Targets = None,  # As in `gradcam`
     steps: int = 16,  # Along the way, each at the middle of its part
 ) -> tuple:  # (attributions [B,C,T,H,W] with signs, in nats; logits [B,K])
     "Integrated gradients of the log-odds from the blurred clip to the clip. `steps` forward and backward passes."
@@ -192,7 +200,7 @@ def path_gradients(
 def integrated_gradients(
     model: nn.Module,
     clip: torch.Tensor,  # [B,C,T,H,W]
-    targets=None,  # As in `gradcam`
+    targets: Targets = None,  # As in `gradcam`
     steps: int = 16,
     grid: tuple
     | None = None,  # (t,h,w) to average over, signs kept; None: every pixel of every frame
@@ -207,13 +215,12 @@ REFERENCES = ("occlusion", "integrated gradients")
 
 def all_sources(
     model: nn.Module,  # A ResNet of this library, whole or cut after a stage; any other with `names`
-    names=None,  # Stages or layers to look at; None: those that the model has
-    methods=SEARCHED,  # Of `gradcam.METHODS`
+    names: list[str] | None = None,  # Stages or layers; None: the stages that the model has
+    methods: tuple = SEARCHED,  # Of `gradcam.METHODS`
 ) -> list[str]:
     "Every source of maps that the choice is made from: stages x methods, and the two references."
-    return [f"{name}:{method}" for name in (names or stages(model)) for method in methods] + list(
-        REFERENCES
-    )
+    cams = [f"{name}:{method}" for name in (names or stages(model)) for method in methods]
+    return [*cams, *REFERENCES]
 
 # %% ../../nbs/gradcam/sources.ipynb #04d-018-1
 def _layers(model, sources):
@@ -232,7 +239,7 @@ def _layers(model, sources):
 # %% ../../nbs/gradcam/sources.ipynb #04d-018-2
 def cam_sources(
     model: nn.Module,
-    names=None,  # As a study declares them; None: all of the model's stages and methods
+    names: list[str] | None = None,  # As a study declares them; None: all stages and methods
 ) -> list[str]:
     "The CAM sources of a study: what it declares, or every stage and method. `ValueError` for one that does not exist."
     names = names or [s for s in all_sources(model) if s not in REFERENCES]
@@ -247,8 +254,8 @@ def cam_sources(
 def make_maps(
     model: nn.Module,
     clip: torch.Tensor,  # [B,C,T,H,W], on the model's device
-    targets=None,  # As in `gradcam`
-    sources=REFERENCES,  # Names as `all_sources` gives them
+    targets: Targets = None,  # As in `gradcam`
+    sources: list[str] | tuple = REFERENCES,  # Names as `all_sources` gives them
     steps: int = 16,  # Of integrated gradients
     batch: int = 16,  # Clips in a forward pass of occlusion
 ) -> tuple:  # (dict: source -> maps [B,t,h,w], rectified, at the source's own size; logits [B,K])
@@ -288,7 +295,7 @@ def middle_maps(
 
 # %% ../../nbs/gradcam/sources.ipynb #04d-021-1
 def other_clips(
-    targets,  # int [N]
+    targets: np.ndarray | torch.Tensor,  # int [N]
 ) -> np.ndarray:  # int [N]
     "For each clip another one of its class, the next in order; for the only one of its class any other."
     targets = np.asarray(targets)
@@ -312,8 +319,7 @@ def random_network(
         for layer in net.modules():
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
-    norms = [x for x in net.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
+    for norm in batch_norms(net):
         norm.momentum = None
     with torch.no_grad():
         net.train()(clips.to(next(net.parameters()).device))
@@ -325,7 +331,7 @@ def score_maps(
     hand: np.ndarray,  # bool [B,T,H,W]
     object: np.ndarray,  # bool [B,T,H,W]
     known: np.ndarray,  # bool [B,T]
-    ids,  # [B]
+    ids: list[str],  # [B]
     action: np.ndarray | None = None,  # bool [B,T]
 ) -> pd.DataFrame:  # A row a clip, as `attention.clip_rows`
     "The measures per clip of maps at any size, brought to the clip's."
@@ -381,18 +387,14 @@ def _batched(model, clips, targets, sources, n=16):
         make_maps(model, x.to(device), y, sources) for x, y in zip(clips.split(n), targets.split(n))
     ]
     predicted = torch.cat([logits.argmax(1).cpu() for _, logits in parts])
-    return {s: torch.cat([m[s].cpu() for m, _ in parts]) for s in sources}, (
-        predicted == targets
-    ).numpy()
+    maps = {s: torch.cat([m[s].cpu() for m, _ in parts]) for s in sources}
+    return maps, (predicted == targets).numpy()
 
 
 def _measured(maps, truth, n=16):
     "`score_maps`, `n` clips at a time."
-    parts = [maps, *truth]
-    return pd.concat(
-        [score_maps(*(p[k : k + n] for p in parts)) for k in range(0, len(maps), n)],
-        ignore_index=True,
-    )
+    some = lambda k: score_maps(*(x[k : k + n] for x in (maps, *truth)))
+    return pd.concat([some(k) for k in range(0, len(maps), n)], ignore_index=True)
 
 # %% ../../nbs/gradcam/sources.ipynb #04d-031-1
 def _reference_rows(model, clips, targets, truth, right):
@@ -410,8 +412,8 @@ def grid_scores(
     hand: np.ndarray,  # bool [B,T,H,W]
     object: np.ndarray,  # bool [B,T,H,W]
     known: np.ndarray,  # bool [B,T]
-    ids,  # [B]
-    sources,  # CAM sources
+    ids: list[str],  # [B]
+    sources: list[str],  # Of `cam_sources`
     references: int = 0,  # Clips, spread evenly, for which occlusion and integrated gradients are computed as well
     untrained: int = 5,  # Networks of random weights
     seed: int = 0,  # Of noise, and of the first of them
@@ -456,12 +458,10 @@ def _low(d, scenes):
 
 def _untrained_reach(means):
     "What one more network of random weights stays below with 99 %, from the means of some (prediction interval of a normal)."
-    n = len(means)
-    return (
-        np.mean(means) + student.ppf(0.99, n - 1) * np.std(means, ddof=1) * np.sqrt(1 + 1 / n)
-        if n > 2
-        else np.inf
-    )
+    if (n := len(means)) < 3:
+        return np.inf
+    wide = student.ppf(0.99, n - 1) * np.std(means, ddof=1) * np.sqrt(1 + 1 / n)
+    return np.mean(means) + wide
 
 
 def _within_reach(own, fresh, measure):

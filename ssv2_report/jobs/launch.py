@@ -26,6 +26,7 @@ from ssv2_report.machine.processes import (
     heeding,
     how_it_ended,
     identity,
+    is_alive,
     send,
 )
 
@@ -111,8 +112,8 @@ def main(*argv):
     sys.exit(code if code >= 0 else 128 - code)
 
 # %% ../../nbs/jobs/launch.ipynb #launch-08
-def _ensure_running():
-    """Start the process that is forked, unless it runs: with the variables of jobs, in a folder in which
+def _start():
+    """Start the process that is forked: with the variables of jobs, in a folder in which
     nothing is taken for a module, and without SIGINT, which a terminal sends to all."""
     from multiprocessing.forkserver import ensure_running  # not on Windows
 
@@ -131,33 +132,38 @@ def _ensure_running():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 # %% ../../nbs/jobs/launch.ipynb #launch-09
+def _tell_server(told):
+    told.send(identity(os.getppid()))
+
+
 class _Forks:
-    "Forks that have been asked for and run, with their `identity`."
+    "Forks that have been asked for and run, with their `identity`; and that of the process that is forked, once all is imported."
 
     def __init__(self):
-        self.context, self.starting, self.running = get_context("forkserver"), threading.Lock(), {}
+        self.context, self.starting = get_context("forkserver"), threading.Lock()
+        self.running, self.server = {}, ""
         self.context.set_forkserver_preload([*IMPORTED])
-        _ensure_running()
-        self.ready = threading.Event()
+        _start()
         threading.Thread(target=self.prepare, daemon=True).start()
 
     def prepare(self):
-        "Wait until all is imported, when a first fork can end."
         with suppress(OSError, EOFError):
-            self.fork(bool).join()
-            self.ready.set()
+            heard, told = self.context.Pipe(duplex=False)
+            first = self.fork(_tell_server, told)
+            told.close()
+            self.server = heard.recv()
+            first.join()
 
     def fork(self, target, *args):
         with self.starting:  # which looks after all that have ended
-            _ensure_running()
             fork = self.context.Process(target=target, args=args)
             fork.start()
             return fork
 
     def serve(self, client):
-        "Have a fork ask `client` what it is to be, and tell it the exit code; nothing before all is imported."
+        "Have a fork ask `client` what it is to be, and tell it the exit code; nothing where none can be had."
         with client, suppress(OSError, EOFError):
-            if not self.ready.is_set():
+            if not is_alive(self.server):
                 return
             fork = self.fork(_become, client)
             with suppress(psutil.NoSuchProcess):

@@ -10,6 +10,7 @@ import os
 import stat
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -68,13 +69,13 @@ def _private(folder):
         )
 
 
-def _take(stack, path, wait):
+def _take(stack, path):
     "An open file with an exclusive lock on it, or None where somebody else has it."
     import fcntl
 
     file = stack.enter_context(open_lock(path))
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB * (not wait))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return file.close()
     return file
@@ -83,12 +84,12 @@ def _take(stack, path, wait):
 @contextmanager
 def held(
     wanted: int,  # GPUs that the job needs
-    on_wait=None,  # Called with a sentence when all are in use
+    on_wait: Callable | None = None,  # Called with a sentence when all are in use
     every: float = 0.2,  # Seconds between two looks
-):
-    """Hold GPUs that no other job holds, as soon as there are so many; yields what `subprocess.Popen`
-    needs for a process to see these alone and to hold them as well. Without any in the machine, or where
-    none are wanted, it sees none. ValueError where the machine has fewer than that."""
+):  # A dict, `env` and `pass_fds`, for `subprocess.Popen`
+    """Hold GPUs that no other job holds, as soon as there are so many, until the block and every process
+    started with what it yields have ended; such a process sees these GPUs alone. Without any in the
+    machine, or where none are wanted, it sees none. ValueError where the machine has fewer."""
     names = seen_gpus() if wanted else []
     if names and len(names) < wanted:
         raise ValueError(
@@ -104,22 +105,21 @@ def held(
 
 # %% ../../nbs/machine/devices.ipynb #devices-07-2
 def _wait_for(stack, names, wanted, on_wait, every):
-    "The open lock files of so many of the GPUs `names`, by name."
+    """The open lock files of so many of the GPUs `names`, by name. Who waits holds none, so that no two
+    wait for each other."""
     folder, taken = pool_folder(), {}
-    slots = {name: folder / f"gpu-{name.replace('/', '-')}" for name in names}
     for level in (folder.parent, folder):
         _private(level)
-    with ExitStack() as line:
-        if not _take(line, folder / "gate", wait=False):
-            on_wait and on_wait(f"Waiting for {wanted} of {len(names)} GPUs: others wait too.")
-            _take(line, folder / "gate", wait=True)
-        while True:
-            for name in slots:
-                if name not in taken and (file := _take(stack, slots[name], wait=False)):
+    while True:
+        with ExitStack() as some:
+            for name in names:
+                if file := _take(some, folder / f"gpu-{name.replace('/', '-')}"):
                     taken[name] = file
                 if len(taken) == wanted:
-                    return {name: taken[name] for name in names if name in taken}
-            if on_wait:
-                on_wait(f"Waiting for {wanted} of {len(names)} GPUs: the others are in use.")
-                on_wait = None
-            time.sleep(every)
+                    stack.enter_context(some.pop_all())
+                    return taken
+        taken.clear()
+        if on_wait:
+            on_wait(f"Waiting for {wanted} of {len(names)} GPUs: the others are in use.")
+            on_wait = None
+        time.sleep(every)

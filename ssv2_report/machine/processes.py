@@ -11,12 +11,15 @@ import ctypes
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -34,13 +37,14 @@ def _began(pid):
     return f"{ticks}@{boot}"
 
 
-def identity(pid) -> str:
-    "A process as no later one of the same id is called: its id, and when it started; psutil.NoSuchProcess where it is gone."
+def identity(pid: int) -> str:  # "PID:START"
+    """A name for a process that no later one of the same id has: its id, and when it started.
+    psutil.NoSuchProcess where it is gone."""
     return f"{pid}:{_began(pid)}"
 
 
-def is_alive(who) -> bool:
-    "Whether the process that `identity` names still runs."
+def is_alive(who: str) -> bool:
+    "Whether the process that `identity` named so still runs; a zombie does not."
     try:
         pid = int(who.split(":")[0])
         return identity(pid) == who and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -48,8 +52,8 @@ def is_alive(who) -> bool:
         return False
 
 # %% ../../nbs/machine/processes.ipynb #processes-end
-def started_by(pid) -> list[str]:
-    "The `identity` of every living process that a process has started, and of those that they have."
+def started_by(pid: int) -> list[str]:
+    "The `identity` of every living descendant of a process."
     by_parent = defaultdict(list)
     for process in psutil.process_iter(["ppid"]):
         by_parent[process.info["ppid"]].append(process.pid)
@@ -64,30 +68,37 @@ def started_by(pid) -> list[str]:
     return list(filter(is_alive, names))
 
 
-def send(sign, names):
-    "Send a signal to those of the processes named that still run."
+def send(
+    sign: signal.Signals,
+    names: Iterable[str],  # Of processes, by `identity`
+):
+    "Send a signal to those of the processes that still run."
     for who in filter(is_alive, names):
         with suppress(ProcessLookupError, PermissionError):
             os.kill(int(who.split(":")[0]), sign)
 
 
-def ask_to_end(names):
-    "Ask processes to end, by SIGTERM, also those that are stopped."
+def ask_to_end(names: Iterable[str]):
+    "Send SIGTERM to processes, by `identity`, and SIGCONT, without which one that is stopped heeds none."
     send(signal.SIGTERM, names)
     send(signal.SIGCONT, names)
 
 # %% ../../nbs/machine/processes.ipynb #processes-06
 def go_on_with_parent():
-    "Have this process go on, should it be stopped, when the one that started it ends; on Linux."
+    """On Linux, have this process sent SIGCONT when the one that started it ends, so that one that was
+    stopped can end as well."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGCONT)
 
 
-def end_with_command(every=1.0, grace=8.0):
-    """Have this process and all that it starts end within seconds of any process that SSV2_COMMAND
-    names, in which it enters itself: asked to at first, by SIGTERM, then killed. Without such names
-    nothing is watched."""
+def end_with_command(
+    every: float = 1.0,  # Seconds between two looks
+    grace: float = 8.0,  # Seconds from SIGTERM to SIGKILL
+):
+    """End this process and all that it starts when any process ends that SSV2_COMMAND names by
+    `identity`: a thread watches them. This process is added to the names, for those that it starts.
+    Without SSV2_COMMAND nothing is done."""
     names = os.environ.get("SSV2_COMMAND", "").split()
     if not names:
         return
@@ -108,8 +119,11 @@ def end_with_command(every=1.0, grace=8.0):
 
 # %% ../../nbs/machine/processes.ipynb #processes-heed
 @contextmanager
-def heeding(handler, *signs):
-    "Call `handler` at signals while the block runs, but for those that this process ignores."
+def heeding(
+    handler: Callable | signal.Handlers,  # As `signal.signal` takes it
+    *signs: signal.Signals,
+):
+    "Have signals handled while the block runs, but for those that this process ignores."
     before = {s: signal.getsignal(s) for s in signs}
     heeded = [s for s in signs if before[s] is not signal.SIG_IGN]
     for s in heeded:
@@ -127,7 +141,8 @@ ENDS = tuple(
 )  # not all are on Windows
 
 
-def interrupt(signum, frame):
+def interrupt(signum: int, frame: object):
+    "Handle a signal as Python does SIGINT: raise KeyboardInterrupt."
     raise KeyboardInterrupt
 
 # %% ../../nbs/machine/processes.ipynb #processes-none-left
@@ -146,9 +161,12 @@ def end_all(names, grace=8.0):
 
 
 @contextmanager
-def none_left(process, grace=8.0):
-    """However the block ends (SIGTERM and SIGHUP raise KeyboardInterrupt in it where nobody else
-    heeds them), end `process` and all that it started: asked to, so that trainings write a checkpoint, then killed after `grace` s."""
+def none_left(
+    process: subprocess.Popen,
+    grace: float = 8.0,  # Seconds from SIGTERM, at which trainings write a checkpoint, to SIGKILL
+):
+    """End a process and all its descendants when the block ends, however it does. SIGTERM and SIGHUP
+    raise KeyboardInterrupt in the block where nothing else handles them."""
     unheard = [s for s in ENDS if signal.getsignal(s) is signal.SIG_DFL]
     with heeding(interrupt, *unheard):
         try:
@@ -166,8 +184,11 @@ _CAUSES = {
 }
 
 
-def how_it_ended(what, code) -> str:
-    "A sentence on a process that a signal ended, by its exit code as `subprocess` gives it: -9 for SIGKILL."
+def how_it_ended(
+    what: str,  # How to call the process
+    code: int,  # Exit code as `subprocess` has it: -9 for SIGKILL
+) -> str:
+    "A sentence on a process that a signal ended, and what to do."
     name = signal.Signals(-code).name
     return (
         f"{what} was ended by {name}{_CAUSES.get(name, '')}; the same command starts it again, or "
@@ -175,17 +196,18 @@ def how_it_ended(what, code) -> str:
     )
 
 # %% ../../nbs/machine/processes.ipynb #processes-sweep
-def sweep(folder):
-    "Remove what processes that are gone have left half-written in a folder."
+def sweep(folder: str | Path):
+    """Remove what processes that are gone have left half-written in a folder and those inside: files
+    named `.PID.*`, as `data.basics.whole` names them."""
     for part in Path(folder).rglob(".*"):
         named = re.fullmatch(r"\.(\d+)\..+", part.name)
         if named and part.is_file() and not psutil.pid_exists(int(named[1])):
             part.unlink(missing_ok=True)
 
 # %% ../../nbs/machine/processes.ipynb #processes-lock
-def open_lock(path):
-    """The open file of a lock, made if need be, to read and to append to; OSError in one sentence
-    where it is a link, or somebody else's."""
+def open_lock(path: str | Path) -> TextIO:
+    """The open file of a lock, made with its folder if need be, to read and to append to. OSError in one
+    sentence where it is a link, or belongs to somebody else and may not be written to."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,24 +236,28 @@ def _owner(path):
         return f"user {path.stat().st_uid}"
 
 
-def sign(files, pid):
-    "Add a process to those that the files of locks name."
+def sign(
+    files: Iterable[TextIO],  # Of `open_lock`
+    pid: int,
+):
+    "Add a process, by its `identity`, to those that the files of locks name as holders."
     for f in files:
         f.write(f"{identity(pid)}\n")
         f.flush()
 
 
-def holders(path) -> list[str]:
-    "Ids of the living processes that a lock's file names."
+def holders(path: str | Path) -> list[str]:
+    "Ids of the living processes that a lock's file names; none where there is no file."
     named = Path(path).read_text().split() if Path(path).is_file() else []
     return [who.split(":")[0] for who in named if is_alive(who)]
 
 # %% ../../nbs/machine/processes.ipynb #processes-lock-1
 @contextmanager
-def alone(*folders):
-    """Hold a lock on each folder, which is made if need be; yields the locks' open files, or nothing
-    where the file system knows no locks. ValueError in one sentence when somebody else holds one,
-    OSError when a lock's file cannot be written."""
+def alone(*folders: Path):
+    """Hold `flock`'s exclusive lock on a file `.lock` in each folder, which is made if need be. Yields
+    the open files, or an empty list where the file system knows no locks. A process that inherits them
+    holds the locks as long as it lives. ValueError in one sentence when somebody else holds one, OSError
+    when a lock's file cannot be written."""
     import fcntl
 
     with ExitStack() as stack:

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['WRAPPINGS', 'PREFIXES', 'HEADS', 'FrameNet', 'read_weights', 'unwrap', 'load_weights', 'normalisation', 'as_known',
-           'renormalise', 'timm_resnet', 'imagenet_normalisation', 'cut_stages', 'drop_before_head', 'create_2d',
-           'stages', 'stage_outputs', 'cost', 'channels_last', 'checkpoint_stages']
+           'renormalise', 'timm_resnet', 'imagenet_normalisation', 'batch_norms', 'cut_stages', 'drop_before_head',
+           'create_2d', 'stages', 'stage_outputs', 'cost', 'channels_last', 'checkpoint_stages']
 
 # %% ../../nbs/01_models2d.ipynb #0d2f452c
 import pickle
 import warnings
 from argparse import Namespace
+from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -37,7 +38,7 @@ class FrameNet(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, clip):
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:  # [B, C, T, H, W] -> [B, K]
         frames = clip.transpose(1, 2).flatten(0, 1)
         return self.backbone(frames).unflatten(0, (len(clip), -1)).mean(1)
 
@@ -96,8 +97,8 @@ HEADS = ("cls_head.", "new_fc.", "head.", "classifier.", "last_linear.")  # as o
 
 # %% ../../nbs/01_models2d.ipynb #db48b079-1
 def unwrap(
-    content,  # What a checkpoint file held
-    name="the checkpoint",  # How to call it in an error
+    content: object,  # What a checkpoint file held
+    name: str | Path = "the checkpoint",  # How to call it in an error
 ) -> dict:  # Parameter name -> tensor
     "The state dict inside known wrappings; `ValueError` when there is none."
     inside = lambda x: next((x[k] for k in WRAPPINGS if isinstance(x.get(k), dict)), None)
@@ -183,8 +184,8 @@ def as_known(
 # %% ../../nbs/01_models2d.ipynb #renorm-2-1
 def renormalise(
     model: nn.Module,  # 2D or 3D, changed in place
-    mean,  # Of each colour in [0, 1]
-    std,
+    mean: Iterable[float],  # Of each colour in [0, 1]
+    std: Iterable[float],  # Their deviation
 ) -> nn.Module:  # The same model, its parameters under the same names
     """Have a network whose weights know clips normalised by `mean` and `std` take those of this
     library, normalised by `data.clips.MEAN` and `STD`. `ValueError` for values that are none."""
@@ -206,9 +207,15 @@ def renormalise(
     return model
 
 # %% ../../nbs/01_models2d.ipynb #bbbcc7dc
-def timm_resnet(backbone, num_classes, output_stride=None, maxpool=True, pretrained=False):
-    """A timm ResNet with its own stem or without the stem's max-pool; `ValueError` for a name that
-    is none."""
+def timm_resnet(
+    backbone: str,  # Any timm ResNet
+    num_classes: int,
+    output_stride: int | None = None,  # Pixels to a cell of the last map, 8, 16 or 32; None: 32
+    maxpool: bool = True,  # False leaves out the stem's max-pool
+    pretrained: bool = False,  # With timm's ImageNet weights
+) -> nn.Module:  # Takes frames [N, C, H, W], gives [N, num_classes]
+    """A timm ResNet whose maps lie where their pixels are. `ValueError` for a name that is none, for
+    another output stride, and for weights that cannot be had."""
     known = timm.list_models(module="resnet")
     if backbone.split(".")[0] not in known:
         raise ValueError(
@@ -244,6 +251,11 @@ def imagenet_normalisation(
     return (known.mean, known.std) if known else (MEAN, STD)
 
 # %% ../../nbs/01_models2d.ipynb #bbbcc7dd
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    "The batch norms of a network or a part of one, 1D to 3D, in order."
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
 def cut_stages(
     model: nn.Module,  # A ResNet with layer1 to layer4 and the head fc, changed in place
     kept: int,  # Stages to keep, 1 to 4
@@ -255,11 +267,7 @@ def cut_stages(
         raise ValueError(f"stages is {kept}; a ResNet has 1 to 4 stages to keep.")
     if kept == 4:
         return model
-    *_, norm = (
-        m
-        for m in getattr(model, f"layer{kept}").modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm)
-    )
+    norm = batch_norms(getattr(model, f"layer{kept}"))[-1]
     for i in range(kept + 1, 5):
         setattr(model, f"layer{i}", nn.Identity())
     model.fc = nn.Linear(norm.num_features, model.fc.out_features)
@@ -340,7 +348,7 @@ def stage_outputs(
 # %% ../../nbs/01_models2d.ipynb #7360d0d9
 def cost(
     model: nn.Module,  # 2D or 3D
-    clip_shape=(3, 8, 64, 64),  # [C, T, H, W]
+    clip_shape: tuple = (3, 8, 64, 64),  # [C, T, H, W]
 ) -> dict:  # params (count), gflops (10^9 multiply-adds a clip)
     "What a clip costs, counted without computing."
     model = deepcopy(model).to("meta").eval()
@@ -363,11 +371,7 @@ def channels_last(
 @contextmanager
 def _frozen_statistics(module):
     "Batch norms of `module` normalise by the batch, but do not record it."
-    norms = [
-        m
-        for m in module.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    ]
+    norms = [m for m in batch_norms(module) if m.track_running_stats]
     before = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
     for m in norms:
         m.momentum = 0.0

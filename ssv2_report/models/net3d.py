@@ -48,14 +48,13 @@ class TimeConv3d(nn.Conv3d):
 class PerFrame(nn.Module):
     "A 2D layer over every frame of [B, C, T, H, W]; free of copies in channels_last_3d memory."
 
-    def __init__(self, layer):
+    def __init__(self, layer: nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x):
-        return (
-            self.layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
-        )
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        frames = self.layer(x.transpose(1, 2).flatten(0, 1))
+        return frames.unflatten(0, (len(x), -1)).transpose(1, 2)
 
 # %% ../../nbs/02_models3d_inflation.ipynb #0b4f2cb8
 ANY_DIM = (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity, nn.Linear, nn.Dropout)
@@ -238,11 +237,8 @@ def name_map(
     target: nn.Module,  # 3D
 ) -> dict:  # Target module name -> the 2D network's name of the same layer
     "Which layer of a 2D ResNet every convolution, batch norm and head of a 3D network comes from."
-    layers = [
-        n
-        for n, m in target.named_modules()
-        if isinstance(m, (nn.Conv3d, nn.BatchNorm3d, nn.Linear))
-    ]
+    kinds = nn.Conv3d, nn.BatchNorm3d, nn.Linear
+    layers = [n for n, m in target.named_modules() if isinstance(m, kinds)]
     if not hasattr(target, "stem"):
         return {n: n for n in layers}
     return {
@@ -290,10 +286,7 @@ class InflationReport:
             return "–" if pd.isna(x) else f"{x:.2%}" if x >= 1e-4 else f"{x:.0e}" if x else "0"
 
         names = dict(
-            stage="stage",
-            frames="time steps",
-            error="response error",
-            interior="inner steps",
+            stage="stage", frames="time steps", error="response error", interior="inner steps"
         )
         table = self.errors.assign(**self.errors[["error", "interior"]].map(words))
         return table[list(names)].rename(columns=names)
@@ -340,7 +333,11 @@ def time_field(
     return field
 
 
-def smooth_clips(n=8, frames=8, size=64) -> torch.Tensor:  # [n, 3, frames, size, size]
+def smooth_clips(
+    n: int = 8,
+    frames: int = 8,
+    size: int = 64,  # Pixels
+) -> torch.Tensor:  # [n, 3, frames, size, size]
     "Smooth noise that moves, the same at every call."
     noise = torch.randn(n, 3, frames // 2, 8, 8, generator=torch.Generator().manual_seed(0))
     return F.interpolate(noise, (frames, size, size), mode="trilinear")

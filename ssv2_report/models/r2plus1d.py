@@ -7,6 +7,7 @@ __all__ = ['MARGIN', 'DRAWS', 'Unit', 'factorised_units', 'calibrate', 'Parts', 
            'importance', 'low_rank', 'factorise']
 
 # %% ../../nbs/models/r2plus1d.ipynb #0be43717
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,7 @@ class Unit:
 
 # %% ../../nbs/models/r2plus1d.ipynb #fcb04137-1
 def factorised_units(
-    target,  # 3D network
+    target: nn.Module,  # 3D network
 ) -> list:  # One `Unit` for each factorised convolution, none for R3D and I3D
     "Where R(2+1)D has split a convolution of the 2D network."
     units, layers = [], dict(target.named_modules())
@@ -107,8 +108,13 @@ def _norm(norm, **changed):
     return {k: getattr(norm, k).detach() for k in keys} | changed
 
 # %% ../../nbs/models/r2plus1d.ipynb #8f5f013c
-def idempotent(conv, norm, seen) -> Parts:
-    "conv, norm and ReLU of the 2D network in the first half; the second half hands it on."
+def idempotent(
+    conv: nn.Conv2d,  # Of the 2D network
+    norm: nn.BatchNorm2d,  # After it
+    seen: dict,  # Of `calibrate`, of that convolution
+) -> Parts:
+    """The 2D convolution, batch norm and ReLU in the first half; the second half is the identity, which
+    a ReLU after it does not change."""
     return Parts(
         conv.weight.detach(),
         _norm(norm),
@@ -117,9 +123,15 @@ def idempotent(conv, norm, seen) -> Parts:
     )
 
 # %% ../../nbs/models/r2plus1d.ipynb #6f84e7e8
-def paired(conv, norm, seen, width) -> Parts:
-    """A positive and a negative middle channel for as many outputs as fit, a lifted one for the
-    others."""
+def paired(
+    conv: nn.Conv2d,  # Of the 2D network
+    norm: nn.BatchNorm2d,  # After it
+    seen: dict,  # Of `calibrate`, of that convolution
+    width: int,  # Middle channels, from as many as outputs to twice as many
+) -> Parts:
+    """The 2D convolution where no ReLU follows, through the ReLU in the middle: a positive and a
+    negative middle channel for each of as many outputs as fit, those with the lowest responses first;
+    for the others one that is shifted above 0, by `MARGIN`, and back."""
     mean, var, n = norm.running_mean, norm.running_var, len(conv.weight)
     twice = (seen["low"] / (var + norm.eps).sqrt()).argsort()[: width - n]
     lift = -MARGIN * seen["low"].clamp(max=0)
@@ -141,7 +153,10 @@ def _patches(conv, frames):
 
 
 @torch.no_grad()
-def patch_moments(conv, frames) -> tuple:  # [p], [p, p] with p = in * h * w
+def patch_moments(
+    conv: nn.Conv2d,
+    frames: torch.Tensor,  # [N, C, H, W]
+) -> tuple:  # [p], [p, p] with p = in * h * w
     "Mean and covariance of the patches a convolution sees, in float64."
     first, second, n = 0, 0, 0
     for frame in frames.double().split(1):
@@ -193,9 +208,16 @@ def importance(
 
 # %% ../../nbs/models/r2plus1d.ipynb #ba6209a0
 @torch.no_grad()
-def low_rank(conv, norm, frames, width, filters, patches) -> Parts:
-    """The `width` directions of a convolution's output that matter most by `filters` [out, out],
-    after the batch norm, and `patches` [p, p]."""
+def low_rank(
+    conv: nn.Conv2d,  # Of the 2D network
+    norm: nn.BatchNorm2d,  # After it
+    frames: torch.Tensor,  # [N, C, H, W]
+    width: int,  # Middle channels, fewer than outputs
+    filters: torch.Tensor,  # [out, out], of `importance`
+    patches: torch.Tensor,  # [p, p], of `importance`
+) -> Parts:
+    """The convolution of this rank that errs least after the batch norm, by the weights that
+    `importance` gives to errors; its middle channels are shifted above 0 and back."""
     w, (mean, cov) = conv.weight.double().flatten(1), patch_moments(conv, frames)
     scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).double()
     scale = torch.where(scale < 0, -1.0, 1.0) * scale.abs().clamp(min=scale.abs().max() * 1e-3)
@@ -215,7 +237,7 @@ def low_rank(conv, norm, frames, width, filters, patches) -> Parts:
 def factorise(
     source: nn.Module,  # A timm ResNet
     target: nn.Module,  # R(2+1)D
-    taps,  # Function (length, stride) -> weights in time [length]
+    taps: Callable,  # (length, stride) -> weights in time [length]
     frames: torch.Tensor,  # [N, C, H, W] normalised, at the size of the clips; a hundred are plenty
 ) -> dict:  # Target tensor name -> (source names, tensor, number of fresh values, why all are)
     """Fill every factorised convolution of `target` from `source`; layers whose shapes cannot hold

@@ -10,6 +10,7 @@ __all__ = ['OFFICIAL', 'expected_sizes', 'expected_clips', 'bytes_of_cache', 'by
 import os
 import shutil
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from ..data.cache import RAW_LIMIT
 from ..data.clips import choose_classes, read_classes, read_records, wanted_classes
 from ..data.media import list_media
 from ..models.net2d import channels_last
-from ..study.experiments import PUBLISHED, run_folder
+from ..study.experiments import PUBLISHED, Experiment, Study, run_folder
 from ..study.runs import build_model, check_study, is_run, precision_of, published
 from ..train import limits_in_a_sentence, optimiser, peak_memory
 
@@ -44,8 +45,9 @@ def _class_count(study):
     return 174 if study.data.classes is None else len(wanted_classes(study.data.classes))
 
 # %% ../../nbs/plan/check.ipynb #check-04-1
-def expected_sizes(study) -> dict[str, int]:
-    "Clips of each split, and `classes`: counted where the dataset is there, else as many clips as its share of the classes suggests."
+def expected_sizes(study: Study) -> dict[str, int]:  # By train, validation and classes
+    """Clips of each split and number of classes: counted where the dataset is there, else as many clips
+    as the study's share of the 174 classes suggests."""
     data = study.data
     if data.demo:
         of_class = dict(train=data.demo.train_per_class, validation=data.demo.val_per_class)
@@ -61,25 +63,36 @@ def expected_sizes(study) -> dict[str, int]:
     return clips | dict(classes=n)
 
 
-def expected_clips(study) -> dict[str, int]:
-    "Clips of each split, of `expected_sizes`."
+def expected_clips(study: Study) -> dict[str, int]:
+    "Clips of the splits train and validation, of `expected_sizes`."
     sizes = expected_sizes(study)
     return {split: sizes[split] for split in OFFICIAL}
 
 
-def bytes_of_cache(study, clips) -> tuple[float, float]:
-    "Bytes of the frames of so many clips by split, of average length and width: raw, and as JPEG."
+def bytes_of_cache(
+    study: Study,
+    clips: dict[str, int],  # Number by split
+) -> tuple[float, float]:  # Raw, and as JPEG
+    "Bytes that a cache of clips of average length and width takes."
     raw = sum(clips.values()) * 51 * study.data.size**2 * 1.78 * 3
     return raw, raw / 12
 
 
-def bytes_of_run(exp, parameters) -> float:
+def bytes_of_run(
+    exp: Experiment,
+    parameters: int,  # Of its network
+) -> float:
     "Bytes of a run's weights, the best ones, and the last ones with the optimiser's state."
     return 4 * parameters * (5 if exp.opt.startswith("adam") else 4)
 
 # %% ../../nbs/plan/check.ipynb #check-04-2
-def step_memory(exp, size, classes, device) -> float:
-    """GB that training takes at most in two steps on as many clips as one GPU has to hold at a time.
+def step_memory(
+    exp: Experiment,
+    size: int,  # Pixels
+    classes: int,
+    device: str,  # cuda or cpu
+) -> float:  # GB
+    """What training takes at most in two steps on as many clips as one GPU has to hold at a time.
     ValueError that says what to change where they do not fit."""
     types, precision = dict(bf16=torch.bfloat16, fp16=torch.float16), precision_of(exp)
     part = max(exp.batch_size // exp.accumulate // exp.gpus_per_run, 1)
@@ -98,8 +111,10 @@ def step_memory(exp, size, classes, device) -> float:
     return peak_memory()
 
 # %% ../../nbs/plan/check.ipynb #check-04x
-def weights_to_fetch(experiments) -> dict[str, tuple]:
-    "Of the published weights that experiments start from, by what they are called: experiment and source."
+def weights_to_fetch(
+    experiments: Iterable[Experiment],
+) -> dict[str, tuple]:  # What weights are called -> an experiment and its `init`
+    "The published weights that experiments start from, each once."
     found = {}
     for exp in experiments:
         if exp.init in PUBLISHED:
@@ -115,9 +130,12 @@ def _in_caches() -> set[Path]:
     return {path for paths in kept for path in paths}
 
 # %% ../../nbs/plan/check.ipynb #check-04x-1
-def fetched(exp, source) -> str:
-    """Load weights from elsewhere as training will, so that they are there; says whether they were.
-    ValueError where they cannot be had or do not fit."""
+def fetched(
+    exp: Experiment,
+    source: str,  # "imagenet", "kinetics" or a file
+) -> str:  # "there", or "fetched" and how much, with what was warned of
+    """Load weights from elsewhere as training will, so that they are there. ValueError where they
+    cannot be had or do not fit."""
     before = _in_caches()
     with warnings.catch_warnings(record=True) as notices:
         warnings.simplefilter("always", UserWarning)
@@ -129,7 +147,7 @@ def fetched(exp, source) -> str:
     return f"there{noticed}"
 
 
-def look_at_weights(study) -> list[dict]:
+def look_at_weights(study: Study) -> list[dict]:
     """Load all weights from elsewhere that the experiments of a study start from, which fetches those
     that are missing: rows of `what`, `found` and what is `wrong`, as `look_before` has them."""
     wanted = weights_to_fetch(study.experiments.values())
@@ -218,14 +236,13 @@ def _memory(study, exp):
     return f"{used:.1f} of {torch.cuda.get_device_properties(0).total_memory / 1e9:.1f} GB"
 
 # %% ../../nbs/plan/check.ipynb #check-06-3
-def untrained(study, results) -> list[tuple[str, int]]:
-    "The runs whose training is not finished."
-    return [
-        r for r in study.runs if not (run_folder(study, results, *r) / "metrics.json").is_file()
-    ]
+def untrained(study: Study, results: str | Path) -> list[tuple[str, int]]:
+    "The runs, as experiment and seed, whose training is not finished."
+    done = lambda run: (run_folder(study, results, *run) / "metrics.json").is_file()
+    return [run for run in study.runs if not done(run)]
 
 
-def look_before(study, results) -> list[dict]:
+def look_before(study: Study, results: str | Path) -> list[dict]:
     """What a study needs for the runs that are not trained yet: rows of `what` was looked at, what was
     `found`, and the sentence of what is `wrong`, empty where nothing is."""
     results = Path(results)

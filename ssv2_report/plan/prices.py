@@ -10,11 +10,12 @@ import pandas as pd
 
 from ..models.net2d import cost
 from .check import bytes_of_run, expected_clips
+from ..study.experiments import Experiment, Study
 from ..study.runs import build_model
 
 # %% ../../nbs/plan/prices.ipynb #plan-04
 def counted(
-    exp,
+    exp: Experiment,
     gflops: float,  # 10^9 multiply-adds of a clip, forward
     tflops: float,  # Sustained on one device, 10^12 operations a second
 ) -> tuple[float, float]:
@@ -24,7 +25,7 @@ def counted(
 
 
 def run_seconds(
-    exp,
+    exp: Experiment,
     clips: dict,  # Of the splits train and validation
     train: float,  # Seconds a clip
     evaluate: float,
@@ -36,7 +37,7 @@ def run_seconds(
 
 # %% ../../nbs/plan/prices.ipynb #plan-06p
 def prices(
-    study,
+    study: Study,
     tflops: float = 20.0,  # Sustained on one device
 ) -> (
     pd.DataFrame

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..machine.processes import holders
-from ..study.experiments import run_folder, worlds_of
+from ..study.experiments import Study, run_folder, worlds_of
 
 # %% ../../nbs/plan/status.ipynb #status-04
 LINE = re.compile(
@@ -84,17 +84,13 @@ def row_of(run: Path, epochs: int) -> dict:
     return row | dict(error=next(filter(None, errors), ""))
 
 # %% ../../nbs/plan/status.ipynb #status-05-2
-def status_of(study, results) -> pd.DataFrame:
-    "A row for each run of a study, and of its second world."
+def status_of(study: Study, results: str | Path) -> pd.DataFrame:  # Indexed by run
+    "`row_of` each run of a study, and of its second world."
     rows = []
     for world, folder in zip(worlds_of(study), (Path(results), Path(results) / "shortcut")):
         for name, seed in world.runs:
             run = run_folder(world, folder, name, seed)
             where = f"{folder.name}/" if folder != Path(results) else ""
-            rows.append(
-                dict(
-                    run=where + world.folder(name, seed),
-                    **row_of(run, world.experiments[name].epochs),
-                )
-            )
+            row = row_of(run, world.experiments[name].epochs)
+            rows.append(dict(run=where + world.folder(name, seed)) | row)
     return pd.DataFrame(rows).set_index("run")

@@ -16,8 +16,12 @@ from ..study.runs import datasets, weights_of
 from ..train import fit
 
 # %% ../../nbs/plan/trial.ipynb #trial-03
-def trial(study, name, seed=0) -> tuple[Study, str]:
-    "A small copy of a study, and a folder of results in which the run `name` (with what it starts from) is trained for one epoch."
+def trial(
+    study: Study,  # Left as it is
+    name: str,  # Of an experiment
+    seed: int = 0,
+) -> tuple[Study, str]:  # A copy whose data is a small demo world; its folder of results
+    "Train one run, and before it what it starts from, for one epoch on a few clips."
     results, small = Path(tempfile.mkdtemp(prefix="ssv2-trial-")), study.model_copy(deep=True)
     small.data = Data(
         root=str(results / "data"),
@@ -34,22 +38,19 @@ def trial(study, name, seed=0) -> tuple[Study, str]:
             update=dict(epochs=1, batch_size=8)
         )
         classes, train_set, views = datasets(small, exp, seed, results)
-        fit(
-            exp,
-            classes,
-            train_set,
-            views["ordered"][0],
-            run_folder(small, results, name, seed),
-            seed,
-            weights_of(small, exp, seed, results),
-        )
+        out, start = run_folder(small, results, name, seed), weights_of(small, exp, seed, results)
+        fit(exp, classes, train_set, views["ordered"][0], out, seed, start)
     return small, str(results)
 
 # %% ../../nbs/plan/trial.ipynb #trial-03-1
 def at_hand(
-    study: str, results: str, name: str, seed: int = 0, overrides=None
-) -> tuple[Study, str]:
-    "The study, with settings changed, and the results that a notebook was given; a `trial` where it was given no results."
+    study: str,  # As `load_study` takes it
+    results: str,  # Folder; empty: a `trial` is made
+    name: str,  # Of an experiment
+    seed: int = 0,
+    overrides: dict | None = None,  # Settings to change
+) -> tuple[Study, str]:  # The study and a folder in which that run is trained
+    "What a notebook about one run works on."
     s = load_study(study, overrides=overrides)
     experiment(s, name)
     return (s, results) if results else trial(s, name, seed)

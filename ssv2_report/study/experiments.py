@@ -220,7 +220,7 @@ class Study(_Strict):
     left_out: LeftOut | None = None  # where this is a part of a study
     asked: str = ""  # options of the command that narrowed or changed the study
 
-    def folder(self, experiment, seed) -> str:
+    def folder(self, experiment: str, seed: int) -> str:
         "Name of the folder of one run."
         return f"{experiment}-s{seed}"
 
@@ -235,8 +235,10 @@ class Study(_Strict):
         return self.cam.frames or max(e.n_frames for e in self.experiments.values())
 
 # %% ../../nbs/study/experiments.ipynb #c010
-def project_root(start=None) -> Path:
-    "The folder of the project's clone that holds `start` (default: the current folder)."
+def project_root(
+    start: str | Path | None = None,  # Where to look from; None: the current folder
+) -> Path:
+    "The folder of the project's clone that holds `start`; FileNotFoundError outside of one."
     here = Path(start or ".").resolve()
     for folder in (here, *here.parents):
         if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir():
@@ -246,7 +248,7 @@ def project_root(start=None) -> Path:
     )
 
 # %% ../../nbs/study/experiments.ipynb #c010-1
-def run_folder(study, results, experiment, seed) -> Path:
+def run_folder(study: Study, results: str | Path, experiment: str, seed: int) -> Path:
     "Where everything about one run is."
     return Path(results) / "runs" / study.folder(experiment, seed)
 
@@ -323,9 +325,10 @@ def _sentence(error, path) -> str:
     return f"{path}: {where}: {first['msg'].lower()}."
 
 # %% ../../nbs/study/experiments.ipynb #c011c
-def overrides_of(given) -> dict:
-    """Settings to change, from a dictionary, the text of one, or words such as 'lr=0.02'. ValueError
-    for anything else."""
+def overrides_of(
+    given: dict | str | list | tuple | None,  # A dictionary, YAML of one, or words as 'lr=0.02'
+) -> dict:  # Value by key, as `load_study` takes them
+    "Settings to change. ValueError for anything that does not say which."
     read = lambda text: yaml.load(text, _Text)
     try:
         if isinstance(given, str) and given:
@@ -415,8 +418,11 @@ def _read_study(path, overrides=None) -> Study:
 # %% ../../nbs/study/experiments.ipynb #c012-2
 def load_study(
     study: str,  # Name of a file in experiments/ without its ending, or a path to a YAML file
-    root=None,  # The project's folder; found from the current folder by default
-    overrides=(),  # Settings to change, by key: a training setting of all experiments, or as 'data.size', 'cam.per_class', '2d-multi.lr'
+    root: str | Path | None = None,  # The project's folder; None: found from the current folder
+    overrides: dict
+    | str
+    | list
+    | tuple = (),  # Settings to change, as `overrides_of` takes them; keys: a training setting of all experiments, or as 'data.size', 'cam.per_class', '2d-multi.lr'
 ) -> Study:
     """Read and check a study. `settings` of the file are the defaults of each of its experiments.
     With `base: NAME`, a study beside it, every top-level key that the file does not have is as there.
@@ -459,7 +465,7 @@ def _with_starts(study, names) -> set[str]:
     return found
 
 
-def options_of(study) -> list[str]:
+def options_of(study: Study) -> list[str]:
     "Experiments that enter no verdict: no hypothesis compares them, or what starts from them."
     compared = {name for h in study.hypotheses.values() for name in (h.of, h.over, h.to) if name}
     judged = _with_starts(study, compared)
@@ -468,8 +474,8 @@ def options_of(study) -> list[str]:
 # %% ../../nbs/study/experiments.ipynb #c012b-1
 def part_of(
     study: Study,
-    only=(),  # Names of experiments, or patterns such as '3d-*'; none: all
-    seeds=(),  # Its seeds; none: all
+    only: list | tuple = (),  # Names of experiments, or patterns such as '3d-*'; none: all
+    seeds: list | tuple = (),  # Its seeds; none: all
 ) -> Study:
     """The part of a study with these experiments, those that they start from, and these seeds. ValueError for
     a name or a seed that is not there."""
@@ -496,8 +502,11 @@ def part_of(
     )
 
 # %% ../../nbs/study/experiments.ipynb #c012b-2
-def write_study(study, folder) -> Path:
-    "The file of that study, in a folder named after its content; a file of classes that it names lies beside it."
+def write_study(
+    study: Study,
+    folder: str | Path,  # In which a folder named after the study's content is made
+) -> Path:
+    "Write a study as a YAML file that `load_study` reads; a file of classes that it names is copied beside it."
     content, listed = study.model_dump(mode="json", exclude={"name"}), b""
     classes = study.data.classes
     if isinstance(classes, str) and classes not in CLASS_GROUPS:
@@ -515,10 +524,10 @@ def write_study(study, folder) -> Path:
 # %% ../../nbs/study/experiments.ipynb #c012b-3
 def study_asked_for(
     study: str,  # As `load_study` takes it
-    only=(),  # As `part_of` takes them
-    seeds=(),
-    overrides=(),  # As `load_study` takes them
-) -> list[Study]:
+    only: list | tuple = (),  # As `part_of` takes them
+    seeds: list | tuple = (),
+    overrides: dict | str | list | tuple = (),  # As `load_study` takes them
+) -> list[Study]:  # One, or two with a second world that has runs in common with the first
     "A study narrowed and changed, and its second world in the same way, as far as it has the same experiments and seeds."
     changes = overrides_of(overrides)
     whole_study = load_study(study, overrides=changes)
@@ -542,8 +551,12 @@ def study_asked_for(
     return [out, part_of(second, both, shared)] if both and shared else [out]
 
 # %% ../../nbs/study/experiments.ipynb #c012b-4
-def write_asked_for(studies, folder) -> str:
-    "The file of a study as it was read, and of its second world beside it: every job of a run reads these, whatever becomes of the file that they were read from."
+def write_asked_for(
+    studies: list[Study],  # Of `study_asked_for`
+    folder: str | Path,
+) -> str:  # Path of the first study's file
+    """Write a study and its second world by `write_study`. Jobs read these files, so that a study's
+    own file may be edited while they run."""
     study, *second = studies
     second = str(write_study(second[0], folder)) if second else None
     return str(write_study(study.model_copy(update=dict(second_world=second)), folder))
@@ -705,8 +718,8 @@ def _check_hypotheses(study):
                 )
 
 # %% ../../nbs/study/experiments.ipynb #c014c-3
-def experiment(study, name) -> Experiment:
-    "The experiment `name` of `study`, or an error that offers the nearest name."
+def experiment(study: Study, name: str) -> Experiment:
+    "The experiment of this name; ValueError that offers the nearest name where there is none."
     if name in study.experiments:
         return study.experiments[name]
     raise ValueError(

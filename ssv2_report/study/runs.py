@@ -10,6 +10,7 @@ __all__ = ['clips_of', 'cache_of', 'boxes_of', 'clip_set', 'datasets', 'build_mo
 # %% ../../nbs/study/runs.ipynb #runs-02
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -132,21 +133,19 @@ def datasets(
     return train.classes, train_set, views
 
 # %% ../../nbs/study/runs.ipynb #runs-08
-def build_model(exp: Experiment, num_classes: int) -> torch.nn.Module:
-    "The untrained network of an experiment: clips [B,C,T,H,W] in, logits [B,num_classes] out."
+def build_model(
+    exp: Experiment, num_classes: int
+) -> torch.nn.Module:  # Takes clips [B,C,T,H,W], gives logits [B,num_classes]
+    "The untrained network of an experiment. ValueError where its settings allow none."
     look = dict(output_stride=exp.output_stride, maxpool=exp.maxpool, stages=exp.stages)
-    model = (
-        create_3d(exp.model, num_classes, **look)
-        if exp.is_3d
-        else create_2d(exp.model, num_classes, **look)
-    )
+    model = (create_3d if exp.is_3d else create_2d)(exp.model, num_classes, **look)
     if exp.mean:
         renormalise(model, exp.mean, exp.std)
     drop_before_head(model, exp.dropout)
     return checkpoint_stages(model) if exp.checkpointing else model
 
 # %% ../../nbs/study/runs.ipynb #runs-08-1
-def precision_of(exp) -> str:  # no, bf16 or fp16
+def precision_of(exp: Experiment) -> str:  # no, bf16 or fp16
     "The precision in which an experiment is trained on this machine."
     if exp.mixed_precision != "auto":
         return exp.mixed_precision
@@ -165,7 +164,12 @@ def _digest(state, text) -> str:
     return sha.hexdigest()
 
 
-def save_run(model, exp, classes, path):
+def save_run(
+    model: torch.nn.Module,  # Of `build_model`
+    exp: Experiment,
+    classes: list[str],  # In the order of the logits
+    path: str | Path,  # A .safetensors file
+):
     """Write weights, classes, settings and a checksum of them to one safetensors file: the same file,
     byte for byte, for the same run. The normalisation is the one that the weights know."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -197,7 +201,9 @@ def _read_run(path) -> tuple[dict, dict]:
     return state, run
 
 # %% ../../nbs/study/runs.ipynb #runs-10-2
-def load_run(path) -> tuple[torch.nn.Module, Experiment, list[str]]:
+def load_run(
+    path: str | Path,  # Of a run's folder, or of its file of weights
+) -> tuple[torch.nn.Module, Experiment, list[str]]:
     """The trained network of a run in evaluation mode, its settings and its classes;
     FileNotFoundError where there is none, ValueError where its file is damaged or has settings that
     there are no more."""
@@ -218,8 +224,10 @@ def load_run(path) -> tuple[torch.nn.Module, Experiment, list[str]]:
     return model.eval(), exp, classes
 
 # %% ../../nbs/study/runs.ipynb #runs-10-3
-def is_run(source) -> bool:
-    "Whether weights to start from are those of a run, by their folder or their file."
+def is_run(
+    source: str | Path,  # As `Experiment.init` or `weights_of` have it
+) -> bool:
+    "Whether weights to start from are those that `save_run` wrote, in a run's folder or a file."
     if source in PUBLISHED or Path(source).is_file() and Path(source).suffix != ".safetensors":
         return False
     if not Path(source).is_file():
@@ -239,8 +247,8 @@ def _is_video(exp, source) -> bool:
 
 # %% ../../nbs/study/runs.ipynb #runs-10-4
 def known_normalisation(
-    exp,
-    source,  # "imagenet", "kinetics" or a file
+    exp: Experiment,
+    source: str | Path,  # "imagenet", "kinetics" or a file
 ) -> tuple:  # Mean and deviation
     """What the clips were normalised by that weights from elsewhere know: as a run's file, timm or
     torchvision says it. A file that does not say holds, as far as is known, the weights that timm
@@ -268,9 +276,12 @@ def normalisation_of(
     return known_normalisation(exp, exp.init)
 
 # %% ../../nbs/study/runs.ipynb #runs-10-5
-def published(exp, source) -> torch.nn.Module:
-    """The network of `exp`, or the 2D one that it is inflated from, with weights from elsewhere:
-    "imagenet", "kinetics" or a file, and the normalisation that they know. ValueError where they do
+def published(
+    exp: Experiment,
+    source: str | Path,  # "imagenet", "kinetics" or a file
+) -> torch.nn.Module:
+    """The network of `exp`, or the 2D one that it is inflated from, with weights from elsewhere
+    and the normalisation that they know. ValueError where they do
     not fit."""
     look = dict(output_stride=exp.output_stride, maxpool=exp.maxpool, stages=exp.stages)
     look["pretrained"] = "timm" if source == "imagenet" else source
@@ -282,8 +293,10 @@ def published(exp, source) -> torch.nn.Module:
     return renormalise(model, *known)
 
 
-def weights_of(study, exp, seed, results):
-    "Where an experiment starts: the weights of another run, 'imagenet', 'kinetics', or None."
+def weights_of(
+    study: Study, exp: Experiment, seed: int, results: str | Path
+) -> Path | str | None:  # File of another run's weights, or `exp.init`
+    "Where the training of an experiment starts."
     return (
         run_folder(study, results, exp.init, seed) / "weights.safetensors"
         if exp.init in study.experiments
@@ -362,7 +375,7 @@ def _check_network(study, exp, classes):
         published(exp, exp.init)
 
 # %% ../../nbs/study/runs.ipynb #runs-10b-2
-def check_study(study):
+def check_study(study: Study):
     """Refuse in one sentence, as a ValueError, what only data and networks can judge: classes that are
     not there, networks and optimisers that timm does not know, networks that cannot be built, local
     weights that do not fit or know another normalisation."""
@@ -390,17 +403,24 @@ def check_study(study):
         _check_normalisation(study, name)
 
 # %% ../../nbs/study/runs.ipynb #runs-12
-def write_table(table, path):
-    "Write a table to .csv or .parquet, whole or not at all."
+def write_table(
+    table: pd.DataFrame,
+    path: str | Path,  # A .csv or .parquet file
+):
+    "Write a table without its index, whole or not at all."
+    write = table.to_csv if Path(path).suffix == ".csv" else table.to_parquet
     with whole(path) as tmp:
-        table.to_csv(tmp, index=False) if Path(path).suffix == ".csv" else table.to_parquet(
-            tmp, index=False
-        )
+        write(tmp, index=False)
 
 # %% ../../nbs/study/runs.ipynb #runs-12-1
-def read_runs(study, results, file, reduce=None, columns=None) -> tuple[pd.DataFrame, list[str]]:
-    """The tables `file` (.parquet or .csv) of all runs, each passed through `reduce`, with columns experiment and seed in front, and the names of the
-    runs that lack it. Raises FileNotFoundError when all do."""
+def read_runs(
+    study: Study,
+    results: str | Path,
+    file: str,  # Name of a table in the folders of runs, .parquet or .csv
+    reduce: Callable | None = None,  # What each run's table is passed through
+    columns: list[str] | None = None,  # Of a .parquet file, to read these alone
+) -> tuple[pd.DataFrame, list[str]]:  # With columns experiment and seed in front; runs that lack it
+    "One table of all runs. FileNotFoundError when all lack it."
     tables, missing = [], []
     for name, seed in study.runs:
         path = run_folder(study, results, name, seed) / file
@@ -421,15 +441,13 @@ def read_runs(study, results, file, reduce=None, columns=None) -> tuple[pd.DataF
     return pd.concat(tables, ignore_index=True), missing
 
 # %% ../../nbs/study/runs.ipynb #runs-14
-def file_of(
-    source: str,
-) -> str:  # Name of the file in a run's folder `maps`
+def file_of(source: str) -> str:  # Name of the file in a run's folder `maps`
     "Where a run keeps the maps of a source."
     return source.replace(":", "-").replace(" ", "-") + ".npz"
 
 
 def saved_maps(
-    run,  # Folder of a run
+    run: str | Path,  # Folder of a run
     source: str,  # As `layer2:gradcam`
 ) -> tuple:  # (ids, maps float32 [N,t,h,w] at the layer's own size, at most 16 x 16 cells)
     "The maps that a run keeps."
@@ -437,7 +455,10 @@ def saved_maps(
         return list(f["ids"]), torch.from_numpy(f["maps"].astype("float32"))
 
 
-def grid_of(run, source) -> tuple | None:  # t, h, w; None where the run kept no such maps
+def grid_of(
+    run: str | Path,  # Folder of a run
+    source: str,  # As `layer2:gradcam`
+) -> tuple | None:  # t, h, w; None where the run kept no such maps
     "The size at which a layer gave the maps of a source, which the run may keep at fewer cells."
     path = Path(run) / "maps" / file_of(source)
     if not path.is_file():

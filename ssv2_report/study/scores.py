@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,7 +23,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from ..data.basics import free_space
-from ..data.clips import REVERSAL_PAIRS
+from ..data.clips import REVERSAL_PAIRS, ClipDataset
 from ..machine.environment import OF_TRAINING, without
 from ..machine.processes import ENDS
 
@@ -39,15 +40,17 @@ def processes() -> PartialState:
 
 # %% ../../nbs/study/scores.ipynb #scores-04-1
 @torch.no_grad()
-def predict(model, views, batch_size=16, workers=0, on_batch=None) -> pd.DataFrame:
-    "One row per clip: id, target, pred and logits [classes], averaged over `views` (a dataset, or several of the same clips). The model stays in its mode."
+def predict(
+    model: torch.nn.Module,  # Used in evaluation mode, left as it was
+    views: ClipDataset | list[ClipDataset],  # Several: of the same clips, their logits averaged
+    batch_size: int = 16,  # Clips
+    workers: int = 0,  # Processes that load them, for each view
+    on_batch: Callable | None = None,  # Called after each batch
+) -> pd.DataFrame:  # A row a clip: id, target, pred, logits [classes]
+    "What a network says of clips. Processes that share a job share the clips, and all have all rows."
     views = views if isinstance(views, list) else [views]
-    clips, n, mode, device = (
-        len(views[0]),
-        processes().num_processes,
-        model.training,
-        next(model.parameters()).device,
-    )
+    clips, n, mode = len(views[0]), processes().num_processes, model.training
+    device = next(model.parameters()).device
     batches = [list(range(i, min(i + batch_size, clips))) for i in range(0, clips, batch_size)]
     mine, rows = batches[processes().process_index :: n], []
     workers = with_room(workers, views[0], batch_size, n * len(views))
@@ -63,21 +66,17 @@ def predict(model, views, batch_size=16, workers=0, on_batch=None) -> pd.DataFra
     finally:
         model.train(mode)
     order = [i for p in range(n) for batch in batches[p::n] for i in batch]
-    targets, logits = zip(
-        *(row for _, row in sorted(zip(order, gather_object(rows)), key=lambda x: x[0]))
-    )
-    return pd.DataFrame(
-        dict(
-            id=np.asarray(views[0].ids),
-            target=targets,
-            pred=np.argmax(logits, 1),
-            logits=list(logits),
-        )
-    )
+    rows = sorted(zip(order, gather_object(rows)), key=lambda x: x[0])
+    targets, logits = zip(*(row for _, row in rows))
+    found = dict(target=targets, pred=np.argmax(logits, 1), logits=list(logits))
+    return pd.DataFrame(dict(id=np.asarray(views[0].ids)) | found)
 
 # %% ../../nbs/study/scores.ipynb #scores-04-2
-def outlive(worker):
-    "A worker ends with its process, which has a checkpoint to write first."
+def outlive(
+    worker: int,  # Number of a `DataLoader`'s worker, as it calls its `worker_init_fn`
+):
+    """Have a process that loads clips ignore interruptions: it ends with the process that trains, which
+    has a checkpoint to write first."""
     for sign in ENDS:
         signal.signal(sign, signal.SIG_IGN)
 
@@ -86,10 +85,10 @@ SHARED = "/dev/shm"
 
 
 def with_room(
-    workers,  # Processes that are to load clips
-    dataset,
-    batch_size,  # Clips
-    loaders=1,  # Such loaders at a time
+    workers: int,  # Processes that are to load clips
+    dataset: ClipDataset,
+    batch_size: int,  # Clips
+    loaders: int = 1,  # Such loaders at a time
 ) -> int:
     "As many workers; none, with a warning, where shared memory has no room for the batches that they prepare."
     if not workers or not os.path.isdir(SHARED):
@@ -127,26 +126,32 @@ def loading_in_a_sentence():
         raise
 
 # %% ../../nbs/study/scores.ipynb #scores-06
-def softmax(logits) -> np.ndarray:
-    "Probabilities of logits [N,classes]."
+def softmax(
+    logits: np.ndarray,  # [N,classes]
+) -> np.ndarray:  # [N,classes]
+    "Probabilities of logits."
     e = np.exp(logits - logits.max(1, keepdims=True))
     return e / e.sum(1, keepdims=True)
 
 
-def twins(classes) -> dict[int, int]:
-    "The class of the same frames backwards, of each class that has one among `classes`."
+def twins(
+    classes: list[str],  # In the order of the targets
+) -> dict[int, int]:
+    "By target: that of the same frames backwards, of `data.clips.REVERSAL_PAIRS`; others have none."
     at = {c: i for i, c in enumerate(classes)}
     return {at[a]: at[b] for p in REVERSAL_PAIRS if set(p) <= set(classes) for a, b in (p, p[::-1])}
 
 # %% ../../nbs/study/scores.ipynb #scores-06-1
-def score_clips(predictions, classes) -> pd.DataFrame:
-    """Judge each prediction: columns right, top5, certainty (probability of the predicted class), in_pair, and pair_right (the clip's own class has a
-    larger logit than its reversal twin; NaN outside pairs)."""
+def score_clips(
+    predictions: pd.DataFrame,  # As `predict` gives them
+    classes: list[str],  # In the order of the logits
+) -> pd.DataFrame:  # A row a clip, with what `predictions` has but for the logits
+    """Judge each prediction: columns right, top5, certainty (probability of the predicted class),
+    in_pair, and pair_right (the clip's own class has a larger logit than its reversal twin; NaN
+    outside pairs)."""
     logits, targets = np.stack(predictions["logits"]), predictions["target"].to_numpy()
-    rows, other = (
-        np.arange(len(targets)),
-        pd.Series(targets).map(twins(classes)).fillna(-1).astype(int).to_numpy(),
-    )
+    rows = np.arange(len(targets))
+    other = pd.Series(targets).map(twins(classes)).fillna(-1).astype(int).to_numpy()
     own = logits[rows, targets]
     out = predictions.drop(columns="logits").copy()
     out["right"] = logits.argmax(1) == targets
@@ -157,18 +162,21 @@ def score_clips(predictions, classes) -> pd.DataFrame:
     return out
 
 # %% ../../nbs/study/scores.ipynb #scores-09
-def calibration_error(certainty, right, bins=15) -> float:
+def calibration_error(
+    certainty: np.ndarray,  # [N], probabilities of the predicted classes
+    right: np.ndarray,  # bool [N]
+    bins: int = 15,
+) -> float:  # 0 to 1
     "Expected calibration error (Guo et al. 2017): mean distance of certainty and accuracy over equal bins of certainty, weighted by their clips."
     which = np.minimum((certainty * bins).astype(int), bins - 1)
-    return float(
-        sum(
-            abs(right[which == b].mean() - certainty[which == b].mean()) * (which == b).mean()
-            for b in np.unique(which)
-        )
-    )
+    inside = [which == b for b in np.unique(which)]
+    return float(sum(abs(right[i].mean() - certainty[i].mean()) * i.mean() for i in inside))
 
 # %% ../../nbs/study/scores.ipynb #scores-09-1
-def metrics(predictions, classes) -> dict:
+def metrics(
+    predictions: pd.DataFrame,  # As `predict` gives them
+    classes: list[str],  # In the order of the logits
+) -> dict:
     """Accuracies (shares of clips), negative log-likelihood (nats) and calibration error of one table of predictions.
 
     `pair_accuracy`: of the clips of a time-reversal pair, the share whose own class has the larger of the pair's two logits (chance 0.5).
@@ -190,7 +198,10 @@ def metrics(predictions, classes) -> dict:
     )
 
 # %% ../../nbs/study/scores.ipynb #scores-10
-def confusion(predictions, classes) -> pd.DataFrame:
+def confusion(
+    predictions: pd.DataFrame,  # As `predict` gives them
+    classes: list[str],  # In the order of the targets
+) -> pd.DataFrame:
     "Clips by true class (rows) and predicted class (columns)."
     counts = np.zeros((len(classes),) * 2, int)
     np.add.at(counts, (predictions["target"], predictions["pred"]), 1)
