@@ -13,7 +13,7 @@ import warnings
 import torch
 import torchvision
 
-from ssv2_report.gradcam.maps import METHODS, gradcam, resize_maps
+from ssv2_report.gradcam.maps import CAM_METHODS, gradcam, resize_maps
 
 LAYERS = ["layer2", "layer3", "layer4"]
 
@@ -44,7 +44,7 @@ def contestants(model, clip, targets):
             gradcam(model, clip, targets, "layer4")[0], clip.shape[2:]
         ),
         "ours_five_methods_three_layers": lambda: gradcam(
-            model, clip, targets, LAYERS, list(METHODS)
+            model, clip, targets, LAYERS, list(CAM_METHODS)
         )[0],
         "torch_cam_native": torch_cam,
         "captum_native": lambda: LayerGradCam(model, model.layer4).attribute(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'StudyName', 'Results', 'Workers', 'Only', 'Seeds', 'Changes', 'INTERRUPTED', 'show_version', 'options',
-           'absolute', 'words', 'asked_for', 'demo_data', 'audit', 'any_job', 'show_progress', 'do_one', 'of_a_run',
-           'train', 'gradcam', 'reliance', 'cache', 'validate', 'analyse', 'chapter', 'render', 'gpus_to_use',
-           'show_rows', 'check', 'weights', 'check_first', 'refuse_unfinished', 'reproduce', 'show_prices', 'say_total',
-           'plan', 'figures', 'explore', 'status', 'say', 'main']
+           'absolute_study', 'split_option', 'select_study', 'demo_data', 'audit', 'any_job', 'show_progress', 'do_one',
+           'do_run_job', 'train', 'gradcam', 'reliance', 'cache', 'validate', 'analyse', 'chapter', 'render',
+           'gpus_to_use', 'show_rows', 'check', 'weights', 'check_first', 'refuse_unfinished', 'reproduce',
+           'show_prices', 'say_total', 'plan', 'figures', 'explore', 'status', 'print_error', 'main']
 
 # %% ../nbs/cli/cli.ipynb #c002
 import os
@@ -26,9 +26,9 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from .data.basics import full_disk_in_a_sentence, usable_cores
+from .data.basics import explaining_full_disk, usable_cores
 from ssv2_report.jobs.durations import (
-    in_words,
+    display_name,
     job_seconds,
     needs_of,
     priced_on_a_core,
@@ -36,33 +36,39 @@ from ssv2_report.jobs.durations import (
     time_left,
 )
 from ssv2_report.jobs.execute import (
-    Steps,
+    ProgressLines,
     do_job,
     for_terminal,
     results_folder,
     save_audit,
-    study_file,
+    write_study_file,
 )
 from .jobs.steps import CHAPTERS, STEPS, Job, folder_of
 from ssv2_report.jobs.workflow import (
     Tracker,
     console,
-    left_to_do,
     notices_of,
+    pending_jobs,
     pending_lines,
     run_workflow,
     show_seconds,
     workflow_command,
 )
-from .machine.devices import COUNT, held, seen_gpus
-from .machine.processes import ENDS, alone, end_with_command, heeding, sweep
+from .machine.devices import COUNT, acquire_gpus, seen_gpus
+from ssv2_report.machine.processes import (
+    ENDS,
+    exit_with_command,
+    folder_lock,
+    remove_partial_files,
+    signal_handler,
+)
 from .plan.places import check_home, check_places, check_writable, worlds_to_make
 from .study.experiments import experiment as find_experiment
 from ssv2_report.study.experiments import (
     load_study,
+    narrowed_study,
     options_of,
     project_root,
-    study_asked_for,
     worlds_of,
 )
 
@@ -92,7 +98,7 @@ def options(
 ): ...
 
 # %% ../nbs/cli/cli.ipynb #c003-1
-def absolute(study):
+def absolute_study(study):
     "A study's file as an absolute path, since notebooks run in another folder; a name as it is."
     path = Path(study).expanduser()
     is_file = str(study).endswith((".yaml", ".yml")) and path.is_file()
@@ -102,7 +108,7 @@ def absolute(study):
 StudyName = Annotated[
     str,
     typer.Argument(
-        callback=absolute,
+        callback=absolute_study,
         help="A study of experiments/ (demo, smoke, ssv2-mini, ssv2-core, ssv2) or a path to a YAML file.",
     ),
 ]
@@ -129,7 +135,7 @@ Changes = Annotated[
 ]
 
 
-def words(text, option) -> list[str]:
+def split_option(text, option) -> list[str]:
     "The words of an option, between commas; ValueError where it was given without any."
     found = [word.strip() for word in (text or "").split(",") if word.strip()]
     if text is not None and not found:
@@ -137,10 +143,10 @@ def words(text, option) -> list[str]:
     return found
 
 # %% ../nbs/cli/cli.ipynb #c015c-1
-def asked_for(study, only=None, seeds=None, changes=None) -> list:
+def select_study(study, only=None, seeds=None, changes=None) -> list:
     "A study as asked for on the command line, and its second world; what is trained unasked is said."
-    names = words(only, "--only")
-    studies = study_asked_for(study, names, words(seeds, "--seeds"), changes or ())
+    names = split_option(only, "--only")
+    studies = narrowed_study(study, names, split_option(seeds, "--seeds"), changes or ())
     unasked = [e for e in studies[0].experiments if not any(fnmatchcase(e, n) for n in names)]
     if names and unasked:
         console.print(f"Trained too, since others start from them: {', '.join(unasked)}.")
@@ -162,7 +168,7 @@ def demo_data(
     "Write a demo world in Something-Something V2's own layout."
     from ssv2_report.demo.world import make_world
 
-    with full_disk_in_a_sentence(folder):
+    with explaining_full_disk(folder):
         make_world(
             folder,
             train_per_class,
@@ -171,7 +177,7 @@ def demo_data(
             seed=seed,
             shortcut=shortcut,
             workers=workers,
-            progress=Steps("clips"),
+            progress=ProgressLines("clips"),
         )
 
 # %% ../nbs/cli/cli.ipynb #c009-1
@@ -236,12 +242,12 @@ def do_one(study, job, results, workers=2, replace=False):
     do_job(study, job, results, replace=replace)
 
 
-def of_a_run(study, step, results, name, seed, changes, **more):
+def do_run_job(study, step, results, name, seed, changes, **more):
     "Do a job of one run, by the settings of its study or by changed ones."
-    studies = asked_for(study, changes=changes)
+    studies = select_study(study, changes=changes)
     find_experiment(studies[0], name)
     out = results_folder(studies[0], results)
-    do_one(study_file(studies, out), Job(step, name, seed), out, **more)
+    do_one(write_study_file(studies, out), Job(step, name, seed), out, **more)
 
 
 @app.command()
@@ -256,7 +262,7 @@ def train(
     changes: Changes = None,
 ):
     "Train one experiment (train/train_run); resumes by itself what was interrupted, and does not train again what is finished."
-    of_a_run(study, "train", results, name, seed, changes, replace=replace)
+    do_run_job(study, "train", results, name, seed, changes, replace=replace)
 
 # %% ../nbs/cli/cli.ipynb #c010-3
 @app.command()
@@ -268,7 +274,7 @@ def gradcam(
     changes: Changes = None,
 ):
     "Maps and measures of attention of one trained experiment (gradcam/gradcam_run)."
-    of_a_run(study, "gradcam", results, name, seed, changes)
+    do_run_job(study, "gradcam", results, name, seed, changes)
 
 
 @app.command()
@@ -280,7 +286,7 @@ def reliance(
     changes: Changes = None,
 ):
     "What one trained experiment uses, by taking it away (gradcam/reliance_run)."
-    of_a_run(study, "reliance", results, name, seed, changes)
+    do_run_job(study, "reliance", results, name, seed, changes)
 
 # %% ../nbs/cli/cli.ipynb #c010-4
 @app.command()
@@ -364,21 +370,21 @@ def check(
     changes: Changes = None,
 ):
     "Look at data, classes, weights (which are fetched), disk and GPU memory before anything is trained."
-    from ssv2_report.plan.check import look_before
+    from ssv2_report.plan.check import check_requirements
 
-    s = asked_for(study, only, seeds, changes)[0]
-    with held(1, on_wait=console.print) as given:
+    s = select_study(study, only, seeds, changes)[0]
+    with acquire_gpus(1, on_wait=console.print) as given:
         os.environ.update(given["env"])
-        show_rows(look_before(s, results_folder(s, results)))
+        show_rows(check_requirements(s, results_folder(s, results)))
 
 # %% ../nbs/cli/cli.ipynb #c019k-2
 @app.command()
 def weights(study: StudyName = "demo", only: Only = None, changes: Changes = None):
     "Fetch all published weights that a study starts from, for machines that cannot, and try its files of weights."
-    from ssv2_report.plan.check import look_at_weights
+    from ssv2_report.plan.check import check_weights
 
-    s = asked_for(study, only, changes=changes)[0]
-    if rows := look_at_weights(s):
+    s = select_study(study, only, changes=changes)[0]
+    if rows := check_weights(s):
         show_rows(rows)
     else:
         print(f"Nothing to fetch: {s.name} starts from no weights but its own.")
@@ -386,7 +392,7 @@ def weights(study: StudyName = "demo", only: Only = None, changes: Changes = Non
 # %% ../nbs/cli/cli.ipynb #c019k-3
 def check_first(study, results, gpus):
     "What `ssv2 check` says where something is wrong and a run is still to be trained. In a process of its own where there are GPUs, so that none is held on to."
-    from ssv2_report.plan.check import look_before, untrained
+    from ssv2_report.plan.check import check_requirements, untrained
 
     s = load_study(study)
     if not untrained(s, results):
@@ -396,17 +402,17 @@ def check_first(study, results, gpus):
         if code := subprocess.run(command, env={**os.environ, COUNT: str(gpus)}).returncode:
             raise typer.Exit(code)
         return
-    rows = look_before(s, results)
+    rows = check_requirements(s, results)
     if any(row["wrong"] for row in rows):
         show_rows(rows)
 
 # %% ../nbs/cli/cli.ipynb #c016-2
 def refuse_unfinished(study, results):
     "ValueError where the workflow ended well and jobs are left, such as those of files that changed meanwhile."
-    if left := list(left_to_do(study, results)):
+    if left := list(pending_jobs(study, results)):
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise ValueError(
-            f"The workflow ended well, but left to do: {in_words(left[0])}{more}; the same command goes "
+            f"The workflow ended well, but left to do: {display_name(left[0])}{more}; the same command goes "
             f"on, and {results / 'reproduce.log'} says what was done."
         )
 
@@ -436,15 +442,15 @@ def reproduce(
     ] = False,
 ):
     "Do everything: data, audit, training, maps, analysis, report. A second call with nothing changed does nothing."
-    began, studies = time.monotonic(), asked_for(study, only, seeds, changes)
+    began, studies = time.monotonic(), select_study(study, only, seeds, changes)
     s = studies[0]
     out, report = results_folder(s, results), project_root() / "_report" / s.name / "index.html"
     check_places(s, out, report)
-    study = study_file(studies, out)
+    study = write_study_file(studies, out)
     s = load_study(study)
     if s.left_out:
         console.print(s.left_out)
-    if not (todo := left_to_do(s, out)):
+    if not (todo := pending_jobs(s, out)):
         print(f"Nothing to do: {report} is up to date.")
         return
     if dry_run:
@@ -458,8 +464,8 @@ def reproduce(
     check_first(study, out, gpus)
     command = workflow_command(study, out, cores, gpus, jobs)
     places = (out, report.parent, *worlds_to_make(s))
-    with full_disk_in_a_sentence(out), alone(*places) as locks:
-        sweep(out)
+    with explaining_full_disk(out), folder_lock(*places) as locks:
+        remove_partial_files(out)
         tracker = Tracker(todo, needs_of(s, out), cores)
         run_workflow(command, tracker, out / "reproduce.log", gpus, locks)
         refuse_unfinished(s, out)
@@ -541,7 +547,7 @@ def plan(
     from ssv2_report.plan.prices import prices
     from ssv2_report.study.runs import check_study
 
-    studies = asked_for(study, only, seeds, changes)
+    studies = select_study(study, only, seeds, changes)
     s = studies[0]
     check_study(s)
     on_core = bool(s.data.demo and not tflops and not seen_gpus())
@@ -588,7 +594,7 @@ def figures(
     look = {k: v for k, v in dict(width=width, font=font, size=font_size).items() if v}
     check_writable(out, 20e6, "choose another folder with --out")
     variables = yaml.safe_load((folder / "variables.yml").read_text(encoding="utf-8"))
-    with full_disk_in_a_sentence(out), tempfile.TemporaryDirectory() as new:
+    with explaining_full_disk(out), tempfile.TemporaryDirectory() as new:
         drawn = redraw(look, study, folder, Path(new)) if look else folder
         rows = export_figures(folder, drawn, variables, out)
     table = pd.DataFrame(rows, columns=["files", "caption", "cell"])
@@ -659,7 +665,7 @@ def status(study: StudyName = "demo", results: Results = None):
         print(f"{run}: {for_terminal(error)}")
 
 # %% ../nbs/cli/cli.ipynb #c021
-def say(sentence):
+def print_error(sentence):
     "Print a sentence as the command's own, unless nobody can hear it, as after a hang-up."
     with suppress(OSError):
         print(f"ssv2: {for_terminal(sentence)}", file=sys.stderr, flush=True)
@@ -678,21 +684,21 @@ def main():
 
     ends = ENDS
     if os.environ.get("SSV2_COMMAND"):
-        end_with_command()
+        exit_with_command()
         ends = (signal.SIGINT,)  # for the rest there is somebody who does not wait
     try:
-        with heeding(interrupt, *ends), full_disk_in_a_sentence(".", os.path.expanduser("~")):
+        with signal_handler(interrupt, *ends), explaining_full_disk(".", os.path.expanduser("~")):
             app()
     except (ValueError, OSError) as e:
         if not heard:
-            say(e)
+            print_error(e)
             stopped = re.search(r"\bStopped by (SIG\w+) at step", str(e))
             sys.exit(128 + signal.Signals[stopped[1]] if stopped else 1)
     except BaseException:  # typer makes an exit of an interruption
         if not heard:
             raise
     if heard:
-        say(INTERRUPTED)
+        print_error(INTERRUPTED)
         sys.exit(128 + heard[0])
 
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ONE_VALUE', 'LAUNCHER', 'start_from', 'EpochSampler', 'fingerprint', 'save_checkpoint', 'read_checkpoint',
-           'load_checkpoint', 'Training', 'head_apart', 'optimiser', 'clips_a_step', 'limits_in_a_sentence',
-           'until_interrupted', 'timed_batches', 'spend', 'peak_memory', 'use_threads', 'loaders', 'start_network',
-           'resume', 'prepare', 'check_loss', 'save', 'stop', 'is_asked', 'after_step', 'progress_of', 'teller',
-           'draw_anew', 'train_epoch', 'go_on', 'evaluate', 'add_epoch', 'keep', 'finish', 'fit', 'board', 'stop_after',
-           'main', 'launch']
+           'load_checkpoint', 'Training', 'head_param_groups', 'optimiser', 'clips_a_step', 'explain_oom',
+           'until_interrupted', 'timed_batches', 'update_timer', 'peak_memory', 'use_threads', 'loaders',
+           'start_network', 'resume', 'prepare_training', 'check_loss', 'save', 'raise_stopped', 'is_stop_requested',
+           'after_step', 'progress_of', 'progress_writer', 'reseed_dropout', 'train_epoch', 'finish_epoch', 'evaluate',
+           'add_epoch', 'save_epoch', 'finish', 'fit', 'board', 'stop_after', 'main', 'launch']
 
 # %% ../nbs/03_train.ipynb #c002
 import hashlib
@@ -37,11 +37,22 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch.utils.data import DataLoader, Sampler
 
-from .data.basics import full_disk_in_a_sentence, threads_asked_for, usable_cores, whole
+from ssv2_report.data.basics import (
+    atomic_write,
+    explaining_full_disk,
+    threads_asked_for,
+    usable_cores,
+)
 from .data.clips import ClipDataset, denormalise
-from .data.code import BESIDE, BY_VALUE, code_digests
-from .machine.environment import OF_TRAINING, job_environment, without
-from .machine.processes import ENDS, heeding, how_it_ended, identity, is_alive
+from .data.code import DECIDES_NOTHING, KNOWN_BY_VALUE, code_digests
+from .machine.environment import OF_TRAINING, job_environment, without_variables
+from ssv2_report.machine.processes import (
+    ENDS,
+    explain_signal_exit,
+    is_alive,
+    process_identity,
+    signal_handler,
+)
 from ssv2_report.models.net2d import (
     FrameNet,
     channels_last,
@@ -64,12 +75,12 @@ from ssv2_report.study.runs import (
 )
 from ssv2_report.study.scores import (
     NO_GPU,
-    loading_in_a_sentence,
+    explaining_lost_workers,
+    ignore_sigterm,
     metrics,
-    outlive,
     predict,
     processes,
-    with_room,
+    workers_that_fit,
 )
 
 # %% ../nbs/03_train.ipynb #c011
@@ -153,7 +164,7 @@ def fingerprint(
 ) -> dict:
     """What must be the same for a run to be resumed: settings that matter, classes, clips, targets
     and frames as cached, seed, starting weights and the code that `fit` reaches."""
-    stops = {*BESIDE, *BY_VALUE}
+    stops = {*DECIDES_NOTHING, *KNOWN_BY_VALUE}
     start = _hash(Path(start).read_bytes()) if start and Path(start).is_file() else start
     return dict(
         exp.model_dump(exclude={"title", "init", "gpus_per_run", "workers", "views"}),
@@ -166,7 +177,7 @@ def fingerprint(
 # %% ../nbs/03_train.ipynb #c018b
 def save_checkpoint(path: str | Path, **state):
     "Write a checkpoint, whole or not at all, and through to the disk."
-    with whole(path) as tmp, open(tmp, "wb") as f:
+    with atomic_write(path) as tmp, open(tmp, "wb") as f:
         torch.save(state, f)
         f.flush()
         os.fsync(f.fileno())
@@ -242,7 +253,7 @@ class Training:
         return self.out / "checkpoint"
 
 # %% ../nbs/03_train.ipynb #c021a
-def head_apart(exp: Experiment, model: torch.nn.Module) -> list[dict]:
+def head_param_groups(exp: Experiment, model: torch.nn.Module) -> list[dict]:
     """Groups of parameters, as optimisers take them, by weight decay; those of the head are last and
     have their own learning rate."""
     head = {id(p) for p in getattr(model, "backbone", model).fc.parameters()}
@@ -260,7 +271,7 @@ def optimiser(
     steps: int,  # Of an epoch
 ) -> tuple:  # The optimiser and timm's schedule, to be updated by step
     "The optimiser of an experiment and its cosine schedule, after a warm-up, over all its epochs."
-    apart = dict(param_group_fn=lambda m: head_apart(exp, m)) if exp.head_lr != 1 else {}
+    apart = dict(param_group_fn=lambda m: head_param_groups(exp, m)) if exp.head_lr != 1 else {}
     optimizer = create_optimizer_v2(
         model, opt=exp.opt, lr=exp.lr, weight_decay=exp.weight_decay, **apart
     )
@@ -322,10 +333,10 @@ ONE_VALUE = (
 
 # %% ../nbs/03_train.ipynb #c021eb-1
 @contextmanager
-def limits_in_a_sentence(exp: Experiment):
+def explain_oom(exp: Experiment):
     "Turn running out of memory or of values into a ValueError that says what to change."
     try:
-        with loading_in_a_sentence():
+        with explaining_lost_workers():
             yield
     except ValueError as e:
         if "Expected more than 1 value per channel" not in str(e):
@@ -356,7 +367,7 @@ def until_interrupted():
         asked.sign = sign
         asked.set()
 
-    with heeding(ask, *ENDS):
+    with signal_handler(ask, *ENDS):
         yield asked
 
 # %% ../nbs/03_train.ipynb #c021g
@@ -372,7 +383,7 @@ def timed_batches(loader: DataLoader, spent: dict):
         yield batch
 
 
-def spend(run: Training):
+def update_timer(run: Training):
     "Bring the seconds of training in this epoch up to date."
     now = time.monotonic()
     run.spent["train"] += now - run.since
@@ -437,8 +448,8 @@ def resume(run: Training, state: dict):
         run.accelerator.scaler.load_state_dict(state["scaler"])
 
 # %% ../nbs/03_train.ipynb #c022-3
-@without(*OF_TRAINING)
-def prepare(
+@without_variables(*OF_TRAINING)
+def prepare_training(
     exp: Experiment,
     classes: list[str],
     train_set: ClipDataset,
@@ -460,9 +471,9 @@ def prepare(
     steps = len(train_set) // batch_size
     sampler = EpochSampler(len(train_set), seed, steps * batch_size)
     part = batch_size // exp.accumulate
-    workers = with_room(loaders(exp, accelerator.num_processes), train_set, part)
+    workers = workers_that_fit(loaders(exp, accelerator.num_processes), train_set, part)
     loader = DataLoader(
-        train_set, part, sampler=sampler, num_workers=workers, worker_init_fn=outlive
+        train_set, part, sampler=sampler, num_workers=workers, worker_init_fn=ignore_sigterm
     )
     optimizer, scheduler = optimiser(exp, net, steps)
     own = fingerprint(exp, classes, (train_set, val_set), seed, start)
@@ -509,7 +520,7 @@ def save(run: Training):
     )
 
 # %% ../nbs/03_train.ipynb #c022b-2
-def stop(run: Training):
+def raise_stopped(run: Training):
     "Raise the RuntimeError by which a training ends that was asked to, its checkpoint written."
     raise RuntimeError(
         f"Stopped by {signal.Signals(run.asked.sign).name} at step {run.step} of {run.steps * run.exp.epochs}; the checkpoint is "
@@ -517,7 +528,7 @@ def stop(run: Training):
     )
 
 # %% ../nbs/03_train.ipynb #c022bs
-def is_asked(run: Training) -> bool:
+def is_stop_requested(run: Training) -> bool:
     "Whether any of the processes that share a training was asked to stop."
     asked, accelerator = run.asked.is_set(), run.accelerator
     if accelerator.num_processes == 1:
@@ -527,12 +538,12 @@ def is_asked(run: Training) -> bool:
 
 def after_step(run: Training):
     "After a step of the optimiser: save where it is time, stop where it was asked, call `run.on_step`."
-    spend(run)
-    asked = is_asked(run)
+    update_timer(run)
+    asked = is_stop_requested(run)
     if asked or run.step % run.save_steps == 0:
         save(run)
     if asked:
-        stop(run)
+        raise_stopped(run)
     if run.on_step:
         run.on_step(run)
 
@@ -549,7 +560,7 @@ def progress_of(run: Training, rate: float) -> str:
     )
 
 # %% ../nbs/03_train.ipynb #c022bs-2
-def teller(
+def progress_writer(
     run: Training,
     show: Callable | None = None,  # Called with each line
     every: float = 1.0,  # Seconds
@@ -570,7 +581,7 @@ def teller(
     return tell
 
 # %% ../nbs/03_train.ipynb #c022d
-def draw_anew(run: Training, part: int):
+def reseed_dropout(run: Training, part: int):
     """Seed PyTorch, where there is dropout, from seed, step, part of the batch and process, so that a training that
     was resumed leaves out the same as one that was not."""
     if run.exp.dropout:
@@ -578,14 +589,14 @@ def draw_anew(run: Training, part: int):
         torch.manual_seed(int(_hash(*at), 16))
 
 # %% ../nbs/03_train.ipynb #c022d-1
-@without(*OF_TRAINING)
+@without_variables(*OF_TRAINING)
 def train_epoch(run: Training):
     "Train on what is left of an epoch, adding to `run.totals` its losses, right answers and clips."
     exp, accelerator = run.exp, run.accelerator
     run.model.train()
     for k, batch in enumerate(timed_batches(run.loader, run.spent)):
         target = batch["target"]
-        draw_anew(run, k % exp.accumulate)
+        reseed_dropout(run, k % exp.accumulate)
         with accelerator.accumulate(run.model):
             with accelerator.autocast():
                 logits = run.model(batch["clip"])
@@ -606,7 +617,7 @@ def train_epoch(run: Training):
             after_step(run)
 
 # %% ../nbs/03_train.ipynb #c022dg
-def go_on(run: Training):
+def finish_epoch(run: Training):
     "Train what is left of the epoch at hand, if anything is, and save."
     epoch = len(run.history)
     run.since = time.monotonic()
@@ -614,13 +625,13 @@ def go_on(run: Training):
     run.sampler.epoch, run.sampler.skip = epoch, (run.step - epoch * run.steps) * run.batch_size
     if run.step < (epoch + 1) * run.steps:
         train_epoch(run)
-        spend(run)
+        update_timer(run)
         save(run)
 
 
 def evaluate(run: Training, val_set: ClipDataset, classes: list[str]) -> dict:
     "`study.scores.metrics` of the network as it is; RuntimeError where it is asked to stop."
-    on_batch = lambda: run.asked.is_set() and stop(run)
+    on_batch = lambda: run.asked.is_set() and raise_stopped(run)
     workers = loaders(run.exp, run.accelerator.num_processes)
     rows = predict(run.net, val_set, run.exp.batch_size, workers, on_batch)
     return metrics(rows, classes)
@@ -650,7 +661,7 @@ def add_epoch(run: Training, scores: dict, seconds: float) -> bool:
     return better
 
 # %% ../nbs/03_train.ipynb #c022dg-2
-def keep(run: Training, classes: list[str], better: bool):
+def save_epoch(run: Training, classes: list[str], better: bool):
     "Write what is known after an epoch: the weights where it is the best, history, checkpoint."
     if run.main:
         if better:
@@ -695,15 +706,15 @@ def fit(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     use_threads()
-    run = prepare(exp, classes, train_set, val_set, out, seed, start, replace)
-    run.on_step, run.save_steps = teller(run, on_step), save_steps
-    with until_interrupted() as run.asked, limits_in_a_sentence(exp):
+    run = prepare_training(exp, classes, train_set, val_set, out, seed, start, replace)
+    run.on_step, run.save_steps = progress_writer(run, on_step), save_steps
+    with until_interrupted() as run.asked, explain_oom(exp):
         while len(run.history) < exp.epochs:
-            go_on(run)
+            finish_epoch(run)
             began = time.monotonic()
             scores = evaluate(run, val_set, classes)
             better = add_epoch(run, scores, time.monotonic() - began)
-            keep(run, classes, better)
+            save_epoch(run, classes, better)
             if run.main and on_epoch:
                 on_epoch(run.history[-1], run.net)
     return finish(run, classes)
@@ -740,7 +751,7 @@ LAUNCHER = "SSV2_LAUNCHER"
 
 
 def stop_after(who: str):
-    """Send this process SIGTERM once another, named by `identity`, is gone: a launcher that is killed
+    """Send this process SIGTERM once another, named by `process_identity`, is gone: a launcher that is killed
     cannot do so."""
 
     def watch():
@@ -770,7 +781,7 @@ def main():
     if launcher := os.environ.get(LAUNCHER):
         stop_after(launcher)
     try:
-        with full_disk_in_a_sentence(results):
+        with explaining_full_disk(results):
             _train(study, name, int(seed), results, "--replace" in flags)
     except (ValueError, OSError, RuntimeError) as e:
         sys.exit(f"ssv2: {e}")
@@ -794,10 +805,10 @@ def launch(
             stdout=log,
             stderr=log,
             close_fds=False,
-            env=job_environment() | {LAUNCHER: identity(os.getpid())},
+            env=job_environment() | {LAUNCHER: process_identity(os.getpid())},
         ) as running,
     ):
-        with heeding(lambda *_: running.terminate(), *ENDS):
+        with signal_handler(lambda *_: running.terminate(), *ENDS):
             while running.poll() is None:
                 if progress.is_file():
                     on_line(progress.read_text())
@@ -807,7 +818,7 @@ def launch(
     if running.returncode:
         unknown = f"Training in {processes} processes failed; see {log.name}"
         if ended := re.search(r"Signal (\d+) \(SIG\w+\) received", said):  # as torchrun says it
-            unknown = how_it_ended("One of the processes of the training", -int(ended[1]))
+            unknown = explain_signal_exit("One of the processes of the training", -int(ended[1]))
         raise RuntimeError(
             next((l[6:] for l in said.splitlines() if l.startswith("ssv2: ")), unknown)
         )

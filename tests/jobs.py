@@ -22,7 +22,7 @@ from pathlib import Path
 step, study, of = [*sys.argv[5:8], ""][:3]
 if step not in ("train", "gradcam"):
     sys.exit()
-from ssv2_report.machine.devices import held
+from ssv2_report.machine.devices import acquire_gpus
 
 log, wanted = Path(os.environ["LOG"]), int(os.environ["PER_RUN"]) if step == "train" else 1
 
@@ -38,7 +38,7 @@ def most():
         counted = max(counted, side_by_side)
     return counted
 
-with held(wanted) as given:
+with acquire_gpus(wanted) as given:
     sees = given["env"]["CUDA_VISIBLE_DEVICES"]
     write("begins", sees)
     until = time.time() + 100

@@ -45,8 +45,8 @@ from ssv2_report.study.experiments import (
     MEASURES,
     Hypothesis,
     load_study,
-    study_asked_for,
-    write_asked_for,
+    narrowed_study,
+    write_studies,
 )
 from ssv2_report.study.scores import score_clips
 
@@ -650,9 +650,7 @@ def test_what_is_missing_is_said_and_not_concluded_from(study, tmp_path):
 def test_a_part_of_a_study_says_that_it_is_one_and_what_it_leaves_out(study, tmp_path):
     results, _, whole = study
     assert "part of the study" not in page(results, whole)
-    path = write_asked_for(
-        study_asked_for(results / "made_up.yaml", ["2d-*", "3d-scratch"]), tmp_path
-    )
+    path = write_studies(narrowed_study(results / "made_up.yaml", ["2d-*", "3d-scratch"]), tmp_path)
     simulate(load_study(path), tmp_path)
     about = json.loads((tmp_path / "runs" / "2d-multi-s0" / "metrics.json").read_text())
     about["gpus"] = "2 x a GPU"

@@ -18,10 +18,10 @@ from ssv2_report.gradcam.attention import (
     clip_rows,
     faithfulness,
     faithfulness_curves,
+    oracle_maps,
     path_correlation,
     random_maps,
     rank_correlation,
-    right_maps,
     sanity,
     weighted_blocks,
 )
@@ -347,7 +347,7 @@ def test_quantus_agrees():
 
 def test_bounds():
     hand, object = planted()
-    right, noise = right_maps(hand, object), random_maps((2, 3, 2, 2), (3, 4, 5), seed=1)
+    right, noise = oracle_maps(hand, object), random_maps((2, 3, 2, 2), (3, 4, 5), seed=1)
     known = np.ones((2, 3), bool)
     assert torch.equal(noise, random_maps((2, 3, 2, 2), (3, 4, 5), seed=1)) and not torch.equal(
         noise, random_maps((2, 3, 2, 2), (3, 4, 5), seed=2)

@@ -16,7 +16,7 @@ from ssv2_report.demo.world import make_world
 from ssv2_report.jobs import records
 from ssv2_report.jobs.records import (
     files_of,
-    recorded,
+    run_if_stale,
     set_flags,
     stale_jobs,
 )
@@ -359,7 +359,7 @@ def interrupt(study, results, rng):
     stop = rng.choice(todo) if todo else None
     for job in set_flags(study, results):
         try:
-            with recorded(study, results, job) as there_is:
+            with run_if_stale(study, results, job) as there_is:
                 if job == stop:
                     for path in toy.written(study, results, job)[::2]:
                         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from ssv2_report.jobs.durations import expected_seconds, sizes_of
 from ssv2_report.jobs.steps import Job, jobs_of
 from ssv2_report.models.net2d import normalisation
 from ssv2_report.plan import check, prices
-from ssv2_report.plan.check import expected_clips, look_at_weights, look_before, step_memory
+from ssv2_report.plan.check import check_requirements, check_weights, expected_clips, step_memory
 from ssv2_report.study.experiments import load_study, run_folder, worlds_of
 from ssv2_report.study.runs import build_model, load_run, normalisation_of
 from ssv2_report.train import fit, start_from
@@ -40,7 +40,8 @@ def study(tmp_path):
 
 def found(study, results):
     return {
-        row["what"]: row["wrong"] or f"ok: {row['found']}" for row in look_before(study, results)
+        row["what"]: row["wrong"] or f"ok: {row['found']}"
+        for row in check_requirements(study, results)
     }
 
 
@@ -300,7 +301,7 @@ def test_a_run_is_trained_judged_and_read_in_the_colours_that_its_weights_know(
 
 def test_weights_that_are_there_are_told_from_those_that_are_fetched(hub, tmp_path, monkeypatch):
     s = load_study(study_of(tmp_path, **STARTS))
-    rows = {row["what"]: row["found"] for row in look_at_weights(s)}
+    rows = {row["what"]: row["found"] for row in check_weights(s)}
     assert rows == {
         "imagenet weights of test_resnet": "there",
         "kinetics weights of r3d_18": "there",
@@ -312,9 +313,9 @@ def test_weights_that_are_there_are_told_from_those_that_are_fetched(hub, tmp_pa
         shutil.copy(kept, to)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    rows = {row["what"]: row["found"] for row in look_at_weights(s)}
+    rows = {row["what"]: row["found"] for row in check_weights(s)}
     assert rows["kinetics weights of r3d_18"].startswith("fetched, 1") and hub[1].is_file()
-    assert [row["found"] for row in look_at_weights(s)] == ["there"] * 2
+    assert [row["found"] for row in check_weights(s)] == ["there"] * 2
 
 
 def here(capsys, monkeypatch, *words):

@@ -18,7 +18,7 @@ from worlds import dump, make
 import ssv2_report.cli as cli
 from ssv2_report.cli import gpus_to_use
 from ssv2_report.demo.world import world_version
-from ssv2_report.machine.processes import alone, identity
+from ssv2_report.machine.processes import folder_lock, process_identity
 from ssv2_report.plan.check import expected_clips
 from ssv2_report.plan.places import check_data, check_writable
 from ssv2_report.study.experiments import load_study
@@ -161,9 +161,9 @@ time.sleep(600)
 """
 OUTER = f"""
 import subprocess, sys
-from ssv2_report.machine.processes import none_left
+from ssv2_report.machine.processes import terminating
 with subprocess.Popen([sys.executable, "-c", {TREE!r}], stdout=subprocess.PIPE, text=True) as p:
-    with none_left(p, grace=1.0):
+    with terminating(p, grace=1.0):
         print(p.pid, p.stdout.readline(), flush=True)
         p.wait()
 """
@@ -324,7 +324,7 @@ def test_every_command_has_help():
     assert "--results" in ssv2("reproduce", "--help").stdout
 
 
-HOLD = "import sys, time; from pathlib import Path; from ssv2_report.machine.processes import alone\nwith alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from pathlib import Path; from ssv2_report.machine.processes import folder_lock\nwith folder_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
 def test_a_folder_is_one_living_processs_own(tmp_path):
@@ -335,16 +335,16 @@ def test_a_folder_is_one_living_processs_own(tmp_path):
     with pytest.raises(
         ValueError, match=f"results is being worked on by process {process.pid}; wait"
     ):
-        with alone(tmp_path / "other", tmp_path / "results"):
+        with folder_lock(tmp_path / "other", tmp_path / "results"):
             pass
-    with alone(tmp_path / "other"):
+    with folder_lock(tmp_path / "other"):
         pass  # let go of when the second was refused
     process.kill()
     process.communicate()
-    with alone(tmp_path / "results") as files:
-        assert (tmp_path / "results" / ".lock").read_text() == f"{identity(os.getpid())}\n" and len(
-            files
-        ) == 1
+    with folder_lock(tmp_path / "results") as files:
+        assert (
+            tmp_path / "results" / ".lock"
+        ).read_text() == f"{process_identity(os.getpid())}\n" and len(files) == 1
 
 
 def test_a_second_world_is_looked_at_before_the_first_is_trained(tmp_path):

@@ -9,7 +9,12 @@ import pytest
 from test_digests import finished, whole  # noqa: F401
 
 from ssv2_report.data import code
-from ssv2_report.data.code import BESIDE, BY_VALUE, cells_digest, reached
+from ssv2_report.data.code import (
+    DECIDES_NOTHING,
+    KNOWN_BY_VALUE,
+    cells_digest,
+    reachable_definitions,
+)
 from ssv2_report.jobs import records, steps
 from ssv2_report.jobs.records import stale_jobs
 from ssv2_report.jobs.steps import CHAPTERS, NOTEBOOKS, STEPS, code_of
@@ -207,7 +212,7 @@ def test_names_are_followed_through_all_that_uses_them(tmp_path, monkeypatch):
         "def run(name, x): ...\n\ndef other(): ...\n",
         b_fourth="def worker(x):\n    four = 1\n    return [four for four in x]\n\ndef four(): ...\n",
     )
-    found = {name for name in reached("a.first:one") if not name.endswith(":")}
+    found = {name for name in reachable_definitions("a.first:one") if not name.endswith(":")}
     assert found == {
         *(
             "a.first:one",
@@ -219,8 +224,11 @@ def test_names_are_followed_through_all_that_uses_them(tmp_path, monkeypatch):
         ),
         *("b.third:run", "b.fourth:worker", "b.fourth:four"),
     }, "a local variable is no definition of the same name"
-    assert reached("a.first:one")["a.second:"] != reached("b.third:other")["b.third:"]
-    assert "b.third:run" not in reached("a.first:one", without=["b.third"])
+    assert (
+        reachable_definitions("a.first:one")["a.second:"]
+        != reachable_definitions("b.third:other")["b.third:"]
+    )
+    assert "b.third:run" not in reachable_definitions("a.first:one", without=["b.third"])
 
 
 IMPORTS = {
@@ -237,7 +245,7 @@ IMPORTS = {
 def test_however_a_module_is_imported(tmp_path, monkeypatch, way):
     monkeypatch.setattr(code, "PACKAGE", tmp_path / "ssv2_report")
     library(tmp_path / "ssv2_report", a=IMPORTS[way], b_third="def three(x):\n    return x\n")
-    assert "b.third:three" in reached("a:one")
+    assert "b.third:three" in reachable_definitions("a:one")
 
 
 def test_a_notebooks_cells_count_with_what_they_show_and_their_tags():
@@ -258,13 +266,19 @@ def test_a_notebooks_cells_count_with_what_they_show_and_their_tags():
 def test_every_step_reaches_something_and_stops_are_there(step, book):
     path = book and ROOT / "nbs" / f"{book}.ipynb"
     assert len(code_of(step, path)) > 1
-    for name in (*BESIDE, *BY_VALUE, *(e for row in STEPS.values() for e in row.calls)):
+    for name in (
+        *DECIDES_NOTHING,
+        *KNOWN_BY_VALUE,
+        *(e for row in STEPS.values() for e in row.calls),
+    ):
         module, _, definition = name.partition(":")
         text = (ROOT / "ssv2_report" / f"{module.replace('.', '/')}.py").read_text()
         assert not definition or re.search(rf"(?m)^(def|class) {definition}\b", text), name
 
 
 def test_what_trains_is_reached():
-    found = reached(notebook=json.loads((ROOT / "nbs/train/train_run.ipynb").read_text()))
+    found = reachable_definitions(
+        notebook=json.loads((ROOT / "nbs/train/train_run.ipynb").read_text())
+    )
     wanted = ("train:train_epoch", "models.r2plus1d:factorise", "data.clips:ClipDataset")
     assert {*wanted, "models.net3d:TimeConv3d", "study.scores:predict"} <= found.keys()

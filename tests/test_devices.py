@@ -17,7 +17,7 @@ from jobs import lines_of, side_by_side, stand_in
 
 from ssv2_report.jobs.steps import gpus_of
 from ssv2_report.jobs.workflow import workflow_command
-from ssv2_report.machine.devices import held, seen_gpus, threads_of
+from ssv2_report.machine.devices import acquire_gpus, seen_gpus, threads_of
 from ssv2_report.study.experiments import load_study, project_root
 
 
@@ -91,46 +91,48 @@ def test_cores_follow_from_the_jobs_at_a_time(there, threads):
 def test_jobs_at_a_time_have_gpus_of_their_own(pool):
     pool(4)
     with contextlib.ExitStack() as stack:
-        given = [stack.enter_context(held(1)) for _ in range(4)]
+        given = [stack.enter_context(acquire_gpus(1)) for _ in range(4)]
         assert sorted(map(shown, given)) == ["0", "1", "2", "3"]
-    with held(2) as one, held(2) as other:
+    with acquire_gpus(2) as one, acquire_gpus(2) as other:
         assert sorted(shown(one).split(",") + shown(other).split(",")) == ["0", "1", "2", "3"]
 
 
 def test_names_with_a_slash_are_names(pool, monkeypatch):
     pool(2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-GPU-1/2/0,MIG-GPU-1/3/0")
-    with held(1) as one, held(1) as other:
+    with acquire_gpus(1) as one, acquire_gpus(1) as other:
         assert {shown(one), shown(other)} == {"MIG-GPU-1/2/0", "MIG-GPU-1/3/0"}
 
 
 def test_who_needs_none_sees_none_and_too_many_are_refused(pool, monkeypatch):
     pool(1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
-    with held(0) as given:
+    with acquire_gpus(0) as given:
         assert shown(given) == "" and not given["pass_fds"]
     with pytest.raises(ValueError, match="to have 2 GPUs and sees 1; set gpus_per_run"):
-        with held(2):
+        with acquire_gpus(2):
             pass
     pool(0)
-    with held(2) as given:  # trained on the CPU
+    with acquire_gpus(2) as given:  # trained on the CPU
         assert shown(given) == ""
 
 
 def test_slurm_gives_gpus_itself(pool, monkeypatch):
     pool(1)
-    with held(1) as ours:
+    with acquire_gpus(1) as ours:
         monkeypatch.setenv("SLURM_JOB_ID", "7")
-        with held(1) as one:  # at once, though another job of the machine has one of that name
+        with acquire_gpus(
+            1
+        ) as one:  # at once, though another job of the machine has one of that name
             monkeypatch.setenv("SLURM_JOB_ID", "8")
-            with held(1) as other:
+            with acquire_gpus(1) as other:
                 assert shown(ours) == shown(one) == shown(other) == "0"
 
 
 JOB = """
 import subprocess, sys, time
-from ssv2_report.machine.devices import held
-with held(int(sys.argv[1])) as given:
+from ssv2_report.machine.devices import acquire_gpus
+with acquire_gpus(int(sys.argv[1])) as given:
     seen = "import os, time; print(os.getpid(), os.environ['CUDA_VISIBLE_DEVICES'], flush=True); "
     subprocess.Popen([sys.executable, "-c", seen + "time.sleep(float(" + sys.argv[2] + "))"], **given)
     time.sleep(600)
@@ -160,7 +162,7 @@ def test_a_killed_jobs_gpus_come_back(pool):
         said.append(sentence)
         end(job)
 
-    with held(1, on_wait) as given:
+    with acquire_gpus(1, on_wait) as given:
         assert shown(given) in ("0", "1") and "Waiting for 1 of 2 GPUs" in said[0]
 
 
@@ -169,7 +171,7 @@ def test_what_a_job_started_holds_its_gpus_as_long_as_it_lives(pool):
     job = start(child=600)
     child = int(job.stdout.readline().split()[0])
     end(job)
-    with held(1, on_wait=lambda _: os.kill(child, signal.SIGKILL)) as given:
+    with acquire_gpus(1, on_wait=lambda _: os.kill(child, signal.SIGKILL)) as given:
         assert shown(given) == "0"
         with pytest.raises(ProcessLookupError):
             while True:  # until it is reaped
@@ -179,9 +181,9 @@ def test_what_a_job_started_holds_its_gpus_as_long_as_it_lives(pool):
 
 def test_pairs_do_not_wait_for_one_another(pool):
     pool(2)
-    with held(1):
+    with acquire_gpus(1):
         pairs = [start(gpus=2) for _ in range(2)]
-        with held(1):
+        with acquire_gpus(1):
             pass  # what is free stays free while they wait
     (pipe, *_), _, _ = select.select([pair.stdout for pair in pairs], [], [], 60)
     for pair in sorted(pairs, key=lambda pair: pair.stdout is not pipe):
@@ -197,7 +199,7 @@ def test_random_kills_leave_no_gpu_taken(n, pool):
     for job in at_random.sample(jobs, n):  # waiting, about to hold, or holding
         time.sleep(at_random.uniform(0, 0.4))
         end(job)
-    with held(3) as given:
+    with acquire_gpus(3) as given:
         assert shown(given) == "0,1,2"
 
 
@@ -209,7 +211,7 @@ def test_a_notebook_sees_the_gpus_of_its_job_alone(pool, tmp_path):
     cell["source"] = "import os; print('sees', os.environ['CUDA_VISIBLE_DEVICES'] or 'none')"
     book = nbformat.from_dict(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4))
     nbformat.write(book, folder / "book.ipynb")
-    with held(1):
+    with acquire_gpus(1):
         for gpus, seen in ((0, "none"), (2, "1,2")):
             run_as_job(folder.parent, "book", tmp_path / "out.ipynb", gpus)
             assert f"sees {seen}" in (tmp_path / "out.ipynb").read_text()
@@ -276,16 +278,16 @@ def test_a_pool_that_another_may_write_to_is_refused(pool, tmp_path):
     refused = pytest.raises(OSError, match=f"{level}.* is not a folder that you alone can write to")
     elsewhere.mkdir()
     level.symlink_to(elsewhere)
-    with refused, held(1):
+    with refused, acquire_gpus(1):
         pass
     level.unlink()
     level.mkdir()
     level.chmod(0o777)
-    with refused, held(1):
+    with refused, acquire_gpus(1):
         pass
     level.rmdir()
     assert not list(elsewhere.iterdir())
-    with held(1) as given:
+    with acquire_gpus(1) as given:
         assert shown(given) == "0"
     levels = (level, level / "here")
     assert {p.stat().st_mode & 0o777 for p in levels} == {0o700}
@@ -295,18 +297,18 @@ def test_a_pool_of_another_user_is_refused(pool, tmp_path, monkeypatch):
     pool(1)
     monkeypatch.setattr(os, "getuid", lambda uid=os.getuid() + 1: uid)  # what is made is not mine
     with pytest.raises(OSError, match="is not a folder that you alone can write to"):
-        with held(1):
+        with acquire_gpus(1):
             pass
 
 
 def test_a_lock_that_is_a_link_is_not_followed(pool, tmp_path):
     pool(1)
-    with held(1):
+    with acquire_gpus(1):
         pass
     lock = tmp_path / f"ssv2-gpus-{os.getuid()}" / "here" / "gpu-0"
     lock.unlink()
     lock.symlink_to(tmp_path / "made")
     with pytest.raises(OSError, match="gpu-0 is a link and locks are files; remove it"):
-        with held(1):
+        with acquire_gpus(1):
             pass
     assert not (tmp_path / "made").exists()

@@ -13,20 +13,20 @@ import pytest
 
 from ssv2_report.data import contents
 from ssv2_report.data.audit import audit
-from ssv2_report.data.basics import whole as written_whole
+from ssv2_report.data.basics import atomic_write as written_whole
 from ssv2_report.data.contents import Files, dataset_digest
 from ssv2_report.demo.world import make_world
 from ssv2_report.jobs import records
 from ssv2_report.jobs.records import (
-    decides,
     files_of,
+    input_digests,
     record,
-    recorded,
-    refuse_mixture,
+    refuse_stale_runs,
+    run_if_stale,
     set_flags,
 )
 from ssv2_report.jobs.steps import Job, jobs_of
-from ssv2_report.study.experiments import load_study, part_of
+from ssv2_report.study.experiments import load_study, sub_study
 from ssv2_report.study.runs import cache_of, clips_of, file_of
 
 RUNS = ("2d-single", "2d-multi", "3d-scratch", "3d-inflated")
@@ -40,7 +40,7 @@ def do(study, results, job, inner=False):
         for split in ("train", "validation"):
             cache_of(study, clips_of(study, split, results), results)
     else:
-        by = decides(study, results, job, Files(), inner)
+        by = input_digests(study, results, job, Files(), inner)
         by = {k: v for k, v in by.items() if not k.startswith("code ")}  # as other code might
         for path in written(study, results, job):
             with written_whole(path) as part:
@@ -76,7 +76,7 @@ def bring_up_to_date(study, results, inner=False):
         second = load_study(study.second_world)
         done = [f"shortcut {x}" for x in bring_up_to_date(second, results / "shortcut", True)]
     for job in set_flags(study, results, inner):
-        with recorded(study, results, job, inner) as todo:
+        with run_if_stale(study, results, job, inner) as todo:
             if todo:
                 do(study, results, job, inner)
                 done.append(job.name)
@@ -331,7 +331,7 @@ def test_a_change_that_is_taken_back_midway_leaves_no_mixture(whole):
     job = Job("gradcam", "3d-scratch", 0)
     study.cam.sources = ["layer2:gradcam"]
     with pytest.raises(KeyboardInterrupt):
-        with recorded(study, results, job):
+        with run_if_stale(study, results, job):
             files_of(study, results, job)[1].write_text("new")
             (results / "runs" / "3d-scratch-s0" / "maps" / "half.npy").write_text("half")
             raise KeyboardInterrupt
@@ -342,12 +342,12 @@ def test_a_change_that_is_taken_back_midway_leaves_no_mixture(whole):
 
 def test_a_mixture_is_refused_by_name(whole):
     study, results = whole
-    refuse_mixture(study, results, Job("analysis"))
+    refuse_stale_runs(study, results, Job("analysis"))
     study.experiments["3d-scratch"].lr *= 2
     with pytest.raises(ValueError, match=r"train-3d-scratch-s0 .*settings changed.*ssv2 reproduce"):
-        refuse_mixture(study, results, Job("analysis"))
+        refuse_stale_runs(study, results, Job("analysis"))
     shutil.rmtree(results / "runs" / "3d-scratch-s0")
-    refuse_mixture(study, results, Job("analysis"))  # what is not there is named in the report
+    refuse_stale_runs(study, results, Job("analysis"))  # what is not there is named in the report
 
 
 def test_records_say_what_was_left(whole):
@@ -360,7 +360,7 @@ def test_records_say_what_was_left(whole):
 
 def test_a_step_called_by_hand_needs_no_records(whole, tmp_path):
     study, _ = whole
-    with recorded(study, tmp_path, Job("train", "2d-multi", 0)) as todo:
+    with run_if_stale(study, tmp_path, Job("train", "2d-multi", 0)) as todo:
         assert todo
     with pytest.raises(KeyError):
         record(tmp_path, Job("train", "2d-multi", 0))
@@ -389,10 +389,10 @@ def test_the_whole_study_does_what_its_parts_left(tmp_path):
     study, results = small_study(tmp_path), tmp_path / "results"
     study.seeds = [0, 1]
     study.experiments["2d-single"].n_frames = 1
-    first = bring_up_to_date(part_of(study, ["2d-single"], [0]), results)
+    first = bring_up_to_date(sub_study(study, ["2d-single"], [0]), results)
     runs = [job for job in first if job.endswith("-s0")]
     assert runs == [f"{step}-2d-single-s0" for step in ("train", "gradcam", "reliance")]
-    second = bring_up_to_date(part_of(study, ["3d-inflated"], [0]), results)
+    second = bring_up_to_date(sub_study(study, ["3d-inflated"], [0]), results)
     assert {job for job in second if job.startswith("train")} == of(
         "train", "2d-multi", "3d-inflated"
     )

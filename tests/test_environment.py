@@ -24,9 +24,14 @@ from ssv2_report import cli
 from ssv2_report.jobs import records
 from ssv2_report.jobs.durations import needs_of
 from ssv2_report.jobs.steps import CHAPTERS, Job
-from ssv2_report.jobs.workflow import Tracker, left_to_do, run_workflow, workflow_command
+from ssv2_report.jobs.workflow import Tracker, pending_jobs, run_workflow, workflow_command
 from ssv2_report.machine import environment
-from ssv2_report.machine.environment import OF_TRAINING, find_quarto, job_environment, without
+from ssv2_report.machine.environment import (
+    OF_TRAINING,
+    find_quarto,
+    job_environment,
+    without_variables,
+)
 from ssv2_report.report.site import lost_figures
 from ssv2_report.study.experiments import load_study
 from ssv2_report.study.scores import processes
@@ -250,14 +255,14 @@ def test_jobs_inherit_what_a_machine_needs_and_nothing_that_changes_results(tmp_
     )
     found = job_environment(hostile(tmp_path) | needed)
     assert needed.items() <= found.items()
-    assert {*found} == {*needed} | {*environment.OWN}
+    assert {*found} == {*needed} | {*environment.SET_FOR_JOBS}
     assert job_environment(found) == found
 
 
 def test_variables_that_are_hidden_for_a_while_come_back(monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(KeyError), without(*OF_TRAINING):
+    with pytest.raises(KeyError), without_variables(*OF_TRAINING):
         assert "RANK" in os.environ, "torchrun's own"
         os.environ["FSDP_VERSION"]
     assert os.environ["FSDP_VERSION"] == "2"
@@ -331,10 +336,10 @@ def test_profiles_that_lie_about_and_odd_names_leave_the_workflow_as_it_is(
     monkeypatch.setattr("ssv2_report.jobs.workflow.project_root", lambda: root)
     study, target = load_study(str(file)), f"{results}/flags/audit"
     command = workflow_command(name, results, 2)
-    tracker = Tracker(left_to_do(study, results), needs_of(study, results), 2)
+    tracker = Tracker(pending_jobs(study, results), needs_of(study, results), 2)
     run_workflow([*command, "--", target], tracker, tmp_path / "log", 0)
     assert Path(target).is_file(), (tmp_path / "log").read_text()
-    assert "audit" not in left_to_do(study, results)
+    assert "audit" not in pending_jobs(study, results)
 
 
 def test_a_number_in_place_of_a_name_is_refused(tmp_path):
@@ -411,9 +416,9 @@ def test_a_quarto_is_known_by_its_version_wherever_it_is(tmp_path, monkeypatch):
         program(tmp_path / place / "quarto", f"echo {says}")
         monkeypatch.setenv("PATH", str(tmp_path / place))
         job = Job("render")
-        found[place] = records.decides(study, tmp_path / "results", job, Files())["beside"]
+        found[place] = records.input_digests(study, tmp_path / "results", job, Files())["beside"]
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    none = records.decides(study, tmp_path / "results", Job("render"), Files())["beside"]
+    none = records.input_digests(study, tmp_path / "results", Job("render"), Files())["beside"]
     assert found["a"] == found["b"] != found["c"] != none == found["d"]
 
 

@@ -21,14 +21,14 @@ from ssv2_report.study.experiments import (
     Experiment,
     experiment,
     load_study,
+    narrowed_study,
     options_of,
     overrides_of,
-    part_of,
     project_root,
     refuse_unknown,
-    study_asked_for,
+    sub_study,
     worlds_of,
-    write_asked_for,
+    write_studies,
     write_study,
 )
 from ssv2_report.study.runs import build_model, check_study, normalisation_of, save_run
@@ -345,7 +345,7 @@ def test_names_that_a_study_may_use_are_those_of_their_rooms():
 
     assert set(e.CLASS_GROUPS) == set(GROUPS)
     assert e.VIDEO_MODELS == net3d.KINETICS
-    assert e.METHODS == tuple(maps.METHODS) and e.SEARCHED == sources.SEARCHED
+    assert e.METHODS == tuple(maps.CAM_METHODS) and e.SEARCHED == sources.SEARCHED
     outcomes = {"right", "pair_right", "learning", "similarity"}
     assert set(e.MEASURES) == {*outcomes, *CLIP_MEASURES, *RELIANCE}
     names = {n for n in runs.resnets() if "." not in n}
@@ -409,7 +409,7 @@ def test_a_hypothesis_may_name_its_margin_and_its_classes(tmp_path):
 
 def test_a_part_of_a_study_is_a_study_that_says_what_it_leaves_out(tmp_path):
     whole = load_study("ssv2")
-    part = part_of(whole, ["2d-multi", "3d-*"], [0])
+    part = sub_study(whole, ["2d-multi", "3d-*"], [0])
     names = ["2d-multi", "3d-scratch", "3d-scratch-long", "3d-inflated", "3d-imagenet"]
     assert part.runs == [(name, 0) for name in [*names, "3d-kinetics"]]
     assert all(part.experiments[n] == whole.experiments[n] for n in part.experiments)
@@ -423,11 +423,11 @@ def test_a_part_of_a_study_is_a_study_that_says_what_it_leaves_out(tmp_path):
 
 def test_a_part_has_what_its_networks_start_from_and_maps_of_as_many_frames():
     whole = load_study("demo-full")
-    assert list(part_of(whole, ["3d-inflated"]).experiments) == ["2d-multi", "3d-inflated"]
-    single = part_of(whole, ["2d-single"], [1])
+    assert list(sub_study(whole, ["3d-inflated"]).experiments) == ["2d-multi", "3d-inflated"]
+    single = sub_study(whole, ["2d-single"], [1])
     assert single.runs == [("2d-single", 1)] and single.frames == whole.frames == 8
     assert not single.hypotheses
-    assert part_of(whole) == part_of(whole, ["*"], [0, 1, 2]) == whole
+    assert sub_study(whole) == sub_study(whole, ["*"], [0, 1, 2]) == whole
 
 
 @pytest.mark.parametrize(
@@ -454,30 +454,30 @@ def test_a_part_has_what_its_networks_start_from_and_maps_of_as_many_frames():
 )
 def test_what_a_study_does_not_have_cannot_be_asked_for(asked, says):
     with pytest.raises(ValueError) as e:
-        study_asked_for("demo", **asked)
+        narrowed_study("demo", **asked)
     assert says in str(e.value) and "\n" not in str(e.value)
 
 
 def test_settings_are_changed_for_all_for_one_and_in_the_second_world(tmp_path):
     changes = ["lr=0.5", "2d-multi.lr=0.25", "2d-single.epochs=3", "data.size=48", "clip_grad=null"]
-    study, second = study_asked_for("demo", seeds=[0], overrides=changes)
+    study, second = narrowed_study("demo", seeds=[0], overrides=changes)
     assert {n: e.lr for n, e in study.experiments.items()} == {
         n: 0.25 if n == "2d-multi" else 0.5 for n in study.experiments
     }
     assert study.experiments["2d-single"].epochs == 3 and study.data.size == 48
     assert study.experiments["3d-scratch"].clip_grad is None
     assert second.experiments["2d-multi"].lr == 0.25 and second.data.size == 48
-    path = write_asked_for([study, second], tmp_path)
+    path = write_studies([study, second], tmp_path)
     assert worlds_of(load_study(path))[1] == second
     assert load_study(path).asked.startswith("--seeds 0 --set lr=0.5 --set 2d-multi.lr=0.25")
 
 
 def test_a_part_without_a_network_of_the_second_world_has_none(tmp_path):
-    assert len(study_asked_for("demo", only=["2d-single"])) == 1
-    assert len(study_asked_for("demo-full", seeds=[1])) == 1
-    part, second = study_asked_for("demo", only=["2d-multi"], seeds=[0])
+    assert len(narrowed_study("demo", only=["2d-single"])) == 1
+    assert len(narrowed_study("demo-full", seeds=[1])) == 1
+    part, second = narrowed_study("demo", only=["2d-multi"], seeds=[0])
     assert list(second.experiments) == ["2d-multi"] and second.frames == 8
-    assert load_study(write_asked_for(study_asked_for("demo", ["2d-single"]), tmp_path)).runs
+    assert load_study(write_studies(narrowed_study("demo", ["2d-single"]), tmp_path)).runs
 
 
 PARAMETERS = 'study: str = "demo"  # a study\nseed = 0\nresults = (\n    ""\n)'
@@ -568,7 +568,7 @@ def test_each_experiment_has_the_normalisation_that_its_weights_know(tmp_path):
         from_flat=IMAGENET,
         from_scratch=none,
     )
-    part = load_study(write_study(part_of(s, ["deeper"]), tmp_path))
+    part = load_study(write_study(sub_study(s, ["deeper"]), tmp_path))
     assert known(part) == dict(half=HALF, deep=HALF, deeper=HALF)
 
 
@@ -663,7 +663,7 @@ def test_options_enter_no_verdict_and_only_leaves_them_out():
     assert options and names[-len(options) :] == options
     text = (project_root() / "experiments" / "ssv2.yaml").read_text()
     only = re.search(r"# ssv2 reproduce ssv2 --only '(.*)'", text)[1]
-    part = part_of(study, only.split(","))
+    part = sub_study(study, only.split(","))
     assert list(part.experiments) == names[: -len(options)] and not options_of(part)
     assert part.hypotheses == study.hypotheses
     for name in ("ssv2-core", "ssv2-mini", "demo"):

@@ -19,7 +19,7 @@ from torch import nn
 from worlds import CLASSES, make, write_study
 
 from ssv2_report.data.audit import audit as audit_dataset
-from ssv2_report.gradcam.explorer import TRUE, explorer, of_a_study, verdict
+from ssv2_report.gradcam.explorer import TRUE, explorer, study_explorer, verdict
 from ssv2_report.study.experiments import load_study, run_folder
 from ssv2_report.study.runs import build_model, save_run
 
@@ -174,7 +174,7 @@ def study(tmp_path_factory):
 
 def test_the_explorer_of_a_study_begins_where_its_report_does(study):
     path, results = study
-    given = of_a_study(str(path), results)
+    given = study_explorer(str(path), results)
     c = explorer(**given).controls
     said, ids = zip(*c["clip"].options)
     assert said[0].startswith("Case 1, all wrong: ") and said[1].startswith("Case 2, all right: ")
@@ -184,11 +184,11 @@ def test_the_explorer_of_a_study_begins_where_its_report_does(study):
     assert c["left_model"].value == "2D, eight frames, seed 0"
     assert c["right_model"].value == "3D from scratch, seed 0"
     assert len(given["clips"]) == 12 and len(given["models"]) == 4
-    by_id = explorer(**of_a_study(str(path), results, "12")).controls
+    by_id = explorer(**study_explorer(str(path), results, "12")).controls
     assert by_id["clip"].value == "12" and by_id["clip"].options[1][1] == "9"
     for wrong in ("404", "1", "2 "):  # none, of the training clips, not as it is written
         with pytest.raises(ValueError, match=f"'{wrong}' is the id of no usable validation clip"):
-            of_a_study(str(path), results, wrong)
+            study_explorer(str(path), results, wrong)
 
 
 def test_the_explorer_keeps_to_the_seed_that_most_networks_have(study, tmp_path):
@@ -196,11 +196,11 @@ def test_the_explorer_keeps_to_the_seed_that_most_networks_have(study, tmp_path)
     shutil.copytree(results, tmp_path / "r")
     s = load_study(str(path))
     shutil.rmtree(run_folder(s, tmp_path / "r", "2d-multi", 0))
-    shown = of_a_study(str(path), tmp_path / "r")["shown"]
+    shown = study_explorer(str(path), tmp_path / "r")["shown"]
     assert shown == ("2D, eight frames, seed 1", "3D from scratch, seed 1")
     shutil.rmtree(tmp_path / "r" / "runs")
     with pytest.raises(FileNotFoundError, match="No network of 'study' is trained"):
-        of_a_study(str(path), tmp_path / "r")
+        study_explorer(str(path), tmp_path / "r")
 
 
 def test_ssv2_explore_writes_a_page_that_runs_itself(study, tmp_path, monkeypatch):
@@ -214,8 +214,8 @@ def test_ssv2_explore_writes_a_page_that_runs_itself(study, tmp_path, monkeypatc
     monkeypatch.setattr(cli.subprocess, "run", lambda command: opened.append(command) or ended)
     path, results = study
     for out, clip, wanted in (
-        (results, "12", f"of_a_study({str(path)!r}, {str(results)!r}, '12')"),
-        (tmp_path / "none", "", "a_red_square()"),
+        (results, "12", f"study_explorer({str(path)!r}, {str(results)!r}, '12')"),
+        (tmp_path / "none", "", "red_square_example()"),
     ):
         cli.explore(str(path), out, clip, port=9999)
         page = nbformat.read(out / "explore.ipynb", 4)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from ssv2_report.gradcam.maps import (
-    METHODS,
+    CAM_METHODS,
     common_grid,
     find_layer,
     gradcam,
@@ -86,7 +86,7 @@ def by_hand(A, G, method, dims):
 
 
 @pytest.mark.parametrize("per_step", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CAM_METHODS)
 def test_a_folded_2d_head_by_hand(method, per_step, clip):
     torch.manual_seed(0)
     model = Folded().double()
@@ -107,7 +107,7 @@ def test_a_folded_2d_head_by_hand(method, per_step, clip):
 
 
 @pytest.mark.parametrize("per_step", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CAM_METHODS)
 def test_a_3d_map_by_hand(method, per_step, clip, space):
     space = space.double().eval()
     A = space.relu(space.stem(clip.double())).detach().requires_grad_()
@@ -219,7 +219,7 @@ def test_targets_none_int_list_and_pair(clip, space):
 def test_several_layers_and_methods_in_one_pass(clip, space):
     calls = []
     space.fc.register_forward_hook(lambda *a: calls.append(1))
-    maps, _ = gradcam(space, clip, 1, ["block", "stem"], list(METHODS))
+    maps, _ = gradcam(space, clip, 1, ["block", "stem"], list(CAM_METHODS))
     assert len(calls) == 1 and len(maps) == 10
     for (layer, method), m in maps.items():
         torch.testing.assert_close(m, gradcam(space, clip, 1, layer, method)[0])
@@ -243,7 +243,7 @@ def test_what_works_in_place_after_the_layer_does_not_change_the_map(clip, space
     pure = Copying()
     pure.load_state_dict(space.state_dict())
     for layer in ("block", "stem", "stem.1"):
-        for method in METHODS:
+        for method in CAM_METHODS:
             torch.testing.assert_close(
                 gradcam(space, clip, 2, layer, method)[0], gradcam(pure, clip, 2, layer, method)[0]
             )
@@ -576,14 +576,14 @@ def test_equal_to_the_peers(arch):
     "Grad-CAM++ of pytorch-grad-cam needs gradients far above its constant 1e-6, so the last weights are scaled for it; torch-cam's is wrong (below)."
     model, clip = network(arch)
     targets, layers = torch.tensor([1, 4])[: len(clip)], ["layer3", "layer4"]
-    ours = gradcam(model, clip, targets, layers, list(METHODS))[0]
+    ours = gradcam(model, clip, targets, layers, list(CAM_METHODS))[0]
     judged = (
-        [("pytorch_grad_cam", m) for m in METHODS if m != "gradcam++"]
+        [("pytorch_grad_cam", m) for m in CAM_METHODS if m != "gradcam++"]
         + [("torchcam", m) for m in ("gradcam", "layercam", "xgradcam")]
         + [("captum", "gradcam")]
     )
     for layer in layers:
-        assert max(float(ours[layer, m].max()) for m in METHODS) > 0
+        assert max(float(ours[layer, m].max()) for m in CAM_METHODS) > 0
         for peer, m in judged:
             assert (
                 likeness(ours[layer, m].flatten(1), peer_maps(peer, model, layer, clip, targets, m))

@@ -36,12 +36,12 @@ experiments:
 START = """
 import hashlib, json, time
 from pathlib import Path
-from ssv2_report.data.basics import whole
+from ssv2_report.data.basics import atomic_write
 from ssv2_report.study.experiments import load_study
 s = load_study(study)
 out = Path(results)
 def leave(path, *parts):
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(hashlib.sha256(repr(parts).encode()).hexdigest())
         time.sleep(0.02)
 """

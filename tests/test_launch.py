@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_notebook, writes
 
 from ssv2_report.jobs import launch
 from ssv2_report.jobs.launch import FORKS, forks
-from ssv2_report.machine.processes import identity
+from ssv2_report.machine.processes import process_identity
 
 ROOT = Path(launch.__file__).parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere jobs start anew")
@@ -40,7 +40,7 @@ LAUNCH = [sys.executable, "-m", "ssv2_report.jobs.launch"]
 
 def as_job(told, tmp_path, code, **kw):
     "A process that runs `code` as the workflow runs a job, which looks after its command."
-    watch = "from ssv2_report.machine.processes import end_with_command; end_with_command()\n"
+    watch = "from ssv2_report.machine.processes import exit_with_command; exit_with_command()\n"
     (tmp_path / "work.py").write_text(watch + code)
     env = {**os.environ, "PYTHONPATH": str(ROOT), **told}
     return subprocess.Popen([*LAUNCH, "work", "of it"], cwd=tmp_path, env=env, text=True, **kw)
@@ -176,7 +176,10 @@ def command(tmp_path):
             [sys.executable, tmp_path / "stays.py"], stdout=PIPE, stderr=PIPE, env=env, text=True
         )
         started.append(process)
-        told = {FORKS: process.stdout.readline().strip(), "SSV2_COMMAND": identity(process.pid)}
+        told = {
+            FORKS: process.stdout.readline().strip(),
+            "SSV2_COMMAND": process_identity(process.pid),
+        }
         if told[FORKS]:
             ready(told, tmp_path)
         return process, told

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from ssv2_report import cli
 from ssv2_report.data import basics
-from ssv2_report.data.basics import usable_cores, whole
+from ssv2_report.data.basics import atomic_write, usable_cores
 from ssv2_report.jobs import notebooks
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -155,10 +155,10 @@ def test_where_shared_memory_is_small_no_worker_is_started(monkeypatch, tmp_path
     ],
 )
 def test_a_lost_worker_is_one_sentence(said, sentence):
-    from ssv2_report.train import limits_in_a_sentence
+    from ssv2_report.train import explain_oom
 
     with pytest.raises((ValueError, RuntimeError), match=sentence):
-        with limits_in_a_sentence(None):
+        with explain_oom(None):
             try:
                 raise RuntimeError(said)
             except RuntimeError as e:
@@ -207,9 +207,9 @@ def test_in_a_container_with_2_mb_of_shared_memory(how, said):
 def test_weights_are_for_those_to_read_whom_the_umask_lets(umask, mode, tmp_path):
     before = os.umask(umask)
     try:
-        with whole(tmp_path / "weights.safetensors") as part:
+        with atomic_write(tmp_path / "weights.safetensors") as part:
             save_file(dict(w=torch.ones(2)), part)
-        with whole(tmp_path / "table.csv") as part:
+        with atomic_write(tmp_path / "table.csv") as part:
             part.write_text("a")
     finally:
         os.umask(before)

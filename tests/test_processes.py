@@ -14,7 +14,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, writes
 
-from ssv2_report.machine.processes import alone, identity, is_alive, none_left
+from ssv2_report.machine.processes import folder_lock, is_alive, process_identity, terminating
 
 ROOT = Path(__file__).parents[1]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux's own")
@@ -50,9 +50,9 @@ def python(code, *words, ignored=(), **kw):
 
 IN_NONE_LEFT = """
 import os, subprocess, sys
-from ssv2_report.machine.processes import none_left
+from ssv2_report.machine.processes import terminating
 with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as p:
-    with none_left(p, grace=0.5):
+    with terminating(p, grace=0.5):
         os.kill(os.getpid(), int(sys.argv[1]))
         print("goes on")
 """
@@ -90,12 +90,12 @@ def test_an_interruption_is_said_and_is_the_exit_code(sign, code):
 TRAINS = """
 import os
 from types import SimpleNamespace
-from ssv2_report.train import stop, until_interrupted
+from ssv2_report.train import raise_stopped, until_interrupted
 
 with until_interrupted() as asked:
     os.kill(os.getpid(), number)
     assert asked.wait(60)
-    stop(SimpleNamespace(asked=asked, step=3, steps=4, exp=SimpleNamespace(epochs=2)))
+    raise_stopped(SimpleNamespace(asked=asked, step=3, steps=4, exp=SimpleNamespace(epochs=2)))
 """
 IN_A_NOTEBOOK = """
 import sys
@@ -131,10 +131,10 @@ def test_a_training_called_by_hand_writes_its_checkpoint_whatever_interrupts_it(
 
 @linux
 def test_a_step_of_the_clock_makes_no_other_process_of_one(monkeypatch):
-    who = identity(os.getpid())
+    who = process_identity(os.getpid())
     began = psutil._pslinux.boot_time()
     monkeypatch.setattr("psutil._pslinux.boot_time", lambda: began + 3600)
-    assert is_alive(who) and identity(os.getpid()) == who
+    assert is_alive(who) and process_identity(os.getpid()) == who
 
 
 @linux
@@ -144,7 +144,7 @@ def test_a_process_of_any_name_has_an_identity():
     with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as process:
         process.stdout.readline()
         assert psutil.Process(process.pid).name() == "a) b (c"
-        who = identity(process.pid)
+        who = process_identity(process.pid)
         ticks = int(who.split(":")[1].split("@")[0])
         assert abs(ticks / os.sysconf("SC_CLK_TCK") - time.clock_gettime(time.CLOCK_BOOTTIME)) < 60
         assert is_alive(who)
@@ -167,7 +167,7 @@ def test_what_was_started_is_found_while_the_clock_goes_backwards(monkeypatch):
         child = int(process.stdout.readline())
         monkeypatch.setattr("psutil._pslinux.boot_time", lambda: began - next(steps))
         try:
-            with none_left(process):
+            with terminating(process):
                 pass
             assert gone(child)
         finally:
@@ -176,11 +176,11 @@ def test_what_was_started_is_found_while_the_clock_goes_backwards(monkeypatch):
 
 
 def test_durations_do_not_follow_the_clock(monkeypatch, tmp_path, capsys):
-    from ssv2_report.jobs.execute import Steps
+    from ssv2_report.jobs.execute import ProgressLines
     from ssv2_report.jobs.workflow import Tracker
-    from ssv2_report.train import spend
+    from ssv2_report.train import update_timer
 
-    tracker, steps = Tracker({}, {}, cores=2), Steps("clips")
+    tracker, steps = Tracker({}, {}, cores=2), ProgressLines("clips")
     run = SimpleNamespace(spent=dict(train=0.0), since=time.monotonic())
     event = dict(event="job_info", jobid=1, job_id=None, rule_name="audit", wildcards={}, log=None)
     tracker.feed(event)
@@ -189,7 +189,7 @@ def test_durations_do_not_follow_the_clock(monkeypatch, tmp_path, capsys):
     assert tracker.feed(event | dict(event="job_finished")) == "finished audit in 0 s"
     steps(1, 1)
     assert "clips 1/1, 0 s" in capsys.readouterr().err
-    spend(run)
+    update_timer(run)
     assert run.spent["train"] < 60
 
 
@@ -211,15 +211,15 @@ def test_a_stopped_process_is_ended_with_its_time_for_a_checkpoint(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         process.send_signal(signal.SIGSTOP)
-        with none_left(process, grace=20):
+        with terminating(process, grace=20):
             pass
     assert (tmp_path / "saved").exists() and process.returncode == 0
 
 
 STEP = f"""
 import os, subprocess, sys
-from ssv2_report.machine.processes import end_with_command
-end_with_command(every=0.05, grace=20)
+from ssv2_report.machine.processes import exit_with_command
+exit_with_command(every=0.05, grace=20)
 child = subprocess.Popen([sys.executable, "-c", {SAVES!r}, sys.argv[1]], stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
@@ -233,8 +233,8 @@ def test_what_is_stopped_ends_with_the_command_as_well(whom, tmp_path):
     "A step that is stopped cannot see that its command is gone."
     begin = f"""
 import os, subprocess, sys
-from ssv2_report.machine.processes import identity
-os.environ["SSV2_COMMAND"] = identity(os.getpid())
+from ssv2_report.machine.processes import process_identity
+os.environ["SSV2_COMMAND"] = process_identity(os.getpid())
 step = subprocess.Popen([sys.executable, "-c", {STEP!r}, sys.argv[1]])
 print(step.pid, flush=True)
 step.wait()
@@ -263,7 +263,7 @@ def test_a_link_is_no_lock(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / ".lock").symlink_to(tmp_path / "made")
     with pytest.raises(OSError, match=r"results/\.lock is a link and locks are files; remove it"):
-        with alone(tmp_path / "results"):
+        with folder_lock(tmp_path / "results"):
             pass
     assert not (tmp_path / "made").exists()
 
@@ -277,7 +277,7 @@ def test_a_colleagues_lock_is_named_with_its_owner():
             try:
                 if not os.getuid():
                     os.setuid(65534)
-                with alone(Path(folder)):
+                with folder_lock(Path(folder)):
                     os.write(write, b"held")
             except BaseException as e:
                 os.write(write, str(e).encode())

@@ -12,18 +12,18 @@ from test_digests import DOWN, bring_up_to_date, change_boxes, finished, whole  
 
 from ssv2_report.jobs.durations import needs_of
 from ssv2_report.jobs.records import (
-    forget,
+    delete_outputs,
     job_written,
-    recorded,
+    run_if_stale,
     stale_jobs,
 )
 from ssv2_report.jobs.steps import Job
-from ssv2_report.jobs.workflow import Tracker, left_to_do, pending_lines
+from ssv2_report.jobs.workflow import Tracker, pending_jobs, pending_lines
 from ssv2_report.study.experiments import (
     load_study,
-    study_asked_for,
+    narrowed_study,
     worlds_of,
-    write_asked_for,
+    write_studies,
 )
 
 WEIGHTS = "runs/{}-s0/weights.safetensors"
@@ -81,7 +81,7 @@ def test_files_of_the_users_own_stay_whatever_is_redone(whole):  # noqa: F811
         change(study, results)
         bring_up_to_date(study, results)
     study.cam.cases = 2
-    with pytest.raises(KeyboardInterrupt), recorded(study, results, Job("analysis")):
+    with pytest.raises(KeyboardInterrupt), run_if_stale(study, results, Job("analysis")):
         raise KeyboardInterrupt
     bring_up_to_date(study, results)
     assert [path.read_text() for path in own] == ["mine"] * 3
@@ -96,12 +96,12 @@ def test_what_a_study_has_no_more_goes_but_for_the_users_own(whole):  # noqa: F8
     bring_up_to_date(study, results)
     mine = results / "tables_validation" / "mine.csv"
     mine.write_text("mine")
-    forget(study, results, Job("validation"))
+    delete_outputs(study, results, Job("validation"))
     assert [p.name for p in mine.parent.iterdir()] == ["mine.csv"]
 
 
 def lines_of(study, results):
-    return pending_lines(left_to_do(study, results), needs_of(study, results))
+    return pending_lines(pending_jobs(study, results), needs_of(study, results))
 
 
 def test_a_dry_run_says_what_depends_on_what(whole):  # noqa: F811
@@ -122,14 +122,14 @@ def test_a_dry_run_says_what_depends_on_what(whole):  # noqa: F811
 def test_a_job_that_had_nothing_to_do_is_unchanged(whole):  # noqa: F811
     study, results = whole
     change_boxes(study, results)
-    pending = left_to_do(study, results)
+    pending = pending_jobs(study, results)
     tracker = Tracker(pending, needs_of(study, results), cores=2)
     event = dict(jobid=None, job_id=None, log=None)
     said = {}
     for k, name in enumerate(("audit", "cache")):
         tracker.feed(event | dict(event="job_info", jobid=k, rule_name=name, wildcards={}))
         assert "at most" in tracker.state()[1]
-        with recorded(study, results, pending[name].job) as todo:
+        with run_if_stale(study, results, pending[name].job) as todo:
             if todo:
                 toy.do(study, results, pending[name].job)
         said[name] = tracker.feed(event | dict(event="job_finished", job_id=k))
@@ -153,8 +153,8 @@ def test_jobs_read_the_study_as_the_command_read_it(tmp_path):
     (tmp_path / "second.yaml").write_text(yaml.safe_dump(content | dict(hypotheses={})))
     content["second_world"] = "second.yaml"
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
-    studies = study_asked_for(tmp_path / "study.yaml")
-    file = write_asked_for(studies, tmp_path / "studies")
+    studies = narrowed_study(tmp_path / "study.yaml")
+    file = write_studies(studies, tmp_path / "studies")
     listed = classes.read_text()
     for path in (tmp_path / "study.yaml", tmp_path / "second.yaml", classes):
         path.write_text("broken: [")
@@ -162,7 +162,7 @@ def test_jobs_read_the_study_as_the_command_read_it(tmp_path):
     assert [w.experiments for w in found] == [w.experiments for w in studies]
     assert [Path(w.data.classes).read_text() for w in found] == [listed] * 2
     assert found[0].data.root == str(tmp_path / "data") and found[0].name == "study"
-    assert write_asked_for(found, tmp_path / "studies") == file, "it is read as often as need be"
+    assert write_studies(found, tmp_path / "studies") == file, "it is read as often as need be"
 
 
 def test_a_study_is_the_same_to_its_records_by_its_own_file_and_as_it_was_read(whole, tmp_path):  # noqa: F811
@@ -171,7 +171,7 @@ def test_a_study_is_the_same_to_its_records_by_its_own_file_and_as_it_was_read(w
     path.write_text(
         yaml.safe_dump(json.loads(study.model_dump_json(exclude={"name"})), sort_keys=False)
     )
-    again = load_study(write_asked_for([load_study(path)], tmp_path / "studies"))
+    again = load_study(write_studies([load_study(path)], tmp_path / "studies"))
     assert stale_jobs(again, results) == {}
 
 

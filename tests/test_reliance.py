@@ -27,11 +27,11 @@ from ssv2_report.gradcam.reliance import (
     COLUMNS,
     coverage,
     differences,
-    moved_away,
     outcomes,
     paint_over,
     part_shares,
     reliance,
+    shifted_control_mask,
     summarise,
     surroundings,
 )
@@ -194,17 +194,17 @@ def test_boxes_grow_by_a_pixel_in_64():
 def test_the_control_is_the_same_area_elsewhere():
     batch = hand_and_corner()
     both = batch["hand"] | batch["object"]
-    moved = moved_away(both, batch["id"])
+    moved = shifted_control_mask(both, batch["id"])
     assert (moved.sum((2, 3)) == both.sum((2, 3))).all()
     assert ((moved & both).sum((1, 2, 3)) <= 0.01 * both.sum((1, 2, 3))).all()
-    assert torch.equal(moved, moved_away(both, batch["id"])) and not torch.equal(
-        moved, moved_away(both, [f"x{i}" for i in batch["id"]])
+    assert torch.equal(moved, shifted_control_mask(both, batch["id"])) and not torch.equal(
+        moved, shifted_control_mask(both, [f"x{i}" for i in batch["id"]])
     )
-    torch.testing.assert_close(moved[3:4], moved_away(both[3:4], batch["id"][3:4]))
+    torch.testing.assert_close(moved[3:4], shifted_control_mask(both[3:4], batch["id"][3:4]))
     shares = part_shares(batch, False)
     assert not shares["control"][both].any()
     everywhere = torch.ones_like(both)
-    assert moved_away(everywhere, batch["id"]).all()
+    assert shifted_control_mask(everywhere, batch["id"]).all()
     assert not part_shares(dict(batch, hand=everywhere), False)["control"].any(), (
         "where there is no background, none is taken"
     )

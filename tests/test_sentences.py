@@ -190,7 +190,7 @@ def test_hypotheses_are_grouped_by_what_they_are_about(evidence):
 def test_groups_and_sections_follow_the_verdicts(evidence):
     judged = judge_hypotheses(evidence)
     words = sentences.group_words(judged, evidence.study)
-    assert list(words) == list(sentences.GROUPS)
+    assert list(words) == list(sentences.HYPOTHESIS_GROUPS)
     as_if = judged.assign(verdict="contradicted", scope="these networks", why="")
     order = sentences.group_words(as_if, evidence.study)["order"]
     assert order["contradicted"] and not order["supported"] and not order["open"]

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from ssv2_report.gradcam.attention import blurred, random_maps, right_maps
+from ssv2_report.gradcam.attention import blurred, oracle_maps, random_maps
 from ssv2_report.gradcam.maps import resize_maps
 from ssv2_report.gradcam.sources import (
     BASELINES,
     all_sources,
-    cell_field,
+    effective_receptive_field,
     even_maps,
     grid_scores,
     integrated_gradients,
@@ -74,7 +74,7 @@ def scores(patches):
             rows(s, maps[s][other], "another clip"),
             *random(s, s),
         ]
-    right = resize_maps(right_maps(patch, patch), GRID)
+    right = resize_maps(oracle_maps(patch, patch), GRID)
     given = {
         **common,
         "right": right,
@@ -192,16 +192,18 @@ def test_a_cells_field_is_that_of_a_known_convolution():
         def forward(self, x):
             return self.conv(x).mean((2, 3, 4))
 
-    found = cell_field(One(), "conv", torch.randn(2, 3, 8, 32, 32))
+    found = effective_receptive_field(One(), "conv", torch.randn(2, 3, 8, 32, 32))
     assert found == dict(pixels=6, share=pytest.approx(36 / 1024), frames=3)
 
 
 def test_a_dilated_stage_sees_far_more_of_the_picture():
     clips = torch.randn(4, 3, 4, 64, 64)
-    wide = cell_field(
+    wide = effective_receptive_field(
         random_network(create_2d("test_resnet", 5, output_stride=8), clips), "layer4", clips
     )
-    near = cell_field(random_network(create_2d("test_resnet", 5, stages=2), clips), "layer2", clips)
+    near = effective_receptive_field(
+        random_network(create_2d("test_resnet", 5, stages=2), clips), "layer2", clips
+    )
     assert wide["share"] > 0.9 and near["share"] < 0.5
 
 

@@ -12,7 +12,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from ssv2_report.analysis.stats import (
-    NOTHING,
+    NOT_COMPARED,
     accuracy,
     bootstrap,
     chance_interval,
@@ -191,7 +191,7 @@ def test_the_family_is_all_that_was_declared():
     found = dict(
         a=result(0.3, 0.001, [0.3]),
         same=result(0.0, 0.9, [0.0], p_within=0.004),
-        gone=dict(NOTHING) | dict(why="no runs"),
+        gone=dict(NOT_COMPARED) | dict(why="no runs"),
         few=result(0.3, np.nan, [0.3], scenes=8),
         out=result(0.3, 1e-9, [0.3], why="its measure did not pass"),
         weak=result(0.3, 0.012, [0.3]),

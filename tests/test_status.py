@@ -55,8 +55,8 @@ def history(run, epochs):
 HOLD = """
 import sys, time
 from pathlib import Path
-from ssv2_report.cli import alone
-with alone(Path(sys.argv[1])):
+from ssv2_report.machine.processes import folder_lock
+with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """

@@ -28,7 +28,7 @@ import ssv2_report.study.runs as runs
 import ssv2_report.train as train
 from ssv2_report.data.audit import audit
 from ssv2_report.jobs.launch import forks
-from ssv2_report.machine.devices import held
+from ssv2_report.machine.devices import acquire_gpus
 from ssv2_report.study.experiments import Experiment, load_study, project_root
 from ssv2_report.study.scores import confusion
 from ssv2_report.train import (
@@ -614,9 +614,9 @@ def test_a_training_may_go_on_with_other_means():
 
 LAUNCH = """
 import os, sys
-from ssv2_report.machine.devices import held
+from ssv2_report.machine.devices import acquire_gpus
 from ssv2_report.train import launch
-with held(2) as given:
+with acquire_gpus(2) as given:
     for fd in given["pass_fds"]:
         os.set_inheritable(fd, True)  # as those that a notebook's kernel was given
     launch(2, sys.argv[1], "2d-multi", 0, sys.argv[2], on_line=lambda line: None)
@@ -645,7 +645,7 @@ def test_processes_whose_launcher_is_killed_save_stop_and_give_their_gpus_back(
     process.wait()
     before = (run / "checkpoint" / "last.pt").stat().st_mtime_ns
     waited = []
-    with held(2, on_wait=waited.append):  # they are held as long as the processes live
+    with acquire_gpus(2, on_wait=waited.append):  # they are held as long as the processes live
         assert waited and (run / "checkpoint" / "last.pt").stat().st_mtime_ns > before
     assert "Stopped by SIGTERM" in (run / "processes.log").read_text()
 
@@ -1109,7 +1109,7 @@ def test_a_resumed_run_leaves_out_what_the_undisturbed_one_does(tmp_path, opt):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "teller", lambda run, show: lambda run: stop(run.step))
+        patch.setattr(train, "progress_writer", lambda run, show: lambda run: stop(run.step))
         with pytest.raises(RuntimeError, match="Stopped by SIGTERM"):
             run(exp, tmp_path / "resumed")
     torch.rand(7)  # another process has another state

@@ -21,7 +21,7 @@ from ssv2_report.analysis.validation import (
     separation,
     strip_ratio,
 )
-from ssv2_report.gradcam.attention import right_maps
+from ssv2_report.gradcam.attention import oracle_maps
 from ssv2_report.gradcam.maps import normalise
 from ssv2_report.gradcam.sources import interpretable
 from ssv2_report.study.experiments import load_study, project_root
@@ -173,7 +173,7 @@ def test_strip_ratio_by_hand():
 def test_right_maps_stay_within_the_action():
     hand, object = np.zeros((2, 1, 3, 4, 4), bool)
     hand[:, :, 0], object[:, :, 1] = True, True
-    maps = right_maps(hand, object, np.array([[True, False, True]]))
+    maps = oracle_maps(hand, object, np.array([[True, False, True]]))
     np.testing.assert_allclose(maps.sum((2, 3)), [[0.5, 0, 0.5]])
     assert (maps[0, 0, :2] == 1 / 16).all() and (maps[0, 0, 2:] == 0).all()
 

@@ -378,25 +378,25 @@ def test_why_maps_are_not_believed(evidence):
 )
 def test_every_kind_of_measure_is_evaluated_and_missing_runs_are_named(evidence, measure, kw):
     h, e = with_hypothesis(evidence, measure=measure, **kw)
-    found = verdicts.evaluate(e, h)
+    found = verdicts.evaluate_hypothesis(e, h)
     assert "why" not in found and np.isfinite(found["mean"])
     gone = replace(e, missing={k: ["2d-multi-s0", "2d-multi-s1"] for k in e.missing})
-    why = verdicts.evaluate(gone, h)["why"]
+    why = verdicts.evaluate_hypothesis(gone, h)["why"]
     assert why == "not judged, for want of the runs 2d-multi-s0, 2d-multi-s1"
 
 
 def test_what_cannot_be_measured_or_believed_is_not_judged(evidence, tmp_path):
     h, e = with_hypothesis(evidence, measure="pointing")
-    assert "right maps from wrong" in verdicts.evaluate(e, h, {"pointing"})["why"]
+    assert "right maps from wrong" in verdicts.evaluate_hypothesis(e, h, {"pointing"})["why"]
     doubt = replace(e, choice=e.choice | dict(interpretable=False, why="x"))
-    assert "do better than maps that know nothing" in verdicts.evaluate(doubt, h)["why"]
+    assert "do better than maps that know nothing" in verdicts.evaluate_hypothesis(doubt, h)["why"]
     bare = made_up(tmp_path, boxes=False)
     for measure, why in dict(pointing="boxes to measure it", uses_hand="take anything").items():
         h, e = with_hypothesis(bare, measure=measure)
-        assert why in verdicts.evaluate(e, h)["why"]
+        assert why in verdicts.evaluate_hypothesis(e, h)["why"]
     h = h.model_copy(update=dict(measure="pointin"))
     with pytest.raises(ValueError, match="no measure 'pointin'; did you mean 'pointing'"):
-        verdicts.evaluate(e, h)
+        verdicts.evaluate_hypothesis(e, h)
 
 
 def test_failed_measures_are_read(tmp_path):
@@ -598,7 +598,7 @@ def test_a_verdict_about_maps_is_one_of_all_sources(evidence, monkeypatch, other
     sure = dict(mean=1.0, p=1e-4, lo=0.8, hi=1.2, by_seed=[1.0, 1.1], seeds=2, scenes=40)
     sure |= dict(a=2.0, b=1.0, d=1.0, arch_lo=np.nan, arch_hi=np.nan)
     first, second = alone.usable
-    monkeypatch.setattr(verdicts, "evaluate", lambda *_: sure)
+    monkeypatch.setattr(verdicts, "evaluate_hypothesis", lambda *_: sure)
     by_source = {first: sure, second: dict(lo=others[0], hi=others[1])}
     monkeypatch.setattr(verdicts, "compare_by_source", lambda *_: by_source)
     (row,) = verdicts.judge_hypotheses(alone).to_dict("records")
@@ -614,7 +614,7 @@ def test_one_seed_describes_and_gets_no_mark(evidence, monkeypatch):
     h, alone = with_hypothesis(evidence, measure="right")
     sure = dict(mean=0.5, p=1e-4, lo=0.4, hi=0.6, by_seed=[0.5], seeds=1, scenes=40)
     sure |= dict(a=0.9, b=0.4, d=1.0, arch_lo=np.nan, arch_hi=np.nan)
-    monkeypatch.setattr(verdicts, "evaluate", lambda *_: sure)
+    monkeypatch.setattr(verdicts, "evaluate_hypothesis", lambda *_: sure)
     judged = verdicts.judge_hypotheses(alone)
     (said,) = verdicts.hypothesis_table(alone, judged)["verdict"]
     assert said == "·\u00a0supported in one run"

@@ -25,9 +25,9 @@ from ssv2_report.jobs.workflow import (
     EVENTS,
     Tracker,
     follow,
-    left_to_do,
+    log_events_as_json,
+    pending_jobs,
     run_workflow,
-    tell_events,
 )
 from ssv2_report.study.experiments import load_study
 
@@ -47,7 +47,7 @@ def event(kind, jobid=None, rule=None, **wildcards):
 @pytest.fixture
 def tracker(tmp_path):
     study = load_study("demo")
-    return Tracker(left_to_do(study, tmp_path), needs_of(study, tmp_path), cores=2)
+    return Tracker(pending_jobs(study, tmp_path), needs_of(study, tmp_path), cores=2)
 
 
 def test_events_are_told_and_counted(tracker):
@@ -77,7 +77,7 @@ def test_events_are_told_and_counted(tracker):
 def test_every_job_of_the_plan_is_one_that_the_workflow_can_start(tracker):
     assert set(tracker.jobs) == set(tracker.needs) == set(tracker.seconds)
     assert "shortcut_gradcam 3d-scratch-s0" in tracker.needs["validation"]
-    assert len(left_to_do(load_study("smoke"), "/nowhere")) < len(tracker.jobs)
+    assert len(pending_jobs(load_study("smoke"), "/nowhere")) < len(tracker.jobs)
 
 
 @pytest.mark.parametrize("text, epochs", [("", 0), ("epoch\n", 0), ("epoch\n1\n", 1)])
@@ -200,7 +200,7 @@ def told(study, results, monkeypatch, slower=1.0):
     "Minutes left that are told every five seconds while `TOOK` happens, beside those that were."
     now = [0.0]
     monkeypatch.setattr(workflow.time, "monotonic", lambda: now[0])
-    tracker = Tracker(left_to_do(study, results), needs_of(study, results), cores=2)
+    tracker = Tracker(pending_jobs(study, results), needs_of(study, results), cores=2)
     events = [(t, k, job) for job, ends in TOOK.items() for k, t in enumerate(ends)]
     ids, rows, end = {job: k for k, job in enumerate(TOOK)}, [], 234.4
     while now[0] < end * slower:
@@ -268,7 +268,7 @@ def test_snakemakes_records_arrive_as_lines_of_json(monkeypatch):
     read, write = os.pipe()
     monkeypatch.setenv(EVENTS, str(write))
     logger = logging.Logger("snakemake")
-    tell_events(logger)
+    log_events_as_json(logger)
     assert EVENTS not in os.environ, "no job is to write there"
     logger.info("for people")
     logger.info("", extra=dict(event="job_info", jobid=7, rule_name="audit", wildcards={}, log=[]))
@@ -282,7 +282,7 @@ def test_snakemakes_records_arrive_as_lines_of_json(monkeypatch):
 def test_without_a_pipe_nothing_is_told(monkeypatch):
     monkeypatch.delenv(EVENTS, raising=False)
     logger = logging.Logger("snakemake")
-    tell_events(logger)
+    log_events_as_json(logger)
     assert not logger.handlers
 
 

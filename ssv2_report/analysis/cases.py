@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Cases', 'named_answer', 'scene_twins', 'select_cases', 'case_clips', 'relative_map', 'colour_scale', 'opening_frame',
-           'clip_rows', 'case_rows', 'reversed_answer', 'answers_sentence', 'places_sentence', 'save_case',
+           'rows_of_cases', 'case_rows', 'reversed_answer', 'answers_sentence', 'places_sentence', 'save_case',
            'draw_cases']
 
 # %% ../../nbs/analysis/cases.ipynb #ca-02
@@ -113,7 +113,7 @@ def opening_frame(cases, id) -> int:
     return int(np.argmax(sum(held))) if held else 0
 
 
-def clip_rows(cases, clips, id, name, top, of="", networks=None) -> dict[str, np.ndarray]:
+def rows_of_cases(cases, clips, id, name, top, of="", networks=None) -> dict[str, np.ndarray]:
     "Frames of a clip by its name, and below each network's map over them; `of` follows what a network says."
     item = clips[list(clips.ids).index(id)]
     known = {k: enlarged(item[k]) for k in ("hand", "object") if k in item}
@@ -127,13 +127,13 @@ def clip_rows(cases, clips, id, name, top, of="", networks=None) -> dict[str, np
 
 
 def case_rows(cases, clips, case, top) -> tuple[dict, dict]:
-    "As `clip_rows`, of a case and of its reversed twin, {} where it has none."
-    rows, twin = clip_rows(cases, clips, case.id, case.label, top), cases.twins.get(case.id)
+    "As `rows_of_cases`, of a case and of its reversed twin, {} where it has none."
+    rows, twin = rows_of_cases(cases, clips, case.id, case.label, top), cases.twins.get(case.id)
     if not twin:
         return rows, {}
     answers = cases.answers
     label = cases.evidence.classes[answers.loc[answers["id"] == twin, "target"].iloc[0]]
-    return rows, clip_rows(cases, clips, twin, f"reversed: {label}", top, ", reversed")
+    return rows, rows_of_cases(cases, clips, twin, f"reversed: {label}", top, ", reversed")
 
 # %% ../../nbs/analysis/cases.ipynb #ca-13
 def reversed_answer(cases, experiment, id) -> tuple[str, str]:
@@ -206,7 +206,7 @@ def draw_cases(
         shown = save_case(cases, clips, i, case, top, folder, width)
         if i == 1:
             every = list(cases.evidence.titles)
-            rows = clip_rows(cases, clips, case.id, case.label, top, networks=every)
+            rows = rows_of_cases(cases, clips, case.id, case.label, top, networks=every)
             (Path(folder) / "readme.png").write_bytes(player(rows, bar=top)._repr_png_())
         said = f"{answers_sentence(cases, case.id)} {places_sentence(cases, case.id)}"
         yield f"Case {i}, {case.kind}: {literal(case.label)}", shown, said

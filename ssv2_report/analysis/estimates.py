@@ -23,7 +23,7 @@ from ssv2_report.analysis.tables import (
     legend,
     look,
     mean_over_seeds,
-    noted,
+    note_sample_size,
     number,
     side_by_side,
     with_interval,
@@ -33,7 +33,10 @@ from ssv2_report.analysis.tables import (
 def estimate_texts(found, titles, **kw) -> pd.DataFrame:
     "Estimates as `with_interval` writes them: a row a network, a column an entry of `found`."
     texts = {
-        name: [noted(with_interval(r, **kw), r["clips"], t["clips"].max()) for _, r in t.iterrows()]
+        name: [
+            note_sample_size(with_interval(r, **kw), r["clips"], t["clips"].max())
+            for _, r in t.iterrows()
+        ]
         for name, t in found.items()
     }
     return pd.DataFrame(texts, index=list(titles))
@@ -252,7 +255,7 @@ def clips_measured(found) -> dict[str, int]:
 
 def _mean_text(rows, measure, most):
     "Mean of a measure over the rows that have it."
-    return noted(number(rows[measure].mean()), rows["id"].nunique(), most)
+    return note_sample_size(number(rows[measure].mean()), rows["id"].nunique(), most)
 
 # %% ../../nbs/analysis/estimates.ipynb #es-24
 PLACES = dict(ratio_hand="hand", ratio_object="object", ratio_background="background")

@@ -18,7 +18,7 @@ import pandas as pd
 from .stats import accuracy
 from .tables import literal, mean_over_seeds, reliance_measures
 from .validation import choose_source, interpretable_sources, judge_sources
-from ..data.basics import nearest
+from ..data.basics import did_you_mean
 from ..data.clips import REVERSAL_PAIRS, STATIC, TEMPORAL
 from ..demo.answers import find_scenes
 from ..study.experiments import CLIP_MEASURES, Study, run_folder
@@ -49,7 +49,7 @@ def select_group(rows, classes, group="all") -> pd.DataFrame:
         return rows[rows["target"].isin(class_groups(classes).get(group, []))]
     if unknown := [c for c in group if c not in classes]:
         raise ValueError(
-            f"Hypothesis: {unknown[0]!r} is no class of this study; {nearest(unknown[0], classes)}"
+            f"Hypothesis: {unknown[0]!r} is no class of this study; {did_you_mean(unknown[0], classes)}"
         )
     return rows[rows["target"].isin([classes.index(c) for c in group])]
 

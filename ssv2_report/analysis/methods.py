@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from .tables import CLIP_MEASURES, counted, number
+from .tables import CLIP_MEASURES, number, with_noun
 from ..study.experiments import project_root, run_folder
 from ..study.runs import read_runs
 
@@ -64,7 +64,7 @@ def architecture_table(evidence) -> pd.DataFrame:
     fields, _ = read_runs(study, results, "fields.csv")
     of_stage = fields[fields["stage"] == evidence.stage].groupby("experiment", observed=True)
     sees = of_stage[["pixels", "frames"]].mean()
-    reach = lambda pixels, frames: f"{pixels:.0f}\u00a0px, {counted(round(frames), 'frame')}"
+    reach = lambda pixels, frames: f"{pixels:.0f}\u00a0px, {with_noun(round(frames), 'frame')}"
     rows = []
     for e, title in evidence.titles.items():
         settings, paid = trained_settings(study, results, e), cost.get(e)
@@ -95,7 +95,7 @@ def training_row(settings) -> dict:
         "optimiser": OPTIMISERS.get(settings["opt"], settings["opt"]),
         "weight decay": f"{settings['weight_decay']:g}",
         "learning rate": f"{settings['lr']:g}",
-        "schedule": "cosine" + (f", {counted(warmup, 'epoch')} of warm-up" if warmup else ""),
+        "schedule": "cosine" + (f", {with_noun(warmup, 'epoch')} of warm-up" if warmup else ""),
         "batch": settings["batch_size"],
         "epochs": settings["epochs"],
         "window": f"{100 * settings['min_area']:.0f}\u00a0%",

@@ -6,10 +6,10 @@
 __all__ = ['CASE_RULES', 'COLUMN', 'PAGE', 'OKABE_ITO', 'MARKERS', 'STYLE', 'ANCHORS', 'LATEX', 'ACCENTS', 'SHARES', 'OUTCOMES',
            'RELIANCE', 'WAYS_TAKEN', 'mean_over_seeds', 'choose_cases', 'look', 'side_by_side', 'legend', 'dots',
            'check_font', 'set_style', 'curves', 'by_frame', 'pair_matrices', 'against_compute', 'save_figure',
-           'texts_of', 'save_table', 'listing', 'counted', 'number', 'percent', 'with_interval', 'p_text', 'noted',
-           'plain_table', 'show_table', 'literal', 'latex', 'latex_table', 'caption_text', 'caption_latex',
-           'figure_latex', 'document_latex', 'cell', 'difference', 'finding', 'outcome', 'spoken', 'findings',
-           'reliance_measures']
+           'texts_of', 'save_table', 'listing', 'with_noun', 'number', 'percent', 'with_interval', 'p_text',
+           'note_sample_size', 'plain_table', 'show_table', 'literal', 'latex', 'latex_table', 'caption_text',
+           'caption_latex', 'figure_latex', 'document_latex', 'cell', 'difference', 'finding', 'outcome',
+           'verdict_in_words', 'findings', 'reliance_measures']
 
 # %% ../../nbs/05_analysis.ipynb #c002
 import re
@@ -28,7 +28,7 @@ from ssv2_report.analysis.stats import (
     VERDICTS,
     interval_of,
 )
-from ..data.basics import nearest
+from ..data.basics import did_you_mean
 from ..study.experiments import CLIP_MEASURES
 
 # %% ../../nbs/05_analysis.ipynb #c011
@@ -153,7 +153,7 @@ def check_font(font):
     "ValueError where matplotlib has no such family of type."
     known = {f.name for f in font_manager.fontManager.ttflist} | {*font_manager.font_family_aliases}
     if font not in known:
-        hint = nearest(font, sorted(known), "take serif, sans-serif or monospace.")
+        hint = did_you_mean(font, sorted(known), "take serif, sans-serif or monospace.")
         raise ValueError(f"There is no font {font!r} on this machine; {hint}")
 
 
@@ -301,7 +301,7 @@ def listing(words) -> str:
     return ", ".join(first) + " and " * bool(first) + last
 
 
-def counted(n, noun, plural=None) -> str:
+def with_noun(n, noun, plural=None) -> str:
     "A number and its noun: '1 clip', '1,200 clips'."
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
@@ -333,7 +333,7 @@ def p_text(p, at_most=False) -> str:
     return f"≤\u00a0{np.ceil(1000 * p) / 1000:.3f}" if at_most else f"{p:.3f}"
 
 
-def noted(text, clips, most) -> str:
+def note_sample_size(text, clips, most) -> str:
     """`text`, with the number of clips it rests on where its neighbours rest on `most` and it on
     fewer."""
     if text == "–" or not clips < most:
@@ -591,7 +591,7 @@ def _clause(row, hypothesis, brief):
     return literal(hypothesis.says) + (f" ({found})" if found else "")
 
 
-def spoken(verdict, scope) -> str:
+def verdict_in_words(verdict, scope) -> str:
     "A verdict in words, with whom it is about ('these networks', 'simulated runs', 'one run') unless it speaks of architectures."
     if scope in ("architectures", ""):
         return VERDICTS[verdict]
@@ -611,7 +611,7 @@ def findings(judged, hypotheses) -> str:
         these = judged[(judged["verdict"] == kind) & (judged["scope"] == scope)]
         clauses = [finding(row, hypotheses[name]) for name, row in these.iterrows()]
         if clauses:
-            text.append(f"**{spoken(kind, scope).capitalize()}**: {'; '.join(clauses)}.")
+            text.append(f"**{verdict_in_words(kind, scope).capitalize()}**: {'; '.join(clauses)}.")
     return " ".join(text)
 
 # %% ../../nbs/05_analysis.ipynb #c033

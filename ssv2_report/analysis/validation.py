@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAG_MEASURES', 'judge_sources', 'interpretable_sources', 'choose_source', 'cliffs_delta', 'separation',
-           'strip_ratio', 'world_rows', 'likeness', 'agreement']
+           'strip_ratio', 'world_rows', 'map_correlation', 'agreement']
 
 # %% ../../nbs/analysis/validation.ipynb #04c-002
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from .stats import bootstrap, range_of
 from .tables import CLIP_MEASURES
 from ..demo.answers import find_scenes
-from ..gradcam.attention import random_maps, rank_correlation, right_maps
+from ..gradcam.attention import oracle_maps, random_maps, rank_correlation
 from ..gradcam.maps import common_grid, normalise, resize_maps
 from ..gradcam.sources import interpretable
 from ..study.experiments import run_folder
@@ -192,7 +192,7 @@ def world_rows(study, results, experiments, seeds, source, strip=None) -> pd.Dat
     return rows.merge(pd.concat(marks), on=["id", "experiment", "seed"])
 
 # %% ../../nbs/analysis/validation.ipynb #04c-029
-def likeness(
+def map_correlation(
     a,  # (ids, maps [N,t,h,w]) of a run, as `saved_maps` gives them
     b,  # Of another
 ) -> pd.Series:  # Over the clips of both, -1 to 1
@@ -219,7 +219,7 @@ def agreement(
                 for y in kept
                 if x[0] == a and y[0] == b and x[1] != y[1] and (a != b or x[1] < y[1])
             ]
-            like = [likeness(kept[x], kept[y]) for x, y in pairs]
+            like = [map_correlation(kept[x], kept[y]) for x, y in pairs]
             if like:
                 mean = pd.concat(like, axis=1).mean(axis=1)
                 of_both = bootstrap(mean, scenes, range_of("similarity")).iloc[0]

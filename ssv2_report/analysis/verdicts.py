@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'OTHER_MEASURES', 'VERDICT_MARKS', 'possible_range', 'compare_on', 'rows_of_clips', 'compare_maps',
-           'map_similarity', 'compare_by_source', 'direction', 'sources_disagree', 'why_not_believed', 'evaluate',
-           'failed_measures', 'is_about_maps', 'judge_hypotheses', 'margin_text', 'known_map_text', 'hypothesis_row',
-           'hypothesis_table', 'robustness_table', 'lineage_table', 'network_table', 'attention_differences',
-           'blind_to_order', 'known_answers']
+           'map_similarity', 'compare_by_source', 'direction', 'sources_disagree', 'why_not_believed',
+           'evaluate_hypothesis', 'failed_measures', 'is_about_maps', 'judge_hypotheses', 'margin_text',
+           'known_map_text', 'hypothesis_row', 'hypothesis_table', 'robustness_table', 'lineage_table', 'network_table',
+           'attention_differences', 'blind_to_order', 'known_answers']
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-02
 from itertools import combinations
@@ -20,7 +20,7 @@ from statsmodels.stats.multitest import multipletests
 from .evidence import select_group
 from ssv2_report.analysis.stats import (
     IN_ONE_RUN,
-    NOTHING,
+    NOT_COMPARED,
     bootstrap,
     chance_interval,
     compare,
@@ -34,14 +34,14 @@ from ssv2_report.analysis.tables import (
     RELIANCE,
     SHARES,
     listing,
-    noted,
+    note_sample_size,
     number,
     p_text,
-    spoken,
+    verdict_in_words,
     with_interval,
 )
-from .validation import likeness
-from ..data.basics import nearest
+from .validation import map_correlation
+from ..data.basics import did_you_mean
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-05
 def possible_range(evidence, measure, experiment, group="all") -> tuple:  # lowest, highest
@@ -93,7 +93,7 @@ def map_similarity(evidence, to, others, source=None) -> pd.DataFrame:
     tables = []
     for seed in evidence.study.seeds:
         for e in others:
-            found = likeness(evidence.maps(to, seed, source), evidence.maps(e, seed, source))
+            found = map_correlation(evidence.maps(to, seed, source), evidence.maps(e, seed, source))
             rows = dict(experiment=e, seed=seed, id=found.index, similarity=found.to_numpy())
             tables.append(pd.DataFrame(rows))
     return pd.concat(tables, ignore_index=True)
@@ -167,7 +167,7 @@ def _needs(measure) -> str:
     tables |= dict.fromkeys(RELIANCE, "reliance")
     if measure not in tables:
         raise ValueError(
-            f"Hypothesis: there is no measure {measure!r}; {nearest(measure, [*tables])}"
+            f"Hypothesis: there is no measure {measure!r}; {did_you_mean(measure, [*tables])}"
         )
     return tables[measure]
 
@@ -186,11 +186,11 @@ def _why_impossible(evidence, h) -> str:
     return ""
 
 
-def evaluate(evidence, h, left_out=()) -> dict:
+def evaluate_hypothesis(evidence, h, left_out=()) -> dict:
     """As `compare`, what was found about a hypothesis; `why` where it is not judged. `left_out`:
     measures that failed their validation. ValueError for a measure or a class that is not there."""
     if why := _why_impossible(evidence, h):
-        return NOTHING | dict(why=f"not judged, {why}")
+        return NOT_COMPARED | dict(why=f"not judged, {why}")
     if h.measure == "learning":
         scenes = int(evidence.accuracies["all classes"]["scenes"].max())
         return compare_learning(evidence.history, h.of, h.over, scenes, h.margin)
@@ -235,7 +235,7 @@ def judge_hypotheses(evidence, left_out=()) -> pd.DataFrame:
         k: {n: getattr(h, k) for n, h in declared.items() if getattr(h, k)}
         for k in ("within", "at_least")
     }
-    found = {n: evaluate(evidence, h, left_out) for n, h in declared.items()}
+    found = {n: evaluate_hypothesis(evidence, h, left_out) for n, h in declared.items()}
     judged = judge(found, **margins)
     for name, h in declared.items():
         row = judged.loc[name]
@@ -294,7 +294,7 @@ def hypothesis_row(evidence, h, judged) -> dict:
         "p": p_text(judged["p_holm"], judged["p_at_most"]),
         "d": number(judged["d"], sign="+"),
         "scenes": int(judged["scenes"]),
-        "verdict": f"{mark}\u00a0{spoken(judged['verdict'], judged['scope'])}{how}",
+        "verdict": f"{mark}\u00a0{verdict_in_words(judged['verdict'], judged['scope'])}{how}",
     }
 
 
@@ -326,7 +326,9 @@ def robustness_table(evidence) -> pd.DataFrame:
         row = {"source": source + " (this report's)" * (source == evidence.source)}
         for name, of in found.items():
             f = of.get(source)
-            row[name] = noted(with_interval(f, sign="+"), f["clips"], most[name]) if f else "–"
+            row[name] = (
+                note_sample_size(with_interval(f, sign="+"), f["clips"], most[name]) if f else "–"
+            )
         table.append(row)
     return pd.DataFrame(table)
 
@@ -339,7 +341,8 @@ def lineage_table(evidence) -> pd.DataFrame:
         if exp.init not in evidence.titles or len(seeds) < 2 or evidence.missing["maps"]:
             continue
         mean = lambda pairs: pd.concat(
-            [likeness(evidence.maps(e, n), evidence.maps(exp.init, k)) for n, k in pairs], axis=1
+            [map_correlation(evidence.maps(e, n), evidence.maps(exp.init, k)) for n, k in pairs],
+            axis=1,
         ).mean(axis=1)
         own = mean([(n, n) for n in seeds])
         others = mean([(n, k) for n in seeds for k in seeds if n != k])
@@ -364,7 +367,7 @@ def network_table(ordered, titles, scenes=()) -> pd.DataFrame:
         dict(
             a=titles[a],
             b=titles[b],
-            difference=noted(with_interval(v, 100, 1, "+"), v["clips"], most),
+            difference=note_sample_size(with_interval(v, 100, 1, "+"), v["clips"], most),
             p=p_text(holm.get((a, b), np.nan)),
         )
         for (a, b), v in found.items()
@@ -381,7 +384,7 @@ def attention_differences(evidence, clips) -> pd.DataFrame:
         for a, b in pairs:
             possible = difference_range(*ends)
             f = compare(evidence.cam, m, a, b, evidence.scenes, possible=possible)
-            text = noted(with_interval(f, sign="+"), f["clips"], clips[m])
+            text = note_sample_size(with_interval(f, sign="+"), f["clips"], clips[m])
             row[f"{evidence.titles[a]} – {evidence.titles[b]}"] = text
         rows.append(row)
     return pd.DataFrame(rows)

@@ -24,7 +24,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from .basics import FULL, full_disk
+from .basics import FULL, explain_full_disk
 from .code import code_digests
 from .media import frame_files, in_processes, read_frames
 
@@ -259,7 +259,7 @@ def _add(id, path, folder, short_side, kind):  # '' or why the clip could not be
             _shard = folder, _Shard(folder)
         _shard[1].add(id, path, short_side, kind)
     except (ValueError, OSError) as e:
-        return full_disk(folder) if getattr(e, "errno", 0) in FULL else str(e)
+        return explain_full_disk(folder) if getattr(e, "errno", 0) in FULL else str(e)
     return ""
 
 # %% ../../nbs/data/cache.ipynb #00d-014-1

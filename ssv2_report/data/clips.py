@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 import torchvision.transforms.v2.functional as TF
 
-from .basics import nearest, read_text
+from .basics import did_you_mean, read_text
 from .boxes import box_frames, draw_boxes, misfit_of
 from .contents import SPLITS, label_file
 from .media import list_media, read_frames
@@ -251,7 +251,7 @@ def choose_classes(
             )
         return chosen
     for c in (c for c in wanted if c not in known):
-        hint = nearest(c, known, "give a template without brackets.", 0.6)
+        hint = did_you_mean(c, known, "give a template without brackets.", 0.6)
         raise ValueError(f"{c!r} is not a class in labels.json; {hint}")
     return chosen
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.basics import whole
+from ..data.basics import atomic_write
 from ..data.cache import shrink
 from ..data.code import code_digests
 from .world import Scene, draw_scene, mark_colour, seed_numbers, world_version
@@ -164,6 +164,6 @@ def rerendered(
         for p in parts:
             drawn[p][ids[k]] = _rerender(world, ids[k], frames[k], p, side)
     if file:
-        with whole(file) as part:
+        with atomic_write(file) as part:
             np.savez(part, stamp=stamp, **{p: np.stack([drawn[p][i] for i in ids]) for p in parts})
     return drawn

@@ -29,7 +29,9 @@ def write_explorer(
     clip: str = "",
 ) -> Path:
     "Write a notebook that shows the explorer, and that this user's JupyterLab trusts to run itself."
-    source = f"of_a_study({study!r}, {results!r}, {clip!r})" if study else "a_red_square()"
+    source = (
+        f"study_explorer({study!r}, {results!r}, {clip!r})" if study else "red_square_example()"
+    )
     function = source.partition("(")[0]
     source = (
         f"from ssv2_report.gradcam.explorer import explorer, {function}\n\nexplorer(**{source})"

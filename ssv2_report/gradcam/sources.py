@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PATCH_CLASSES', 'REFERENCES', 'JUDGED', 'BASELINES', 'patch_world', 'PatchNet', 'train_patch_net', 'log_odds',
            'occlusion', 'path_gradients', 'integrated_gradients', 'all_sources', 'cam_sources', 'make_maps',
-           'even_maps', 'middle_maps', 'other_clips', 'random_network', 'score_maps', 'cell_field', 'grid_scores',
-           'interpretable']
+           'even_maps', 'middle_maps', 'other_clips', 'random_network', 'score_maps', 'effective_receptive_field',
+           'grid_scores', 'interpretable']
 
 # %% ../../nbs/gradcam/sources.ipynb #04d-002
 import copy
@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from scipy.stats import t as student
 from torch import nn
 
-from .attention import blurred, clip_rows, random_maps, right_maps
+from .attention import blurred, clip_rows, oracle_maps, random_maps
 from ssv2_report.gradcam.maps import (
-    METHODS,
+    CAM_METHODS,
     Targets,
     class_numbers,
     frozen,
@@ -226,7 +226,7 @@ def all_sources(
 def _layers(model, sources):
     "Source -> (dotted layer name, method) of the CAM sources."
     cams = {s: tuple(s.rsplit(":", 1)) for s in sources if s not in REFERENCES}
-    if wrong := [s for s, parts in cams.items() if len(parts) != 2 or parts[1] not in METHODS]:
+    if wrong := [s for s, parts in cams.items() if len(parts) != 2 or parts[1] not in CAM_METHODS]:
         raise ValueError(
             f"There is no source of maps '{wrong[0]}'; write a stage and a method, such as layer2:layercam, or one of {', '.join(REFERENCES)}."
         )
@@ -339,7 +339,7 @@ def score_maps(
     return clip_rows(full, hand, object, known, ids, action, maps)
 
 # %% ../../nbs/gradcam/sources.ipynb #04d-027
-def cell_field(
+def effective_receptive_field(
     model: nn.Module,
     layer: str,  # Dotted name, or a stage as in `models2d.stages`
     clips: torch.Tensor,  # [B,C,T,H,W]
@@ -420,7 +420,7 @@ def grid_scores(
 ) -> pd.DataFrame:  # A row a clip, source and map, as `interpretable` takes them (without seed and scene), with the measures of `clip_rows`
     "Every source of maps and every baseline, measured on the same clips."
     maps, correct = _batched(model, clips, targets, sources)
-    truth, right = [np.asarray(x) for x in (hand, object, known, ids)], right_maps(hand, object)
+    truth, right = [np.asarray(x) for x in (hand, object, known, ids)], oracle_maps(hand, object)
     other, grid = other_clips(targets), (len(clips), *next(reversed(maps.values())).shape[1:])
     given = dict(
         noise=random_maps(grid, grid[1:], seed), even=even_maps(grid), middle=middle_maps(grid)

@@ -22,12 +22,12 @@ import psutil
 from ..machine.environment import job_environment
 from ssv2_report.machine.processes import (
     ENDS,
-    end_all,
-    heeding,
-    how_it_ended,
-    identity,
+    explain_signal_exit,
     is_alive,
-    send,
+    process_identity,
+    send_signal,
+    signal_handler,
+    terminate_all,
 )
 
 # %% ../../nbs/jobs/launch.ipynb #launch-04
@@ -53,7 +53,7 @@ def _become(client):
     try:
         asked = client.recv()
         files = [recv_handle(client) for _ in range(2)]
-        client.send(dict(fork=identity(os.getpid())))
+        client.send(dict(fork=process_identity(os.getpid())))
     except (OSError, EOFError):
         return  # who asked is gone
     os.setsid()
@@ -81,8 +81,10 @@ def _by_fork(argv) -> int | None:
     where a signal or the process itself ended it at once, and None where there is none to be had.
     SIGTERM is passed on; the command itself looks after the others."""
     env, told = job_environment(), {}
-    env["SSV2_COMMAND"] = f"{env.get('SSV2_COMMAND', '')} {identity(os.getpid())}"
-    with heeding(lambda sign, _: send(sign, [told["fork"]] if told else []), signal.SIGTERM):
+    env["SSV2_COMMAND"] = f"{env.get('SSV2_COMMAND', '')} {process_identity(os.getpid())}"
+    with signal_handler(
+        lambda sign, _: send_signal(sign, [told["fork"]] if told else []), signal.SIGTERM
+    ):
         with suppress(OSError, EOFError):
             client = Client(os.environ.get(FORKS, ""), "AF_UNIX")
             client.send(dict(argv=argv, cwd=os.getcwd(), env=env))
@@ -91,7 +93,10 @@ def _by_fork(argv) -> int | None:
             told |= client.recv()
         if "fork" not in told:
             return None
-        with heeding(signal.SIG_IGN, signal.SIGINT, signal.SIGHUP), suppress(OSError, EOFError):
+        with (
+            signal_handler(signal.SIG_IGN, signal.SIGINT, signal.SIGHUP),
+            suppress(OSError, EOFError),
+        ):
             while "code" not in told:
                 told |= client.recv()
     code = told.get("code", -signal.SIGTERM)  # the command may be gone
@@ -108,7 +113,7 @@ def main(*argv):
         os.execve(sys.executable, [sys.executable, "-m", *argv], job_environment())
     if code < 0:
         what = f"`ssv2 {' '.join(argv[1:])}`"
-        print(f"ssv2: {how_it_ended(what, code)}", file=sys.stderr, flush=True)
+        print(f"ssv2: {explain_signal_exit(what, code)}", file=sys.stderr, flush=True)
     sys.exit(code if code >= 0 else 128 - code)
 
 # %% ../../nbs/jobs/launch.ipynb #launch-08
@@ -133,11 +138,11 @@ def _start():
 
 # %% ../../nbs/jobs/launch.ipynb #launch-09
 def _tell_server(told):
-    told.send(identity(os.getppid()))
+    told.send(process_identity(os.getppid()))
 
 
 class _Forks:
-    "Forks that have been asked for and run, with their `identity`; and that of the process that is forked, once all is imported."
+    "Forks that have been asked for and run, with their `process_identity`; and that of the process that is forked, once all is imported."
 
     def __init__(self):
         self.context, self.starting = get_context("forkserver"), threading.Lock()
@@ -167,7 +172,7 @@ class _Forks:
                 return
             fork = self.fork(_become, client)
             with suppress(psutil.NoSuchProcess):
-                self.running[fork] = identity(fork.pid)
+                self.running[fork] = process_identity(fork.pid)
             wait([fork.sentinel])
             with self.starting:
                 fork.join()
@@ -198,12 +203,12 @@ def forks():
     try:
         yield {FORKS: listener.address}
     finally:
-        with heeding(signal.SIG_IGN, *ENDS):
+        with signal_handler(signal.SIG_IGN, *ENDS):
             over.append(True)
             Client(listener.address).close()
             listening.join()
             listener.close()
-            end_all([*found.running.values()])
+            terminate_all([*found.running.values()])
 
 # %% ../../nbs/jobs/launch.ipynb #launch-11
 if __name__ == "__main__" and "__file__" in globals():

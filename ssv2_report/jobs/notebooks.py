@@ -23,9 +23,14 @@ from nbclient.exceptions import CellExecutionError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 
-from ..data.basics import full_disk, full_disk_in_a_sentence, removed, says_full
+from ssv2_report.data.basics import (
+    explain_full_disk,
+    explain_removed_folder,
+    explaining_full_disk,
+    is_full_disk_error,
+)
 from .workflow import console
-from ..machine.devices import held
+from ..machine.devices import acquire_gpus
 from ..machine.environment import job_environment
 from ..report.site import lost_figures
 from ..study.experiments import project_root
@@ -153,8 +158,8 @@ def _surroundings(gpus, out):
     and has the variables that jobs inherit; a disk that fills is named by its folder."""
     before = dict(os.environ)
     with (
-        full_disk_in_a_sentence(out.parent),
-        held(gpus, on_wait=console.print) as given,
+        explaining_full_disk(out.parent),
+        acquire_gpus(gpus, on_wait=console.print) as given,
         tempfile.TemporaryDirectory(prefix="ssv2-", ignore_cleanup_errors=True) as empty,
     ):
         for file in given["pass_fds"]:
@@ -197,15 +202,15 @@ def run_notebook(name, out, gpus=0, /, **parameters):
             papermill.execute_notebook(**book)
     except papermill.PapermillExecutionError as e:
         sentence = _sentence(e)
-        if says_full(sentence) and "could not be written" not in sentence:
-            sentence = full_disk(out.parent)
+        if is_full_disk_error(sentence) and "could not be written" not in sentence:
+            sentence = explain_full_disk(out.parent)
         if not out.parent.is_dir():
-            raise ValueError(f"{name}: {removed(out.parent)}") from None
+            raise ValueError(f"{name}: {explain_removed_folder(out.parent)}") from None
         raise ValueError(f"{name}: {sentence} (The notebook as far as it ran: {failed})") from None
     except OSError:
         if out.parent.is_dir():
             raise
-        raise ValueError(f"{name}: {removed(out.parent)}") from None
+        raise ValueError(f"{name}: {explain_removed_folder(out.parent)}") from None
     if lost := lost_figures(failed):
         raise ValueError(
             f"{name}: the cell {lost[0]} shows no picture; have it end in a figure that is not closed, or"

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.boxes import box_files
-from ..data.code import BESIDE, BY_VALUE, cells_digest, code_digests
-from ..data.contents import dataset_digest, digest
+from ..data.code import DECIDES_NOTHING, KNOWN_BY_VALUE, cells_digest, code_digests
+from ..data.contents import dataset_digest, json_digest
 from ..machine.environment import find_quarto
 from ..study.experiments import CLASS_GROUPS, load_study, project_root, run_folder
 
@@ -105,7 +105,7 @@ def _of_validation(study, job):
 # %% ../../nbs/jobs/steps.ipynb #steps-05-3
 def _boxes(study, files) -> str:
     try:
-        return digest(
+        return json_digest(
             [files(p) for p in box_files(study.data.boxes or Path(study.data.root) / "boxes")]
         )
     except FileNotFoundError:
@@ -125,7 +125,7 @@ def _world(study, results, job, files):
     "Boxes, and what a demo world knows of itself but for the code that drew it."
     path, known = Path(study.data.root) / "demo.json", ""
     if path.is_file():
-        known = digest({**json.loads(path.read_text(encoding="utf-8")), "version": ""})
+        known = json_digest({**json.loads(path.read_text(encoding="utf-8")), "version": ""})
     return dict(boxes=_boxes(study, files), world=known)
 
 
@@ -135,7 +135,7 @@ def _of_chapter(study, results, job, files):
     named = re.findall(r'load_study\(\\?"([\w-]+)\\?"\)', text)
     paths = [project_root() / "experiments" / f"{name}.yaml" for name in named]
     boxes = dict(boxes=_boxes(study, files)) if job.of == "00_data" else {}
-    return boxes | dict(studies=digest([files(p) for p in paths]))
+    return boxes | dict(studies=json_digest([files(p) for p in paths]))
 
 # %% ../../nbs/jobs/steps.ipynb #steps-05-4
 def _of_pages(study, results, job, files):
@@ -144,9 +144,9 @@ def _of_pages(study, results, job, files):
     pages, sources = pages_of(study, results), sources_of_pages(study)
     beside = ("nbs/references.bib", "_quarto.yml", "ssv2_report/assets")
     return dict(
-        outputs=digest({name: files.outputs(p) for name, p in pages.items()}),
-        words=digest({name: files.words(p) for name, p in sources.items()}),
-        beside=digest(
+        outputs=json_digest({name: files.outputs(p) for name, p in pages.items()}),
+        words=json_digest({name: files.words(p) for name, p in sources.items()}),
+        beside=json_digest(
             [files(root / p) for p in beside],
             files(Path(results) / "variables.yml"),
             find_quarto().version,
@@ -354,9 +354,9 @@ def code_of(
     notebook: Path | None = None,  # The one that it executes, if it does
 ) -> dict[str, str]:
     "Digest of the code that decides what a step writes, by module."
-    stops = () if step == "chapter" else BESIDE
+    stops = () if step == "chapter" else DECIDES_NOTHING
     if STEPS[step].each == "run":
-        stops = (*stops, *BY_VALUE)
+        stops = (*stops, *KNOWN_BY_VALUE)
     cells = notebook and json.loads(Path(notebook).read_text(encoding="utf-8"))
     found = code_digests(*STEPS[step].calls, notebook=cells, without=stops)
     return found | ({Path(notebook).stem: cells_digest(cells)} if cells else {})

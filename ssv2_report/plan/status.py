@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..machine.processes import holders
+from ..machine.processes import lock_holders
 from ..study.experiments import Study, run_folder, worlds_of
 
 # %% ../../nbs/plan/status.ipynb #status-04
@@ -43,7 +43,7 @@ def _error(notebook) -> str | None:
 def state_of(run: Path) -> str:
     "Whether a run is done, running, starting, failed, stopped or waiting."
     line = _since(run / "progress.txt")
-    if holders(run / ".lock"):
+    if lock_holders(run / ".lock"):
         return "running" if line < _since(run / ".lock") else "starting"
     if _since(run / "metrics.json") <= line and (run / "metrics.json").is_file():
         return "done"

@@ -6,7 +6,7 @@
 __all__ = ['CLASS_GROUPS', 'PUBLISHED', 'VIDEO_MODELS', 'Positive', 'MOST_VALUES', 'DEEPEST', 'LONGEST_NAME', 'WEIGHTS',
            'METHODS', 'SEARCHED', 'FRAMES', 'CLIP_MEASURES', 'MEASURES', 'Demo', 'Data', 'Experiment', 'Cam',
            'Hypothesis', 'LeftOut', 'Study', 'project_root', 'run_folder', 'overrides_of', 'load_study', 'worlds_of',
-           'options_of', 'part_of', 'write_study', 'study_asked_for', 'write_asked_for', 'experiment', 'refuse_unknown']
+           'options_of', 'sub_study', 'write_study', 'narrowed_study', 'write_studies', 'experiment', 'refuse_unknown']
 
 # %% ../../nbs/study/experiments.ipynb #c002
 import ast
@@ -25,7 +25,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..data.basics import nearest, whole
+from ..data.basics import atomic_write, did_you_mean
 from ..data.boxes import box_files
 
 # %% ../../nbs/study/experiments.ipynb #c004
@@ -169,7 +169,7 @@ class Hypothesis(_Strict):
     @model_validator(mode="after")
     def _fits_together(self):
         if self.measure not in MEASURES:
-            hint = nearest(self.measure, MEASURES)
+            hint = did_you_mean(self.measure, MEASURES)
             raise ValueError(f"there is no measure {self.measure!r}; {hint}")
         if (self.measure == "similarity") != (self.to is not None):
             raise ValueError("'to' belongs to the measure 'similarity' and to no other.")
@@ -306,7 +306,7 @@ def _study_file(study, root=None) -> Path:
     if (path := folder / (f"{study}" if is_path else f"{study}.yaml")).is_file():
         return path.resolve()
     known = sorted(p.stem for p in folder.glob("*.yaml"))
-    hint = nearest(Path(study).stem, known)
+    hint = did_you_mean(Path(study).stem, known)
     raise FileNotFoundError(f"There is no study {str(study)!r} in experiments/; {hint}")
 
 
@@ -319,7 +319,7 @@ def _sentence(error, path) -> str:
         known = {
             k for m in (Study, Data, Demo, Experiment, Cam, Hypothesis) for k in m.model_fields
         } | {"settings"}
-        return f"{path}: unknown key {where!r}; {nearest(first['loc'][-1], sorted(known))}"
+        return f"{path}: unknown key {where!r}; {did_you_mean(first['loc'][-1], sorted(known))}"
     if first["type"] == "value_error":
         return f"{path}: hypothesis {first['loc'][1]!r}: {first['ctx']['error']}"
     return f"{path}: {where}: {first['msg'].lower()}."
@@ -357,7 +357,7 @@ def _override(raw, overrides):
     known += [f"{name}.{k}" for name in raw["experiments"] for k in Experiment.model_fields]
     for key, value in (overrides or {}).items():
         if key not in known:
-            hint = nearest(key, known, f"choose from {', '.join(settings)}.", 0.6)
+            hint = did_you_mean(key, known, f"choose from {', '.join(settings)}.", 0.6)
             raise ValueError(f"There is no setting {key!r}; {hint}")
         part, _, name = key.rpartition(".")
         for of in [parts[part]] if part else raw["experiments"].values():
@@ -452,7 +452,7 @@ def _chosen(known, patterns, what) -> list:
     "Those of `known` that match one of the patterns, or all; ValueError for one that matches none."
     for pattern in patterns or ():
         if not any(fnmatchcase(str(name), pattern) for name in known):
-            raise ValueError(f"There is no {what} {pattern!r}; {nearest(pattern, known)}")
+            raise ValueError(f"There is no {what} {pattern!r}; {did_you_mean(pattern, known)}")
     return [k for k in known if not patterns or any(fnmatchcase(str(k), p) for p in patterns)]
 
 
@@ -472,7 +472,7 @@ def options_of(study: Study) -> list[str]:
     return [name for name in study.experiments if name not in judged]
 
 # %% ../../nbs/study/experiments.ipynb #c012b-1
-def part_of(
+def sub_study(
     study: Study,
     only: list | tuple = (),  # Names of experiments, or patterns such as '3d-*'; none: all
     seeds: list | tuple = (),  # Its seeds; none: all
@@ -515,23 +515,23 @@ def write_study(
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     home = Path(folder) / hashlib.sha256(text.encode() + listed).hexdigest()[:10]
     if listed:
-        with whole(home / beside) as part:
+        with atomic_write(home / beside) as part:
             part.write_bytes(listed)
-    with whole(home / f"{study.name}.yaml") as part:
+    with atomic_write(home / f"{study.name}.yaml") as part:
         part.write_text(text, encoding="utf-8")
     return home / f"{study.name}.yaml"
 
 # %% ../../nbs/study/experiments.ipynb #c012b-3
-def study_asked_for(
+def narrowed_study(
     study: str,  # As `load_study` takes it
-    only: list | tuple = (),  # As `part_of` takes them
+    only: list | tuple = (),  # As `sub_study` takes them
     seeds: list | tuple = (),
     overrides: dict | str | list | tuple = (),  # As `load_study` takes them
 ) -> list[Study]:  # One, or two with a second world that has runs in common with the first
     "A study narrowed and changed, and its second world in the same way, as far as it has the same experiments and seeds."
     changes = overrides_of(overrides)
     whole_study = load_study(study, overrides=changes)
-    out = part_of(whole_study, only, seeds)
+    out = sub_study(whole_study, only, seeds)
     if out != load_study(study):
         words = [("--only", only), ("--seeds", seeds)]
         asked = [f"{option} {shlex.quote(','.join(map(str, of)))}" for option, of in words if of]
@@ -548,11 +548,11 @@ def study_asked_for(
     second = load_study(out.second_world, overrides=alike)
     both = [name for name in second.experiments if name in out.experiments]
     shared = [seed for seed in second.seeds if seed in out.seeds]
-    return [out, part_of(second, both, shared)] if both and shared else [out]
+    return [out, sub_study(second, both, shared)] if both and shared else [out]
 
 # %% ../../nbs/study/experiments.ipynb #c012b-4
-def write_asked_for(
-    studies: list[Study],  # Of `study_asked_for`
+def write_studies(
+    studies: list[Study],  # Of `narrowed_study`
     folder: str | Path,
 ) -> str:  # Path of the first study's file
     """Write a study and its second world by `write_study`. Jobs read these files, so that a study's
@@ -639,7 +639,7 @@ def _check_starts(study):
         if exp.init and exp.init not in known and not os.path.isabs(exp.init):
             raise ValueError(
                 f"experiment {name!r} starts from {exp.init!r}, which is not there; "
-                f"{nearest(exp.init, known)}"
+                f"{did_you_mean(exp.init, known)}"
             )
         if exp.init == "kinetics" and exp.model not in VIDEO_MODELS:
             raise ValueError(
@@ -704,7 +704,7 @@ def _check_sources(study):
     asked += [("source", source, sources or of(SEARCHED))] * bool(source)
     for key, name, known in asked:
         if name not in known:
-            hint = nearest(name, known, cutoff=0.6)
+            hint = did_you_mean(name, known, cutoff=0.6)
             raise ValueError(f"cam.{key}: there is no source of maps {name!r}; {hint}")
 
 # %% ../../nbs/study/experiments.ipynb #c014c-2
@@ -714,7 +714,7 @@ def _check_hypotheses(study):
             if compared is not None and compared not in study.experiments:
                 raise ValueError(
                     f"hypothesis {name!r} compares {compared!r}, which is no experiment; "
-                    f"{nearest(compared, study.experiments)}"
+                    f"{did_you_mean(compared, study.experiments)}"
                 )
 
 # %% ../../nbs/study/experiments.ipynb #c014c-3
@@ -723,7 +723,7 @@ def experiment(study: Study, name: str) -> Experiment:
     if name in study.experiments:
         return study.experiments[name]
     raise ValueError(
-        f"The study {study.name!r} has no experiment {name!r}; {nearest(name, study.experiments)}"
+        f"The study {study.name!r} has no experiment {name!r}; {did_you_mean(name, study.experiments)}"
     )
 
 # %% ../../nbs/study/experiments.ipynb #c018b
@@ -750,4 +750,4 @@ def refuse_unknown(
         if name in Experiment.model_fields and name not in known:
             raise ValueError(f"{name!r} is a setting: give overrides, such as {{{name}: ...}}.")
         if name not in known:
-            raise ValueError(f"There is no parameter {name!r}; {nearest(name, known)}")
+            raise ValueError(f"There is no parameter {name!r}; {did_you_mean(name, known)}")

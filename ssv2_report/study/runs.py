@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from timm.optim import list_optimizers
 
 from ..data.audit import load_audit
-from ..data.basics import nearest, whole
+from ..data.basics import atomic_write, did_you_mean
 from ..data.boxes import Boxes, load_boxes
 from ..data.cache import FrameCache, build_cache
 from ssv2_report.data.clips import (
@@ -177,7 +177,7 @@ def save_run(
     if (known := normalisation(model)) != (MEAN, STD):
         run["experiment"] |= dict(zip(("mean", "std"), map(list, known)))
     run["sha256"] = _digest(state, json.dumps(run))
-    with whole(path) as tmp:  # several keys of metadata would be written in any order
+    with atomic_write(path) as tmp:  # several keys of metadata would be written in any order
         save_file(state, tmp, metadata=dict(run=json.dumps(run)))
 
 # %% ../../nbs/study/runs.ipynb #runs-10-1
@@ -330,10 +330,12 @@ def resnets() -> list[str]:
 def _check_names(exp, opts, known):
     "ValueError where timm knows no optimiser or no ResNet of the name that an experiment gives."
     if exp.opt not in opts:
-        hint = nearest(exp.opt, opts, "give one of timm's, such as adamw, sgd or momentum.", 0.6)
+        hint = did_you_mean(
+            exp.opt, opts, "give one of timm's, such as adamw, sgd or momentum.", 0.6
+        )
         raise ValueError(f"there is no optimiser {exp.opt!r}; {hint}")
     if exp.model not in VIDEO_MODELS and exp.flat not in known:
-        hint = nearest(
+        hint = did_you_mean(
             exp.model,
             [*known, *VIDEO_MODELS, *(f"i3d:{n}" for n in known)],
             "give a ResNet, such as resnet18, or r3d_18, r2plus1d_18 or i3d:resnet18.",
@@ -387,7 +389,7 @@ def check_study(study: Study):
                 of = "study: data.classes leaves it out" if wanted in known else "dataset"
                 raise ValueError(
                     f"Hypothesis {name!r} is about {wanted!r}, which is no class of the {of}; "
-                    f"{nearest(wanted, classes)}"
+                    f"{did_you_mean(wanted, classes)}"
                 )
     seen, names = set(), (optimisers(), resnets())
     fields = ("model", "init", "output_stride", "stages", "maxpool", "n_frames", "batch_size")
@@ -409,7 +411,7 @@ def write_table(
 ):
     "Write a table without its index, whole or not at all."
     write = table.to_csv if Path(path).suffix == ".csv" else table.to_parquet
-    with whole(path) as tmp:
+    with atomic_write(path) as tmp:
         write(tmp, index=False)
 
 # %% ../../nbs/study/runs.ipynb #runs-12-1
