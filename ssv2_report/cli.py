@@ -688,7 +688,7 @@ def main():
         ends = (signal.SIGINT,)  # for the rest there is somebody who does not wait
     try:
         with signal_handler(interrupt, *ends), explaining_full_disk(".", os.path.expanduser("~")):
-            app()
+            app(prog_name="ssv2")
     except (ValueError, OSError) as e:
         if not heard:
             print_error(e)

@@ -275,7 +275,7 @@ def test_a_disk_that_fills_anywhere_in_a_job_is_named(tmp_path, monkeypatch, rai
 
 
 def test_a_disk_that_fills_anywhere_in_the_command_is_one_sentence(monkeypatch, capsys, tmp_path):
-    def app():
+    def app(prog_name):
         raise FULL
 
     monkeypatch.delenv("SSV2_COMMAND", raising=False)

@@ -150,8 +150,12 @@ def test_grids_are_told_with_their_networks_where_they_differ(evidence):
 def test_an_audit_is_told():
     table = pd.DataFrame(dict(id=["x", "y", "y"], reason=["torn", "dark", "dark"]))
     audit = SimpleNamespace(table=table, fatal=table[:1], lost=["x"], summary=lambda: "1 torn.")
-    assert sentences.audit_words(audit) == dict(any=True, summary="1 torn", remarks="dark (1 clip)")
-    assert sentences.audit_words(None) == dict(any=False, summary="", remarks="")
+    audit.of = lambda classes: SimpleNamespace(unseen=(classes or [], 0.75))
+    told = dict(any=True, summary="1 torn", remarks="dark (1 clip)", unseen="")
+    assert sentences.audit_words(audit) == told
+    assert sentences.audit_words(None) == dict.fromkeys(told, "") | dict(any=False)
+    unseen = sentences.audit_words(audit, ["Folding something"])["unseen"]
+    assert "Folding something" in unseen and "accuracy can reach 75.0% at most" in unseen
     audit.lost = []
     assert sentences.audit_words(audit)["summary"] == ""
 

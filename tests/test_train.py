@@ -22,6 +22,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
+from test_launch import ready
 from torch.distributed.nn.functional import all_reduce
 
 import ssv2_report.study.runs as runs
@@ -239,9 +240,10 @@ def test_sigterm_writes_a_checkpoint_within_ten_seconds(world, undisturbed, tmp_
 
 
 @pytest.fixture
-def forked():
+def forked(tmp_path):
     "Variables of a command that forks jobs."
     with forks() as told:
+        ready(told, tmp_path)
         yield told
 
 

@@ -28,6 +28,7 @@ from ssv2_report.analysis.tables import (
     with_noun,
 )
 from .verdicts import blind_to_order
+from ..data.audit import explain_unseen_classes
 
 # %% ../../nbs/analysis/sentences.ipynb #se-05
 def means_sentence(found, names, factor=100, unit=" %", digits=0) -> str:
@@ -208,16 +209,17 @@ def limit_words(evidence, clips, emptied) -> dict:
     )
 
 
-def audit_words(audit) -> dict:
-    "What an audit (or None) excluded, and what it found in clips that are used all the same."
+def audit_words(audit, classes=None) -> dict:
+    "What an audit (or None) excluded, what it found in clips that are used all the same, and which of a study's `classes` cannot be learnt."
     if audit is None:
-        return dict(any=False, summary="", remarks="")
+        return dict(any=False, summary="", remarks="", unseen="")
     notes = audit.table[~audit.table["reason"].isin(audit.fatal["reason"])]
     named = notes.groupby("reason", sort=False)["id"].nunique()
     return dict(
         any=True,
         summary=audit.summary()[:-1] if len(audit.lost) else "",
         remarks="; ".join(f"{reason} ({with_noun(n, 'clip')})" for reason, n in named.items()),
+        unseen=literal(explain_unseen_classes(*audit.of(classes).unseen)),
     )
 
 
