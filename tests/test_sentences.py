@@ -204,7 +204,9 @@ def test_groups_and_sections_follow_the_verdicts(evidence):
     place = sentences.group_words(depends, evidence.study)["place"]
     assert place["depends"] and not place["open"]
     for form in ("said", "brief"):
-        assert place[form].startswith("leave to the source of maps whether ")
+        assert place[form].startswith(
+            "give an answer that depends on the source of maps on whether "
+        )
         assert "larger at stem, smaller at layer2" in place[form]
     assert undecided["order"]["open"]
     none = evidence.study.model_copy(update=dict(hypotheses={}))
@@ -258,12 +260,37 @@ def test_reliance_is_told_with_what_a_network_loses_most_by(evidence):
 
 def test_what_a_network_loses_most_by(evidence):
     nothing = lambda mean: {("nothing", "blurred"): found({"2d-multi": mean})}
-    used = lambda **kw: replace(evidence, used=pd.DataFrame(dict(experiment=["2d-multi"], **kw)))
+    ids = [str(k) for k in range(40)]
+
+    def used(**shares):
+        "Of each part, the share of 40 clips that are lost without it: the first ones."
+        lost = {
+            m: np.nan if s != s else [float(k < s * 40) for k in range(40)]
+            for m, s in shares.items()
+        }
+        return replace(evidence, used=pd.DataFrame(dict(experiment="2d-multi", id=ids, **lost)))
+
     said = lambda e, mean=0.9: sentences.loss_clause(e, nothing(mean), "2d-multi")
-    assert said(used(uses_hand=[0.1], uses_object=[0.3])).endswith("loses most without the object")
-    assert "nothing without any" in said(used(uses_hand=[0.01], uses_background=[np.nan]))
-    assert said(used(uses_hand=[np.nan])) == "" == said(used())
-    assert "nothing to lose" in said(used(uses_hand=[0.1]), 0.15)
+    assert said(used(uses_hand=0.1, uses_object=0.8)).endswith("loses most without the object")
+    near = said(used(uses_hand=0.55, uses_object=0.575, uses_background=0.1))
+    assert near.endswith(
+        "we cannot tell whether it loses most without the object or without the hand"
+    )
+    tie = said(used(uses_hand=0.5, uses_object=0.5))
+    assert "we cannot tell" in tie and "the hand" in tie and "the object" in tie
+    assert said(used(uses_object=0.5)).endswith("loses most without the object")
+    assert "nothing without any" in said(used(uses_hand=0.0, uses_background=np.nan))
+    assert said(used(uses_hand=np.nan)) == "" == said(used())
+    assert "nothing to lose" in said(used(uses_hand=0.1), 0.15)
+
+
+def test_what_maps_hold_is_of_validation_clips_and_of_each_network(evidence):
+    words = sentences.source_words(evidence)
+    right = evidence.beside[evidence.beside["method"] == f"right {evidence.stage}"]
+    mean = lambda rows: rows.groupby("experiment", observed=True)["ratio_both"].mean()
+    shares = 100 * mean(evidence.cam) / mean(right)
+    assert words["held"].startswith(f"{shares.min():.0f}")
+    assert words["held"].endswith(f"{shares.max():.0f}\u00a0%") and words["held_middle"]
 
 
 # --- case studies

@@ -14,6 +14,7 @@ __all__ = ['GROUP_WORDS', 'PLACES_JUDGED', 'HYPOTHESIS_GROUPS', 'FINDINGS', 'MET
 import pandas as pd
 
 from .estimates import by_part_taken
+from .stats import bootstrap
 from ssv2_report.analysis.tables import (
     CLIP_MEASURES,
     RELIANCE,
@@ -328,6 +329,15 @@ def method_name(method) -> str:
     return METHOD_NAMES.get(method, method.replace("gradcam", "Grad-CAM"))
 
 
+def _held(evidence, rows, method=None) -> str:
+    "From which to which share of what the right map has on hand and object the maps of the networks hold, on validation clips."
+    mean = lambda rows: rows.groupby("experiment", observed=True)["ratio_both"].mean()
+    right = mean(evidence.beside[evidence.beside["method"] == f"right {evidence.stage}"])
+    shares = mean(rows if method is None else rows[rows["method"] == method]) / right
+    ends = dict.fromkeys(percent(x, 0) for x in (shares.min(), shares.max()))
+    return " to ".join(ends)
+
+
 def source_words(evidence) -> dict:
     "The source of maps that the report rests on, how it did, and whether it may be interpreted."
     declared, choice = bool(evidence.study.cam.source), evidence.choice
@@ -340,6 +350,7 @@ def source_words(evidence) -> dict:
     worse = "they are not shown to do better than maps that know nothing"
     mean = lambda x: percent(rows[x].mean(), 0) if judged else ""
     of_bound = lambda x: percent((rows[x] / rows["bound"]).mean(), 0) if judged else ""
+    held = _held(evidence, evidence.cam) if judged else ""
     return dict(
         stage=stage,
         method=method_name(method),
@@ -357,6 +368,8 @@ def source_words(evidence) -> dict:
         points=mean("pointing"),
         middle=of_bound("middle"),
         middle_points=mean("middle_pointing"),
+        held=held,
+        held_middle=_held(evidence, evidence.beside, "middle") if judged else "",
     )
 
 # %% ../../nbs/analysis/sentences.ipynb #se-21
@@ -366,18 +379,26 @@ def _without(reliances, part) -> pd.DataFrame | None:
 
 
 def loss_clause(evidence, reliances, experiment) -> str:
-    "The part without which a network loses most; that is for one to say which is better than chance."
+    "The part without which a network loses most, where its lead over the others has an interval that leaves out zero; of a network that is better than chance."
     if not _without(reliances, "nothing").loc[experiment, "lo"] > 1 / len(evidence.classes):
         return "; that is not shown to be better than chance, so it has nothing to lose"
     parts = {"uses_hand": "the hand", "uses_object": "the object"}
     parts |= {"uses_background": "its background"}
     used = evidence.used[evidence.used["experiment"] == experiment]
-    lost = used.reindex(columns=list(parts)).astype(float).mean().dropna()
-    if lost.empty:
+    lost = used.reindex(columns=list(parts)).astype(float).groupby(used["id"]).mean()
+    lost = lost.dropna(axis=1, how="all")
+    if lost.empty or lost.columns.empty:
         return ""
-    if lost.max() > 0.02:
-        return f"; it loses most without {parts[lost.idxmax()]}"
-    return "; it loses nothing without any of them alone"
+    most, *others = lost.mean().sort_values(ascending=False).index
+    if lost[most].mean() <= 0.02:
+        return "; it loses nothing without any of them alone"
+    lead = pd.DataFrame({part: lost[most] - lost[part] for part in others})
+    near = bootstrap(lead, evidence.scenes, (-1, 1))["lo"] if others else pd.Series(dtype=float)
+    rivals = [parts[part] for part in others if not near[part] > 0]
+    if rivals:
+        either = " or without ".join([parts[most], *rivals])
+        return f"; we cannot tell whether it loses most without {either}"
+    return f"; it loses most without {parts[most]}"
 
 
 def reliance_words(evidence, reliances) -> dict:

@@ -553,7 +553,7 @@ OUTCOMES = {  # what networks do to a hypothesis, in the words of `VERDICTS`
     "supported": "support{} the claim that",
     "contradicted": "contradict{} the claim that",
     "smaller": "show{} a difference smaller than matters where the claim is that",
-    "depends": "leave{} to the source of maps whether",
+    "depends": "give{} an answer that depends on the source of maps on whether",
     "undecided": "leave undecided{} whether",
     "too few": "have{} scenes too few to judge whether",
     "not judged": "are not judged{} on whether",
