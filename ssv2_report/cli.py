@@ -63,14 +63,15 @@ from ssv2_report.machine.processes import (
     signal_handler,
 )
 from .plan.places import check_home, check_places, check_writable, worlds_to_make
-from .study.experiments import experiment as find_experiment
 from ssv2_report.study.experiments import (
+    Study,
     load_study,
     narrowed_study,
     options_of,
     project_root,
     worlds_of,
 )
+from .study.experiments import experiment as find_experiment
 
 # %% ../nbs/cli/cli.ipynb #c003
 app = typer.Typer(
@@ -82,6 +83,7 @@ app = typer.Typer(
 
 
 def show_version(wanted: bool):
+    "Print the version and exit, if wanted."
     if wanted:
         print(f"ssv2 {version('ssv2_report')}")
         raise typer.Exit
@@ -98,7 +100,7 @@ def options(
 ): ...
 
 # %% ../nbs/cli/cli.ipynb #c003-1
-def absolute_study(study):
+def absolute_study(study: str) -> str:
     "A study's file as an absolute path, since notebooks run in another folder; a name as it is."
     path = Path(study).expanduser()
     is_file = str(study).endswith((".yaml", ".yml")) and path.is_file()
@@ -135,7 +137,7 @@ Changes = Annotated[
 ]
 
 
-def split_option(text, option) -> list[str]:
+def split_option(text: str | None, option: str) -> list[str]:
     "The words of an option, between commas; ValueError where it was given without any."
     found = [word.strip() for word in (text or "").split(",") if word.strip()]
     if text is not None and not found:
@@ -143,8 +145,10 @@ def split_option(text, option) -> list[str]:
     return found
 
 # %% ../nbs/cli/cli.ipynb #c015c-1
-def select_study(study, only=None, seeds=None, changes=None) -> list:
-    "A study as asked for on the command line, and its second world; what is trained unasked is said."
+def select_study(
+    study: str, only: str | None = None, seeds: str | None = None, changes: list[str] | None = None
+) -> list[Study]:
+    "A study narrowed and changed by the options of the command line, and its second world; prints which experiments are trained too since others start from them."
     names = split_option(only, "--only")
     studies = narrowed_study(study, names, split_option(seeds, "--seeds"), changes or ())
     unasked = [e for e in studies[0].experiments if not any(fnmatchcase(e, n) for n in names)]
@@ -219,7 +223,7 @@ def any_job(
     do_one(study, Job(step, of, seed), results, workers, replace=True)
 
 # %% ../nbs/cli/cli.ipynb #c010-2
-def show_progress(path, every=10.0):
+def show_progress(path: Path, every: float = 10.0):
     "Print each new line that appears in the file `path`, in the background, and not into a notebook."
     import threading
 
@@ -233,8 +237,8 @@ def show_progress(path, every=10.0):
     threading.Thread(target=watch, daemon=True).start()
 
 # %% ../nbs/cli/cli.ipynb #c010-1
-def do_one(study, job, results, workers=2, replace=False):
-    "Do a job; a training says how far it is."
+def do_one(study: str, job: Job, results: Path | None, workers: int = 2, replace: bool = False):
+    "Do a job unless it is up to date; a training prints its progress. Errors as of `do_job`."
     if job.step != "train":
         return do_job(study, job, results, workers)
     s = load_study(study)
@@ -242,7 +246,15 @@ def do_one(study, job, results, workers=2, replace=False):
     do_job(study, job, results, replace=replace)
 
 
-def do_run_job(study, step, results, name, seed, changes, **more):
+def do_run_job(
+    study: str,
+    step: str,
+    results: Path | None,
+    name: str,  # Of an experiment
+    seed: int,
+    changes: list[str] | None,  # Settings, each as KEY=VALUE
+    **more: object,  # Arguments of `do_one`
+):
     "Do a job of one run, by the settings of its study or by changed ones."
     studies = select_study(study, changes=changes)
     find_experiment(studies[0], name)
@@ -326,7 +338,7 @@ def render(study: StudyName = "demo", results: Results = None):
 
 # %% ../nbs/cli/cli.ipynb #c015b
 def gpus_to_use(
-    study,
+    study: Study,
     asked: int | None = None,  # None: all that there are
 ) -> int:
     "GPUs that the jobs of a study share. ValueError where one run is to have more than that, or more are asked for than there are."
@@ -346,8 +358,8 @@ def gpus_to_use(
     return gpus
 
 # %% ../nbs/cli/cli.ipynb #c019k
-def show_rows(rows):
-    "Print what was looked at; ValueError with the first thing that is wrong."
+def show_rows(rows: list[dict]):
+    "Print rows of `check_requirements` as a table; ValueError with the first sentence of what is wrong."
     from rich.table import Table
     from rich.text import Text
 
@@ -390,8 +402,8 @@ def weights(study: StudyName = "demo", only: Only = None, changes: Changes = Non
         print(f"Nothing to fetch: {s.name} starts from no weights but its own.")
 
 # %% ../nbs/cli/cli.ipynb #c019k-3
-def check_first(study, results, gpus):
-    "What `ssv2 check` says where something is wrong and a run is still to be trained. In a process of its own where there are GPUs, so that none is held on to."
+def check_first(study: str, results: Path, gpus: int):
+    "`ssv2 check` where a run is still to be trained: ends the command, by ValueError or exit code, where something is wrong. In a process of its own where there are GPUs, so that this one holds none."
     from ssv2_report.plan.check import check_requirements, untrained
 
     s = load_study(study)
@@ -407,7 +419,7 @@ def check_first(study, results, gpus):
         show_rows(rows)
 
 # %% ../nbs/cli/cli.ipynb #c016-2
-def refuse_unfinished(study, results):
+def refuse_unfinished(study: Study, results: Path):
     "ValueError where the workflow ended well and jobs are left, such as those of files that changed meanwhile."
     if left := list(pending_jobs(study, results)):
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
@@ -475,7 +487,12 @@ def reproduce(
     print(f"The report, after {(time.monotonic() - began) / 60:.1f} min: {report}")
 
 # %% ../nbs/cli/cli.ipynb #c019p-1
-def show_prices(study, table, title, unit):
+def show_prices(
+    study: Study,
+    table: object,  # DataFrame of `prices`
+    title: str,
+    unit: tuple[str, int],  # Of time: its name, and its seconds
+):
     "Print what each network of a study costs."
     from rich.table import Table
 
@@ -495,8 +512,13 @@ def show_prices(study, table, title, unit):
     Console().print(shown)
 
 # %% ../nbs/cli/cli.ipynb #c019p-2
-def say_total(studies, tables, unit, device):
-    "Print what a study costs in all."
+def say_total(
+    studies: list[Study],  # A study and its second world
+    tables: list,  # DataFrames of `prices` for them
+    unit: tuple[str, int],  # As for `show_prices`
+    device: str,  # Which the tables are of: 'core' or 'device'
+):
+    "Print what a study costs in all: time of its trainings and of all else, and disk."
     from ssv2_report.plan.check import bytes_of_cache, expected_clips
 
     s, (name, seconds) = studies[0], unit
@@ -665,8 +687,8 @@ def status(study: StudyName = "demo", results: Results = None):
         print(f"{run}: {for_terminal(error)}")
 
 # %% ../nbs/cli/cli.ipynb #c021
-def print_error(sentence):
-    "Print a sentence as the command's own, unless nobody can hear it, as after a hang-up."
+def print_error(sentence: object):
+    "Print a sentence or an exception to stderr after 'ssv2: '; nothing where stderr is closed, as after a hang-up."
     with suppress(OSError):
         print(f"ssv2: {for_terminal(sentence)}", file=sys.stderr, flush=True)
 

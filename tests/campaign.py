@@ -196,7 +196,7 @@ def few_chapters(clone):
     listed = r"(?ms)^CHAPTERS = \{.*?^\}"
     (home,) = (
         path
-        for path in (clone / "ssv2_report" / "study").glob("*.py")
+        for path in (clone / "ssv2_report" / "jobs").glob("*.py")
         if re.search(listed, path.read_text(encoding="utf-8"))
     )
     few = f"CHAPTERS = {dict(zip(CHAPTERS, CHAPTERS))}"

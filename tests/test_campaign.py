@@ -144,8 +144,8 @@ def added_hypothesis(world):
 
 
 def decoder_inverted(world):
-    old = r"(def _video_frames\((?s:.*?)\n    rgb = lambda f: )(_upright)"
-    world.recode("data/media", "data/media", old, r"\g<1>255 - \2")
+    old = r"(def _video_frames\((?s:.*?)return )(reader[^\n]*)((?s:.*?)return )(_by_pyav)"
+    world.recode("data/media", "data/media", old, r"\g<1>255 - \2\g<3>255 - \4")
 
 
 def formula_of_maps(world):

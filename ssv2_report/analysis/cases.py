@@ -8,6 +8,7 @@ __all__ = ['Cases', 'named_answer', 'scene_twins', 'select_cases', 'case_clips',
            'draw_cases']
 
 # %% ../../nbs/analysis/cases.ipynb #ca-02
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,15 +32,15 @@ class Cases:
     seed: int  # That most networks have
     answers: pd.DataFrame  # Scored predictions of all clips of that seed that have maps
     table: pd.DataFrame  # The clips: id, kind, target, label, and by title what each network says
-    twins: dict  # The same frames backwards: clip by clip, both ways
-    networks: list  # Those whose maps are shown
+    twins: dict[str, str]  # The same frames backwards: clip by clip, both ways
+    networks: list[str]  # Those whose maps are shown
 
-    def answer(self, experiment, id) -> pd.Series | None:
-        "The prediction of a network for a clip."
+    def answer(self, experiment: str, id: str | None) -> pd.Series | None:
+        "The row of `answers` of a network for a clip; None where there is none."
         rows = self.answers[(self.answers["experiment"] == experiment) & (self.answers["id"] == id)]
         return rows.iloc[0] if len(rows) else None
 
-    def verdict(self, experiment, id) -> str:
+    def verdict(self, experiment: str, id: str) -> str:
         "What a network says of a clip: right or not, the class and its probability."
         row = self.answer(experiment, id)
         if row is None:
@@ -48,13 +49,13 @@ class Cases:
         return f"{'✓' if row['right'] else '✗'} {label} ({probability})"
 
 
-def named_answer(row, classes) -> tuple[str, str]:
-    "The class that a prediction names, and its probability."
+def named_answer(row: pd.Series, classes: list[str]) -> tuple[str, str]:
+    "The class that a prediction (a row of `answers`) names, and its probability in percent."
     return classes[row["pred"]], percent(row["certainty"], 0)
 
 
-def scene_twins(ids, scenes) -> dict[str, str]:
-    "The other clip of each clip whose scene (`scenes`: by clip) has exactly two."
+def scene_twins(ids: list[str] | np.ndarray, scenes: dict[str, str]) -> dict[str, str]:
+    "By clip, the other clip of a scene that has exactly two. `scenes`: scene by clip."
     by_scene = {}
     for id in ids:
         by_scene.setdefault(scenes.get(id, id), []).append(id)
@@ -62,8 +63,9 @@ def scene_twins(ids, scenes) -> dict[str, str]:
     return dict(pairs) | {b: a for a, b in pairs}
 
 
-def select_cases(evidence) -> Cases:
-    "The case studies of a study, by the rule of `choose_cases`."
+def select_cases(evidence: Evidence) -> Cases:
+    """The clips that `choose_cases` chooses by the answers of the seed that most networks have,
+    among its clips with maps."""
     seed = int(evidence.ordered.groupby("seed")["experiment"].nunique().idxmax())
     mapped = evidence.cam.loc[evidence.cam["seed"] == seed, "id"]
     answers = evidence.ordered[evidence.ordered["seed"] == seed]
@@ -81,15 +83,15 @@ def select_cases(evidence) -> Cases:
     return cases
 
 # %% ../../nbs/analysis/cases.ipynb #ca-09
-def case_clips(evidence) -> ClipDataset:
+def case_clips(evidence: Evidence) -> ClipDataset:
     "The validation clips as the networks see them, with the boxes that are known."
     index = clips_of(evidence.study, "validation", evidence.results)
     look = dict(n_frames=evidence.n_frames, size=evidence.study.data.size)
     return ClipDataset(index, boxes=boxes_of(evidence.study, index), **look)
 
 
-def relative_map(cases, experiment, id) -> np.ndarray | None:  # [T,H,W]
-    "The map of a network in times of an even map, at the clip's size."
+def relative_map(cases: Cases, experiment: str, id: str) -> np.ndarray | None:  # [T,H,W]
+    "The map of a network in multiples of an even map, at the clip's size; None where it has none."
     evidence = cases.evidence
     ids, maps = evidence.maps(experiment, cases.seed) or ([], None)
     if id not in ids:
@@ -99,22 +101,31 @@ def relative_map(cases, experiment, id) -> np.ndarray | None:  # [T,H,W]
     return full[0].numpy() * np.prod(size)
 
 
-def colour_scale(cases) -> float:
-    "What full colour stands for in all pictures, at least twice an even map."
+def colour_scale(cases: Cases) -> float:
+    """What full colour stands for in all pictures, in multiples of an even map: what 0.5 % of all
+    cells exceed, at least 2."""
     maps = [relative_map(cases, e, i) for i in cases.table["id"] for e in cases.networks]
     values = np.concatenate([m.ravel() for m in maps if m is not None] or [np.ones(1)])
     return max(2.0, float(f"{np.quantile(values, 0.995):.1g}"))
 
 
-def opening_frame(cases, id) -> int:
-    "The frame that holds most of the shown networks' maps."
+def opening_frame(cases: Cases, id: str) -> int:
+    "The frame, from 0, in which the sum of the shown networks' maps is largest; 0 without maps."
     maps = [relative_map(cases, e, id) for e in cases.networks]
     held = [m.sum((1, 2)) for m in maps if m is not None]
     return int(np.argmax(sum(held))) if held else 0
 
 
-def rows_of_cases(cases, clips, id, name, top, of="", networks=None) -> dict[str, np.ndarray]:
-    "Frames of a clip by its name, and below each network's map over them; `of` follows what a network says."
+def rows_of_cases(
+    cases: Cases,
+    clips: ClipDataset,
+    id: str,
+    name: str,  # Of the clip's own row
+    top: float,  # Full colour in times an even map, as `colour_scale` gives it
+    of: str = "",  # Follows a network's title in the name of its row
+    networks: list[str] | None = None,  # By default those that are shown
+) -> dict[str, np.ndarray]:  # Pictures uint8 [T,H,W,3] by name
+    "The frames of a clip, then each network's map over them, named by what the network says."
     item = clips[list(clips.ids).index(id)]
     known = {k: enlarged(item[k]) for k in ("hand", "object") if k in item}
     frames = enlarged(denormalise(item["clip"]))
@@ -126,8 +137,9 @@ def rows_of_cases(cases, clips, id, name, top, of="", networks=None) -> dict[str
     return rows
 
 
-def case_rows(cases, clips, case, top) -> tuple[dict, dict]:
-    "As `rows_of_cases`, of a case and of its reversed twin, {} where it has none."
+def case_rows(cases: Cases, clips: ClipDataset, case: tuple, top: float) -> tuple[dict, dict]:
+    """`rows_of_cases` of a case (a row of `Cases.table` as `itertuples` gives it) and of its
+    reversed twin, {} where it has none."""
     rows, twin = rows_of_cases(cases, clips, case.id, case.label, top), cases.twins.get(case.id)
     if not twin:
         return rows, {}
@@ -136,8 +148,9 @@ def case_rows(cases, clips, case, top) -> tuple[dict, dict]:
     return rows, rows_of_cases(cases, clips, twin, f"reversed: {label}", top, ", reversed")
 
 # %% ../../nbs/analysis/cases.ipynb #ca-13
-def reversed_answer(cases, experiment, id) -> tuple[str, str]:
-    "As `named_answer`, of a clip's reversed twin, or else of its own frames in reversed order; empty where there is neither."
+def reversed_answer(cases: Cases, experiment: str, id: str) -> tuple[str, str]:
+    """`named_answer` of a network for a clip's reversed twin, or else for its own frames in
+    reversed order; empty texts where there is neither."""
     evidence = cases.evidence
     twin = cases.answer(experiment, cases.twins.get(id))
     if twin is not None:
@@ -148,7 +161,7 @@ def reversed_answer(cases, experiment, id) -> tuple[str, str]:
     return named_answer(rows.iloc[0], evidence.classes) if len(rows) else ("", "")
 
 
-def answers_sentence(cases, id) -> str:
+def answers_sentence(cases: Cases, id: str) -> str:
     "What the shown networks call a clip and its twin, or its frames backwards."
     other = "its reversed twin" if id in cases.twins else "its frames backwards"
     said = []
@@ -165,7 +178,7 @@ def answers_sentence(cases, id) -> str:
     return "; ".join(said) + "."
 
 
-def places_sentence(cases, id) -> str:
+def places_sentence(cases: Cases, id: str) -> str:
     "How much of the shown networks' maps lies on hand and object, or over how many frames it is spread."
     evidence = cases.evidence
     rows = evidence.cam[(evidence.cam["seed"] == cases.seed) & (evidence.cam["id"] == id)]
@@ -181,8 +194,16 @@ def places_sentence(cases, id) -> str:
     return f"Over so many of {evidence.n_frames} frames their maps are spread: {values}."
 
 # %% ../../nbs/analysis/cases.ipynb #ca-16
-def save_case(cases, clips, number, case, top, folder, width) -> list:  # What a page shows of it
-    "Save a case as players/caseN.html and as a strip, `width` inches wide; `top`: what full colour stands for."
+def save_case(
+    cases: Cases,
+    clips: ClipDataset,
+    number: int,  # From 1
+    case: tuple,  # A row of `Cases.table`, as `itertuples` gives it
+    top: float,  # Full colour in times an even map
+    folder: str | Path,
+    width: float,  # Of the strip, in inches
+) -> list[Player]:  # What a page shows of it
+    "Save a case as players/caseN.html and, for print, as a strip named caseN in a folder."
     own, reverse = case_rows(cases, clips, case, top)
     look = dict(rows=2 if reverse else 1, start=opening_frame(cases, case.id), bar=top)
     play = player(own | reverse, title=case.label, **look)
@@ -198,9 +219,10 @@ def save_case(cases, clips, number, case, top, folder, width) -> list:  # What a
 
 
 def draw_cases(
-    cases, clips, folder, width
-):  # Yields title, what a page shows, what is said below it
-    "Save all cases in a folder, and of the first alone every network's map: the README's picture."
+    cases: Cases, clips: ClipDataset, folder: str | Path, width: float
+) -> Iterator[tuple[str, list[Player], str]]:  # Title, what a page shows, what is said below it
+    """Save all cases in a folder, strips `width` inches wide, and of the first alone every
+    network's map: the README's picture, readme.png."""
     top = colour_scale(cases)
     for i, case in enumerate(cases.table.itertuples(), 1):
         shown = save_case(cases, clips, i, case, top, folder, width)

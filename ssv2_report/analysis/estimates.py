@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from .evidence import Compared, Evidence
 from .stats import bootstrap, difference_range, range_of
 from ssv2_report.analysis.tables import (
     CLIP_MEASURES,
@@ -30,8 +31,12 @@ from ssv2_report.analysis.tables import (
 )
 
 # %% ../../nbs/analysis/estimates.ipynb #es-05
-def estimate_texts(found, titles, **kw) -> pd.DataFrame:
-    "Estimates as `with_interval` writes them: a row a network, a column an entry of `found`."
+def estimate_texts(
+    found: dict[str, pd.DataFrame],  # By column: mean, lo, hi, clips; index: experiment
+    titles: dict[str, str],  # By experiment
+    **kw: object,  # As `with_interval` takes them: factor, digits, sign
+) -> pd.DataFrame:  # A row a network (index: experiment), a column an entry of `found`
+    "Estimates as text, with the number of clips where a network has fewer than others."
     texts = {
         name: [
             note_sample_size(with_interval(r, **kw), r["clips"], t["clips"].max())
@@ -42,27 +47,34 @@ def estimate_texts(found, titles, **kw) -> pd.DataFrame:
     return pd.DataFrame(texts, index=list(titles))
 
 
-def accuracy_texts(found, titles) -> pd.DataFrame:
-    "Accuracies in percent: column network, then one for each entry of `found`."
+def accuracy_texts(found: dict[str, pd.DataFrame], titles: dict[str, str]) -> pd.DataFrame:
+    "As `estimate_texts`, of accuracies in percent: column network (its title), then one for each entry of `found`."
     table = estimate_texts(found, titles, factor=100, digits=1)
     table.insert(0, "network", list(titles.values()))
     return table
 
 
-def clips_by_column(found) -> str:
+def clips_by_column(found: dict[str, pd.DataFrame]) -> str:
     "On how many clips each column of a table rests, in words."
     return "; ".join(f"{name}: {t['clips'].max():,.0f}" for name, t in found.items())
 
 
-def top5_texts(ordered, titles) -> list[str]:
+def top5_texts(ordered: pd.DataFrame, titles: dict[str, str]) -> list[str]:
     "Of each network, how often the true class is among the five likeliest, in percent."
     top5 = ordered.groupby("experiment", observed=False)["top5"].mean()[list(titles)]
     return [number(100 * share, 1) for share in top5]
 
 # %% ../../nbs/analysis/estimates.ipynb #es-08
-def dot_figure(found, titles, width, factor=1, chance=None, heights=(0.13, 0.15), **axes) -> tuple:
-    """Figure and axes with a block of rows for each entry of `found`, a mark a network. `heights`:
-    inches of a mark, and between blocks; `axes` is set on the axes."""
+def dot_figure(
+    found: dict[str, pd.DataFrame],  # By name of the block: mean, lo, hi; index: experiment
+    titles: dict[str, str],  # By experiment
+    width: float,  # Inches
+    factor: float = 1,  # That estimates are multiplied by, as 100 for percent
+    chance: float | None = None,  # Where to draw a line across, after that
+    heights: tuple = (0.13, 0.15),  # Inches of a mark, and between blocks
+    **axes: object,  # Set on the axes
+) -> tuple[plt.Figure, plt.Axes]:
+    "Estimates with intervals: a block of rows for each entry of `found`, a mark for each network."
     height = 0.6 + (heights[0] * len(titles) + heights[1]) * len(found)
     fig, ax = plt.subplots(layout="constrained", figsize=(width, height))
     rows = [t.rename_axis("experiment").reset_index().assign(group=g) for g, t in found.items()]
@@ -74,7 +86,7 @@ def dot_figure(found, titles, width, factor=1, chance=None, heights=(0.13, 0.15)
     return fig, ax
 
 
-def bar_styles(titles) -> dict:
+def bar_styles(titles: dict[str, str]) -> dict[str, dict]:
     "Colour, label and hatching of each network's bars."
     return {
         e: dict(color=style["color"], label=titles[e], hatch=hatch, edgecolor="white", lw=0)
@@ -82,8 +94,8 @@ def bar_styles(titles) -> dict:
     }
 
 
-def order_figure(found, titles, width):
-    "Bars of accuracy, a group for each order of frames in `found` and a bar a network."
+def order_figure(found: dict[str, pd.DataFrame], titles: dict, width: float) -> plt.Figure:
+    "Bars of top-1 with intervals, a group for each order of frames in `found` and a bar a network; arguments as for `dot_figure`."
     fig, ax = plt.subplots(layout="constrained", figsize=(width, 2.5))
     for e, style in bar_styles(titles).items():
         o = pd.DataFrame([t.loc[e] for t in found.values()]) * 100
@@ -97,28 +109,30 @@ def order_figure(found, titles, width):
     return fig
 
 # %% ../../nbs/analysis/estimates.ipynb #es-11
-def accuracy_by_class(ordered, titles) -> pd.DataFrame:
+def accuracy_by_class(ordered: pd.DataFrame, titles: dict[str, str]) -> pd.DataFrame:
     "Top-1 of each class (index: its number), a column a network."
     of = ordered.groupby(["target", "experiment"], observed=False)["right"].mean()
     return of.unstack().reindex(columns=titles)
 
 
-def gain_by_class(by_class, compared) -> pd.Series:
-    "What the 3D network gains over the 2D one on each class, the smallest first; the accuracy where the two are one."
+def gain_by_class(by_class: pd.DataFrame, compared: Compared) -> pd.Series:
+    "Top-1 of the 3D network less that of the 2D one on each class, the smallest first; where the two are one, its top-1. Of what `accuracy_by_class` gives."
     gain = by_class[compared.deep]
     if compared.deep != compared.flat:
         gain = gain - by_class[compared.flat]
     return gain.sort_values(kind="stable")
 
 
-def extreme_classes(gain, most=24) -> pd.Index:
-    "All classes, or half of `most` from either end."
+def extreme_classes(gain: pd.Series, most: int = 24) -> pd.Index:
+    "Classes of what `gain_by_class` gives: all, or where there are more than `most`, half of so many from either end."
     half = most // 2
     return gain.index if len(gain) <= most else gain.index[np.r_[:half, -half:0]]
 
 
-def class_figure(by_class, shown, classes, titles, width):
-    "Bars of top-1, a group for each class in `shown` and a bar a network."
+def class_figure(
+    by_class: pd.DataFrame, shown: pd.Index, classes: list[str], titles: dict, width: float
+) -> plt.Figure:
+    "Bars of top-1, a group for each class (its number) in `shown` and a bar a network; `width` in inches."
     height = 0.5 + (0.06 * len(titles) + 0.12) * len(shown)
     fig, ax = plt.subplots(layout="constrained", figsize=(width, height))
     for e, style in bar_styles(titles).items():
@@ -130,27 +144,32 @@ def class_figure(by_class, shown, classes, titles, width):
     return fig
 
 
-def class_table(by_class, classes, titles) -> pd.DataFrame:
+def class_table(by_class: pd.DataFrame, classes: list[str], titles: dict) -> pd.DataFrame:
     "Top-1 by name of class, a column a network's title."
     named = by_class.rename(columns=titles, index=lambda i: classes[i])
     return named.rename_axis("class").reset_index().round(4)
 
 # %% ../../nbs/analysis/estimates.ipynb #es-12
-def accuracy_by_pair(ordered, pairs, classes, titles) -> dict[int, pd.Series]:
-    "For each pair, how often each network tells which of the two a clip is."
+def accuracy_by_pair(
+    ordered: pd.DataFrame,  # Scored predictions of clips in order
+    pairs: dict[int, tuple],  # Two classes by the pair's number
+    classes: list[str],  # In the order of the targets
+    titles: dict[str, str],  # By experiment
+) -> dict[int, pd.Series]:  # By the pair's number: 0 to 1 by experiment
+    "Of the clips of each pair, the share of which a network tells which of the two it is."
     of = {i: ordered["target"].isin([classes.index(c) for c in pair]) for i, pair in pairs.items()}
     return {i: mean_over_seeds(ordered[o], "pair_right", titles).mean() for i, o in of.items()}
 
 
-def pair_table(by_pair, pairs, titles) -> pd.DataFrame:
+def pair_table(by_pair: dict[int, pd.Series], pairs: dict, titles: dict) -> pd.DataFrame:
     "The pairs, and each network's accuracy on them in percent."
     said = {"pair": [f"{i}: {a} (a), {b[0].lower()}{b[1:]} (b)" for i, (a, b) in pairs.items()]}
     shares = {titles[e]: [number(100 * by_pair[i][e], 0) for i in pairs] for e in titles}
     return pd.DataFrame(said | shares)
 
 
-def widest_pairs(by_pair, compared, most=5) -> list[int]:
-    "The pairs on which the 3D network gains most over the 2D one, in their order."
+def widest_pairs(by_pair: dict[int, pd.Series], compared: Compared, most: int = 5) -> list[int]:
+    "Numbers of the pairs, at most `most`, on which the 3D network gains most over the 2D one, ascending."
     gain = lambda i: by_pair[i][compared.deep] - by_pair[i][compared.flat]
     first = sorted(by_pair, key=lambda i: -gain(i) if by_pair[i].notna().all() else 0)
     return sorted(first[:most])
@@ -164,8 +183,13 @@ class Learning(NamedTuple):
     epochs: dict  # The first epoch at which each network has it, or None
 
 
-def epochs_to_target(history, titles, slow, share=0.9) -> Learning:
-    "The target is a `share` of what the network `slow` reaches in the end."
+def epochs_to_target(
+    history: pd.DataFrame,  # A row an epoch: experiment, seed, epoch, val_top1 (0 to 1)
+    titles: dict[str, str],  # By experiment
+    slow: str,  # The experiment that sets the target
+    share: float = 0.9,
+) -> Learning:
+    "The networks' learning curves, and when each reaches the target: `share` of the validation top-1 that `slow` has after its last epoch."
     found = history.pivot_table(
         index="epoch", columns="experiment", values="val_top1", observed=True
     )
@@ -176,8 +200,8 @@ def epochs_to_target(history, titles, slow, share=0.9) -> Learning:
     return Learning(found, target, epochs)
 
 
-def epoch_table(learning, history, titles) -> pd.DataFrame:
-    "Epochs to the target, epochs trained and minutes of a run, a row a network."
+def epoch_table(learning: Learning, history: pd.DataFrame, titles: dict) -> pd.DataFrame:
+    "Epochs to the target, epochs trained and minutes of a run (mean over seeds), a row a network."
     seconds = history.groupby(["experiment", "seed"], observed=True)["seconds"].sum()
     minutes = seconds.div(60).groupby("experiment", observed=False).mean()
     rows = []
@@ -209,7 +233,7 @@ PARTS_TAKEN = {  # part and way in reliance.parquet: in words
 }
 
 
-def by_part_taken(found) -> dict[str, pd.DataFrame]:
+def by_part_taken(found: dict[tuple, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     "Accuracies by part and way, in the order and words of the report; the clip itself once."
     named = {}
     for k, title in PARTS_TAKEN.items():
@@ -218,14 +242,14 @@ def by_part_taken(found) -> dict[str, pd.DataFrame]:
     return named
 
 
-def reliance_table(found, titles) -> pd.DataFrame:
+def reliance_table(found: dict[str, pd.DataFrame], titles: dict[str, str]) -> pd.DataFrame:
     "What `by_part_taken` gives in percent, a row a part and a column a network."
     texts = estimate_texts(found, titles, factor=100, digits=0)
     return texts.T.rename(columns=titles).rename_axis("taken away").reset_index()
 
 # %% ../../nbs/analysis/estimates.ipynb #es-22
-def attention_estimates(evidence) -> dict[str, pd.DataFrame]:
-    "Each measure of the networks' maps, with 95 % bootstrap intervals over scenes."
+def attention_estimates(evidence: Evidence) -> dict[str, pd.DataFrame]:
+    "Each measure of the networks' maps, with 95 % bootstrap intervals over scenes: by measure what `bootstrap` gives, a row a network."
     return {
         m: bootstrap(
             mean_over_seeds(evidence.cam, m, evidence.titles),
@@ -236,8 +260,9 @@ def attention_estimates(evidence) -> dict[str, pd.DataFrame]:
     }
 
 
-def attention_table(found, evidence) -> pd.DataFrame:
-    "The measures in words: a row a measure, a column a network, known maps, and clips."
+def attention_table(found: dict[str, pd.DataFrame], evidence: Evidence) -> pd.DataFrame:
+    """What `attention_estimates` gives as text, a row a measure: columns measure, one for each network, one for each known map (its mean), and clips (how
+    many the measure rests on)."""
     table, clips = estimate_texts(found, evidence.titles).T, clips_measured(found)
     for method, title in evidence.known_maps.items():
         known = evidence.beside[evidence.beside["method"] == method]
@@ -248,8 +273,8 @@ def attention_table(found, evidence) -> pd.DataFrame:
     return table.rename(index=names, columns=evidence.titles).rename_axis("measure").reset_index()
 
 
-def clips_measured(found) -> dict[str, int]:
-    "On how many clips each measure rests."
+def clips_measured(found: dict[str, pd.DataFrame]) -> dict[str, int]:
+    "On how many clips each measure of `attention_estimates` rests, at most over networks."
     return {m: int(t["clips"].max()) for m, t in found.items()}
 
 
@@ -261,7 +286,11 @@ def _mean_text(rows, measure, most):
 PLACES = dict(ratio_hand="hand", ratio_object="object", ratio_background="background")
 
 
-def place_figure(places, evidence, width):
+def place_figure(
+    places: dict[str, pd.DataFrame],  # Estimates by place, as `PLACES` names them
+    evidence: Evidence,
+    width: float,  # Inches
+) -> plt.Figure:
     "Dots of the share of the map over the share of the area in each place; x a Gaussian on the middle, + the right map."
     words = dict(xlabel="share of the map / share of the area")
     fig, ax = dot_figure(places, evidence.titles, width, chance=1, **words)
@@ -273,28 +302,29 @@ def place_figure(places, evidence, width):
     return fig
 
 
-def shares_by_frame(evidence) -> list[pd.DataFrame]:
-    "For each frame and network, the share of the map over that of the frozen clip, in points: mean, lo, hi."
+def shares_by_frame(evidence: Evidence) -> list[pd.DataFrame]:
+    """For each frame a table mean, lo, hi (95 %), a row a network: the frame's share of the map less its share in the map of the frozen clip, in
+    percentage points."""
     reach = difference_range((0, 1), (0, 1))
     by_frame = evidence.frames.groupby("t")
     clips = [mean_over_seeds(rows, "more", evidence.titles) for _, rows in by_frame]
     return [100 * bootstrap(c, evidence.scenes, reach)[["mean", "lo", "hi"]] for c in clips]
 
 
-def largest_frames(shares) -> dict[str, int]:
-    "The frame, from 1, that has the largest share in each network's maps."
+def largest_frames(shares: list[pd.DataFrame]) -> dict[str, int]:
+    "By network, the frame (from 1) with the largest mean of what `shares_by_frame` gives; networks without maps are left out."
     means = pd.DataFrame([t["mean"] for t in shares], index=range(1, len(shares) + 1))
     return means.dropna(axis=1, how="all").idxmax().to_dict()
 
 # %% ../../nbs/analysis/estimates.ipynb #es-27
-def empty_maps(emptiness) -> pd.DataFrame:
+def empty_maps(emptiness: pd.DataFrame) -> pd.DataFrame:
     "Of what `count_empty` found in each run, the sums: a row a source and network with columns method, experiment, maps, empty."
     by = emptiness.groupby(["method", "experiment"], sort=False, observed=True)
     return by[["maps", "empty"]].sum().reset_index()
 
 
-def empty_table(empty, titles) -> pd.DataFrame:
-    "Sources with maps that are zero everywhere, a row a source and a column a network."
+def empty_table(empty: pd.DataFrame, titles: dict[str, str]) -> pd.DataFrame:
+    "Of what `empty_maps` gives, the sources with maps that are zero everywhere: a row a source, a column a network, cells as '3 of 120'."
     some = empty.loc[empty["empty"] > 0, "method"].unique()
     return (
         empty[empty["method"].isin(some)]
@@ -308,8 +338,8 @@ def empty_table(empty, titles) -> pd.DataFrame:
     )
 
 
-def empty_words(empty, source, names) -> str:
-    "Which maps of a source are left out for being zero, as a sentence of a caption."
+def empty_words(empty: pd.DataFrame, source: str, names: dict[str, str]) -> str:
+    "Which maps of a source are left out for being zero everywhere, as a sentence of a caption; '' where none is."
     rows = empty[(empty["method"] == source) & (empty["empty"] > 0)]
     if rows.empty:
         return ""

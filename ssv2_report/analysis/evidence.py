@@ -26,13 +26,13 @@ from ..study.runs import grid_of, read_runs, saved_maps
 from ..study.scores import score_clips
 
 # %% ../../nbs/analysis/evidence.ipynb #ev-05
-def reversal_pairs(classes) -> dict[int, tuple]:
-    "The pairs of classes of which each is the other one backwards and both are there, numbered from 1."
+def reversal_pairs(classes: list[str]) -> dict[int, tuple[str, str]]:
+    "The pairs of classes that are each other backwards and both in `classes`, numbered from 1."
     return dict(enumerate([p for p in REVERSAL_PAIRS if set(p) <= set(classes)], 1))
 
 
-def class_groups(classes) -> dict[str, list[int]]:
-    "Numbers of the classes of each group that has any: reversal, temporal, static, and other for the rest."
+def class_groups(classes: list[str]) -> dict[str, list[int]]:
+    "Indices of the classes of each group that has any: reversal, temporal, static, or else other."
     in_pairs = {c for pair in reversal_pairs(classes).values() for c in pair}
     named = dict(reversal=in_pairs, temporal=TEMPORAL, static=STATIC)
     groups = {g: [i for i, c in enumerate(classes) if c in names] for g, names in named.items()}
@@ -40,7 +40,9 @@ def class_groups(classes) -> dict[str, list[int]]:
     return {g: members for g, members in groups.items() if members}
 
 
-def select_group(rows, classes, group="all") -> pd.DataFrame:
+def select_group(
+    rows: pd.DataFrame, classes: list[str], group: str | list[str] = "all"
+) -> pd.DataFrame:
     """The rows (column target) of the classes of a group, of a list of class names, or "all".
     ValueError for a name that is no class."""
     if group == "all":
@@ -54,7 +56,7 @@ def select_group(rows, classes, group="all") -> pd.DataFrame:
     return rows[rows["target"].isin([classes.index(c) for c in group])]
 
 # %% ../../nbs/analysis/evidence.ipynb #ev-08
-def read_metrics(study, results) -> dict[str, dict]:
+def read_metrics(study: Study, results: str | Path) -> dict[str, dict]:
     """metrics.json of each run that was trained, by the name of its folder. FileNotFoundError where
     none was, ValueError where they have different classes."""
     files = {study.folder(*r): run_folder(study, results, *r) / "metrics.json" for r in study.runs}
@@ -72,27 +74,29 @@ def read_metrics(study, results) -> dict[str, dict]:
     return found
 
 # %% ../../nbs/analysis/evidence.ipynb #ev-09
-def compact_scores(predictions, classes) -> pd.DataFrame:
-    "As `score_clips`, in as little memory as it needs."
+def compact_scores(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    "What `score_clips` gives, in the smallest types of columns that hold it."
     kinds = dict(target="int16", pred="int16", certainty="float32", pair_right="float32")
     orders = pd.CategoricalDtype(["ordered", "reversed", "shuffled", "frozen"])
     return score_clips(predictions, classes).astype(kinds | dict(order=orders))
 
 
-def count_empty(rows) -> pd.DataFrame:
-    "Maps of each source of a run, and how many of them are zero everywhere: no measure of them is defined."
+def count_empty(rows: pd.DataFrame) -> pd.DataFrame:
+    """For each source in a run's attention_clips.parquet, how many `maps` it has and how many of
+    them are `empty`: zero everywhere, so that no measure of them is defined."""
     of = rows[rows["method"].str.contains(":", regex=False)].groupby("method", sort=False)
     return of["effective_frames"].agg(maps="size", empty=lambda x: x.isna().sum()).reset_index()
 
 
-def share_over_frozen(rows, source) -> pd.DataFrame:
-    "Of attention.parquet, for a source: id, t and `more`, a frame's share of the map less its share in the map of the frozen clip."
+def share_over_frozen(rows: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Rows of a source in a run's attention.parquet, with columns id, t and `more`: a frame's share
+    of the map (0 to 1) less its share in the map of the frozen clip."""
     more = lambda x: (x["mass"] - x["mass_frozen"]).astype("float32")
     return rows[rows["method"] == source].assign(more=more)[["id", "t", "more"]]
 
 # %% ../../nbs/analysis/evidence.ipynb #ev-12
 class Compared(NamedTuple):
-    "The networks that the report holds against each other."
+    "Names of the experiments that the report compares with each other."
 
     flat: str  # A 2D network
     deep: str  # A 3D network
@@ -100,8 +104,9 @@ class Compared(NamedTuple):
     slow: str  # The one whose accuracy others are to reach
 
 
-def compared_networks(study) -> Compared:
-    "As the hypotheses on order and on learning name them, else the last 2D and the first 3D network."
+def compared_networks(study: Study) -> Compared:
+    """The networks that the hypotheses on order and on learning compare; where there are none, the
+    last 2D and the first 3D network."""
     of = lambda measure: next((h for h in study.hypotheses.values() if h.measure == measure), None)
     order, learning, experiments = of("pair_right"), of("learning"), study.experiments
     all_3d = [e for e, x in experiments.items() if x.is_3d]
@@ -127,10 +132,8 @@ class Evidence:
     study: Study
     results: Path
     simulated: bool  # Whether the runs are made up
-    about: dict  # metrics.json by run
-    scored: (
-        pd.DataFrame
-    )  # A row a clip, order of frames, network and seed, as `score_clips` gives it
+    about: dict[str, dict]  # metrics.json by run
+    scored: pd.DataFrame  # As `score_clips` gives it: a row a clip, order, network and seed
     history: pd.DataFrame  # A row an epoch
     sources: pd.DataFrame  # What `judge_sources` found
     choice: dict  # What `choose_source` chose: source, interpretable, why
@@ -139,121 +142,122 @@ class Evidence:
     emptiness: pd.DataFrame  # As `count_empty` gives it
     taken: pd.DataFrame  # reliance.parquet
     used: pd.DataFrame  # What `reliance_measures` makes of it
-    missing: dict  # Runs that lack a table: predictions, history, frames, maps, reliance
+    missing: dict[str, list]  # Runs that lack a table: predictions, history, frames, maps, reliance
 
     @cached_property
-    def titles(self):
+    def titles(self) -> dict[str, str]:  # By network
         return {k: e.title for k, e in self.study.experiments.items()}
 
     @cached_property
-    def names(self):
-        "Titles for sentences."
+    def names(self) -> dict[str, str]:
+        "Titles for sentences, with what markdown would read as marks escaped."
         return {k: literal(title) for k, title in self.titles.items()}
 
     @cached_property
-    def is_3d(self):
+    def is_3d(self) -> dict[str, bool]:  # By network
         return {k: e.is_3d for k, e in self.study.experiments.items()}
 
     @property
-    def classes(self):
+    def classes(self) -> list[str]:  # In the order of the targets
         return next(iter(self.about.values()))["classes"]
 
     @cached_property
-    def pairs(self):
+    def pairs(self) -> dict[int, tuple[str, str]]:  # As `reversal_pairs` gives them
         return reversal_pairs(self.classes)
 
     @cached_property
-    def groups(self):
+    def groups(self) -> dict[str, list[int]]:  # As `class_groups` gives them
         return class_groups(self.classes)
 
     @cached_property
-    def scenes(self):
+    def scenes(self) -> dict[str, str]:  # Scene by clip id; empty where none are known
         return {} if self.simulated else find_scenes(self.study.data.root)
 
     @cached_property
-    def ordered(self):
+    def ordered(self) -> pd.DataFrame:  # `scored`, of the clips with their frames in order
         return self.scored[self.scored["order"] == "ordered"]
 
     @cached_property
-    def cost(self):
-        "What a network costs, as its runs say it."
+    def cost(self) -> dict[str, dict]:
+        "What each network costs (params, gflops), as its runs recorded it."
         runs = [(e, self.study.folder(e, seed)) for e, seed in self.study.runs]
         return {e: self.about[run]["cost"] for e, run in runs if run in self.about}
 
     @property
-    def source(self):
+    def source(self) -> str:  # As 'layer2:gradcam'
         return self.choice["source"]
 
     @property
-    def stage(self):
+    def stage(self) -> str:  # As 'layer2'
         return self.source.partition(":")[0]
 
     @cached_property
-    def usable(self):
+    def usable(self) -> list[str]:
         "Sources that may be interpreted for every network."
         return interpretable_sources(self.sources)
 
     @property
-    def known_maps(self):
-        "What stands beside the networks' maps: method and name."
+    def known_maps(self) -> dict[str, str]:
+        "Maps that the networks' maps are compared with: name by method."
         return known_maps(self.stage)
 
     @cached_property
-    def cam(self):
+    def cam(self) -> pd.DataFrame:
         "Measures of the maps that the report rests on."
         return self.measured[self.measured["method"] == self.source]
 
     @cached_property
-    def beside(self):
-        "Measures of maps that know nothing, and of the right one."
+    def beside(self) -> pd.DataFrame:
+        "Measures of the `known_maps`, which need no network."
         return self.measured[self.measured["method"].isin(self.known_maps)]
 
     @cached_property
-    def measures(self):
+    def measures(self) -> list[str]:  # Those of `CLIP_MEASURES` that the maps have
         return [m for m in CLIP_MEASURES if m in self.cam and self.cam[m].notna().any()]
 
     @property
-    def n_frames(self):
+    def n_frames(self) -> int:  # Of the clips that maps are of
         return int(self.frames["t"].max()) + 1
 
     @cached_property
-    def compared(self):
+    def compared(self) -> Compared:
         return compared_networks(self.study)
 
     @cached_property
-    def accuracies(self):
-        "For each question that has classes, a row a network: mean, lo, hi, clips, scenes."
+    def accuracies(self) -> dict[str, pd.DataFrame]:
+        "For each of `QUESTIONS` that has classes, a row a network: mean, lo, hi, clips, scenes."
         return {
             question: self.accuracy(select_group(self.ordered, self.classes, group), value)
             for question, (value, group) in QUESTIONS.items()
             if group in ("all", *self.groups)
         }
 
-    def accuracy(self, rows, value="right") -> pd.DataFrame:
+    def accuracy(self, rows: pd.DataFrame, value: str = "right") -> pd.DataFrame:
         "A row a network: mean of a value that is 0 or 1, with Wilson's 95 % interval over scenes."
         return accuracy(mean_over_seeds(rows, value, self.titles), self.scenes)
 
     def accuracies_by_group(self) -> dict[str, pd.DataFrame]:
+        "`accuracy` on the clips of each group of classes."
         return {g: self.accuracy(select_group(self.ordered, self.classes, g)) for g in self.groups}
 
     def accuracies_by_order(self) -> dict[str, pd.DataFrame]:
-        "Of the clips with frames in order, reversed, shuffled and frozen, as far as runs have them."
+        "`accuracy` by order of frames (ordered, reversed, shuffled, frozen) that the runs have."
         by_order = self.scored.groupby("order", observed=True)
         return {order: self.accuracy(rows) for order, rows in by_order}
 
-    def accuracies_without(self) -> dict[tuple, pd.DataFrame]:
-        "For each part that was taken away, and way."
+    def accuracies_without(self) -> dict[tuple[str, str], pd.DataFrame]:
+        "`accuracy` by part that was taken away and the way of it, as reliance.parquet names them."
         by_part = self.taken.groupby(["part", "way"], sort=False)
         return {part_and_way: self.accuracy(rows) for part_and_way, rows in by_part}
 
-    def maps(self, experiment, seed, source=None) -> tuple | None:
-        "Ids and maps [N,t,h,w] that one run kept of a source, by default that of the report."
+    def maps(self, experiment: str, seed: int, source: str | None = None) -> tuple | None:
+        "Ids and maps [N,t,h,w] of a run from a source (default: the report's); None without any."
         source = source or self.source
         run = run_folder(self.study, self.results, experiment, seed)
         return saved_maps(run, source) if grid_of(run, source) else None
 
-    def grids(self, source=None) -> dict[str, tuple]:
-        "Time, height and width of the maps of each network that has any."
+    def grids(self, source: str | None = None) -> dict[str, tuple[int, int, int]]:
+        "Time, height, width of the maps of a source (default: the report's) by network with any."
         found = {}
         for e, seed in self.study.runs:
             run = run_folder(self.study, self.results, e, seed)
@@ -262,7 +266,7 @@ class Evidence:
         return found
 
 # %% ../../nbs/analysis/evidence.ipynb #ev-14
-def known_maps(stage) -> dict[str, str]:
+def known_maps(stage: str) -> dict[str, str]:
     "Maps that need no network, on the grid of a stage: method in attention_clips.parquet, and name."
     return {
         "middle": "Gaussian on the middle",
@@ -271,7 +275,7 @@ def known_maps(stage) -> dict[str, str]:
     }
 
 
-def read_evidence(study, results, simulated=False) -> Evidence:
+def read_evidence(study: Study, results: str | Path, simulated: bool = False) -> Evidence:
     "Read the runs of a study. Raises as `read_metrics`, `read_runs` and `choose_source` do."
     read = lambda file, *how: read_runs(study, results, file, *how)
     about = read_metrics(study, results)

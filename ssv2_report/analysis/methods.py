@@ -17,8 +17,10 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from .evidence import Evidence
 from .tables import CLIP_MEASURES, number, with_noun
-from ..study.experiments import project_root, run_folder
+from ..data.audit import Audit
+from ..study.experiments import Study, project_root, run_folder
 from ..study.runs import read_runs
 
 # %% ../../nbs/analysis/methods.ipynb #me-05
@@ -27,23 +29,24 @@ NAMED = dict(
 )
 
 
-def trained_settings(study, results, experiment) -> dict:
-    "What the runs of an experiment were trained with: its settings, and over them what a run's own file says."
+def trained_settings(study: Study, results: str | Path, experiment: str) -> dict:
+    """The settings of an experiment: those of the study, overridden by what the first run that is
+    there recorded in its config.yaml."""
     files = [run_folder(study, results, experiment, n) / "config.yaml" for n in study.seeds]
     kept = next((yaml.safe_load(f.read_text(encoding="utf-8")) for f in files if f.is_file()), {})
     return study.experiments[experiment].model_dump() | kept
 
 
-def architecture(settings) -> str:
-    "What kind of network is trained by some settings."
+def architecture(settings: dict) -> str:
+    "The kind of network that `trained_settings` describe, in words."
     model, stages = settings["model"], settings["stages"]
     kind = "I3D of " if model.startswith("i3d:") else ""
     cut = f", {stages} of 4 stages" if stages < 4 else ""
     return kind + NAMED.get(model, model.removeprefix("i3d:")) + cut
 
 
-def first_weights(study, results, experiment) -> str:
-    "Where the weights of an experiment start."
+def first_weights(study: Study, results: str | Path, experiment: str) -> str:
+    "Where the weights of an experiment start, and how they are inflated, in words."
     settings = trained_settings(study, results, experiment)
     init, others = settings["init"], study.experiments
     if not init:
@@ -58,8 +61,9 @@ def first_weights(study, results, experiment) -> str:
     return name + (f", inflated into {taps}" if inflated else "")
 
 
-def architecture_table(evidence) -> pd.DataFrame:
-    "A row a network: what it is, its maps and their reach, what it costs, where its weights start."
+def architecture_table(evidence: Evidence) -> pd.DataFrame:
+    """A row a network: architecture, frames, grid of its maps and what a cell of them sees,
+    parameters in millions, GFLOPs, first weights."""
     study, results, cost, grids = evidence.study, evidence.results, evidence.cost, evidence.grids()
     fields, _ = read_runs(study, results, "fields.csv")
     of_stage = fields[fields["stage"] == evidence.stage].groupby("experiment", observed=True)
@@ -85,8 +89,8 @@ OPTIMISERS = dict(
 PRECISIONS = dict(no="", auto="bf16 where the machine has it")
 
 
-def training_row(settings) -> dict:
-    "How a network was trained, in words."
+def training_row(settings: dict) -> dict:
+    "What `trained_settings` say about the training, in words, by column of `training_table`."
     warmup, clip = settings["warmup_epochs"], settings["clip_grad"]
     precision = settings["mixed_precision"]
     more = [f"gradients clipped to {clip:g}"] if clip else []
@@ -103,8 +107,11 @@ def training_row(settings) -> dict:
     }
 
 
-def training_table(study, results) -> tuple:  # The table, and what is alike for all and not in it
-    "A column a network, or where more than six do not fit side by side a row, without what is alike for all."
+def training_table(
+    study: Study, results: str | Path
+) -> tuple[pd.DataFrame, dict]:  # The table, and what is alike for all and not in it
+    """`training_row` of each network: a column a network for at most six; for more a row a network,
+    without the settings that are alike for all."""
     rows = [
         {"network": e.title} | training_row(trained_settings(study, results, name))
         for name, e in study.experiments.items()
@@ -146,7 +153,7 @@ DEFINED = {  # symbol and definition
 NO_LEVEL = dict(pointing="their area", effective_frames="T")  # chance that differs by clip
 
 
-def measure_table(evidence) -> pd.DataFrame:
+def measure_table(evidence: Evidence) -> pd.DataFrame:
     "What is measured in this study: symbol, measure, definition, chance, bound."
     one_of = f"1 of {len(evidence.classes)}"
     levels = {"accuracy": (one_of, "1"), "which of the pair": ("1 of 2", "1")}
@@ -167,8 +174,8 @@ def measure_table(evidence) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../../nbs/analysis/methods.ipynb #me-14
-def first_line(*command) -> str:
-    "The first line that a command prints in the project's folder, or a dash."
+def first_line(*command: str) -> str:
+    "The first line that a command prints in the project's folder; a dash where there is none."
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=project_root(), timeout=20
@@ -185,7 +192,7 @@ def commit_text() -> str:
     return commit + " with uncommitted changes" * changed
 
 
-def run_table(evidence) -> pd.DataFrame:
+def run_table(evidence: Evidence) -> pd.DataFrame:
     "How a run of a study was made: commit, time, packages, machine, and the command."
     study, hours = evidence.study, evidence.history["seconds"].sum() / 3600
     gpus = sorted({a["gpus"] for a in evidence.about.values() if a.get("gpus")})
@@ -206,8 +213,8 @@ def run_table(evidence) -> pd.DataFrame:
     )
 
 
-def excluded_table(audit) -> pd.DataFrame:
-    "Of each split, clips in the labels, usable and excluded."
+def excluded_table(audit: Audit) -> pd.DataFrame:
+    "A row a split: its number of clips in the labels, usable and excluded."
     return pd.DataFrame(
         dict(split=k, records=c["records"], usable=c["usable"], excluded=c["records"] - c["usable"])
         for k, c in audit.counts.items()

@@ -13,7 +13,9 @@ __all__ = ['GROUP_WORDS', 'PLACES_JUDGED', 'HYPOTHESIS_GROUPS', 'FINDINGS', 'MET
 # %% ../../nbs/analysis/sentences.ipynb #se-02
 import pandas as pd
 
-from .estimates import by_part_taken
+from .cases import Cases
+from .estimates import Learning, by_part_taken
+from .evidence import Evidence
 from .stats import bootstrap
 from ssv2_report.analysis.tables import (
     CLIP_MEASURES,
@@ -29,11 +31,18 @@ from ssv2_report.analysis.tables import (
     with_noun,
 )
 from .verdicts import blind_to_order
-from ..data.audit import explain_unseen_classes
+from ..data.audit import Audit, explain_unseen_classes
+from ..study.experiments import Experiment, Hypothesis, Study
 
 # %% ../../nbs/analysis/sentences.ipynb #se-05
-def means_sentence(found, names, factor=100, unit=" %", digits=0) -> str:
-    "The mean of every network in each table of `found`."
+def means_sentence(
+    found: dict[str, pd.DataFrame],  # By title, a table with a row a network and a column mean
+    names: dict[str, str],  # Of the networks
+    factor: float = 100,  # What means are multiplied by
+    unit: str = " %",
+    digits: int = 0,  # After the point
+) -> str:
+    "The mean of every network in each table, in words; NaN is left out."
     values = lambda t: {e: factor * t.loc[e, "mean"] for e in names}
     words = {
         g: "; ".join(f"{names[e]} – {v:.{digits}f}{unit}" for e, v in values(t).items() if v == v)
@@ -42,7 +51,7 @@ def means_sentence(found, names, factor=100, unit=" %", digits=0) -> str:
     return ". ".join(f"{g.capitalize()}: {said}" for g, said in words.items()) + "."
 
 
-def compute_sentence(evidence) -> str:
+def compute_sentence(evidence: Evidence) -> str:
     "Compute and accuracy of every network."
     top1 = evidence.accuracies["all classes"]["mean"]
     said = [
@@ -52,15 +61,15 @@ def compute_sentence(evidence) -> str:
     return "; ".join(said) + "."
 
 
-def curves_sentence(curves, names) -> str:
-    "Where the learning curves end."
+def curves_sentence(curves: pd.DataFrame, names: dict[str, str]) -> str:
+    "The last validation top-1 of each network's learning curve, as `Learning.curves` holds them."
     last = {e: curves[e].dropna().iloc[-1] for e in names if e in curves}
     return (
         "At the end: " + "; ".join(f"{names[e]} – {percent(v, 0)}" for e, v in last.items()) + "."
     )
 
 
-def pairs_sentence(evidence) -> str:
+def pairs_sentence(evidence: Evidence) -> str:
     "How often each network tells which of a pair's classes a clip is; empty without pairs."
     if not evidence.pairs:
         return ""
@@ -69,8 +78,9 @@ def pairs_sentence(evidence) -> str:
     return f"On the diagonal: {said} of all pairs' clips."
 
 
-def class_extremes(gain, evidence) -> str:
-    "The classes with the largest and the smallest gain, or accuracy where one network is there."
+def class_extremes(gain: pd.Series, evidence: Evidence) -> str:
+    """The classes with the largest and the smallest `gain_by_class`, in points (accuracy in percent
+    where one network is there); empty where all are NaN."""
     if gain.isna().all():
         return ""
     flat, deep, *_ = evidence.compared
@@ -82,22 +92,22 @@ def class_extremes(gain, evidence) -> str:
     return f"The largest {what} is on {best}, the smallest on {worst}."
 
 
-def when_sentence(largest, names) -> str:
+def when_sentence(largest: dict[str, int], names: dict[str, str]) -> str:
     "In which frame the maps of each network are largest, as `largest_frames` found it."
     return "; ".join(
         f"{n}: largest in frame {largest[e]}" for e, n in names.items() if e in largest
     )
 
 # %% ../../nbs/analysis/sentences.ipynb #se-08
-def clips_a_class(ordered) -> str:
-    "On how many validation clips of a class its accuracy rests."
+def clips_a_class(ordered: pd.DataFrame) -> str:
+    "How many validation clips a class has, on which its accuracy rests: the fewest and the most."
     n = ordered.groupby("target")["id"].nunique()
     most = with_noun(n.max(), "clip")
     return f"Of each class: {most if n.min() == n.max() else f'{n.min()} to {most}'}."
 
 
-def shown_classes(gain, shown, evidence) -> str:
-    "Which of many classes are shown; empty where all are."
+def shown_classes(gain: pd.Series, shown: pd.Index, evidence: Evidence) -> str:
+    "Which of many classes `extreme_classes` chose by `gain` to be shown; empty where all are."
     if len(shown) == len(gain):
         return ""
     flat, deep, *_ = evidence.compared
@@ -107,8 +117,8 @@ def shown_classes(gain, shown, evidence) -> str:
     return f" Of {len(gain)} classes, the {len(shown)} {which}."
 
 
-def shown_pairs(shown, evidence) -> str:
-    "Which of many pairs are shown; empty where all are."
+def shown_pairs(shown: list[int], evidence: Evidence) -> str:
+    "Which of many pairs are shown, as `widest_pairs` chose them; empty where all are."
     flat, deep, *_ = evidence.compared
     names, of = evidence.names, len(evidence.pairs)
     if len(shown) == of:
@@ -118,8 +128,8 @@ def shown_pairs(shown, evidence) -> str:
     return f"Of {of} pairs, the {len(shown)} with the largest gain from {names[flat]} to {names[deep]}."
 
 
-def alike_sentence(common) -> str:
-    "Settings that are alike for all networks; empty where each stands in the table."
+def alike_sentence(common: dict) -> str:
+    "Settings that are alike for all and that `training_table` leaves out; empty where none are."
     if not common:
         return ""
     return f"Alike for all: {'; '.join(f'{k} {v}' for k, v in common.items())}."
@@ -128,14 +138,14 @@ def alike_sentence(common) -> str:
 GROUP_WORDS = dict(reversal="in time-reversal pairs", temporal="temporal", static="static")
 
 
-def group_sentence(groups) -> str:
-    "How many classes each group has."
+def group_sentence(groups: dict[str, list[int]]) -> str:
+    "How many classes each of the `class_groups` has."
     words = lambda g, n: GROUP_WORDS.get(g, "other" + "s" * (n > 1))
     return listing([f"{len(m)} {words(g, len(m))}" for g, m in groups.items()])
 
 
-def study_words(evidence, seed) -> dict:
-    "About data and networks; `seed`: of the case studies."
+def study_words(evidence: Evidence, seed: int) -> dict:
+    "What the report says about data and networks; `seed`: of the case studies."
     study, titles, top1 = evidence.study, evidence.titles, evidence.accuracies["all classes"]
     several, demo = len(titles) > 1, bool(study.data.demo)
     seeds = with_noun(len(study.seeds), "seed") + " each" * several
@@ -165,7 +175,7 @@ def study_words(evidence, seed) -> dict:
     )
 
 
-def lost_words(evidence) -> dict:
+def lost_words(evidence: Evidence) -> dict:
     "Which runs are missing or have no maps; empty where all are there."
     tables = ("predictions", "history", "frames", "maps")
     lost = sorted({run for k in tables for run in evidence.missing[k]})
@@ -176,12 +186,12 @@ def lost_words(evidence) -> dict:
     return dict(said=f"{gone} ({', '.join(lost)})", names=", ".join(lost))
 
 
-def part_words(study) -> dict:
+def part_words(study: Study) -> dict:
     "What a part of a study leaves out; empty for a whole one."
     return dict(said=literal(str(study.left_out))) if study.left_out else {}
 
 
-def seed_words(evidence) -> dict:
+def seed_words(evidence: Evidence) -> dict:
     "How many seeds there are."
     seeds = evidence.study.seeds
     of_each = " for each network" * (len(evidence.titles) > 1)
@@ -190,8 +200,8 @@ def seed_words(evidence) -> dict:
     )
 
 # %% ../../nbs/analysis/sentences.ipynb #se-13
-def grid_sentence(grids, names) -> str:
-    "Cells of the maps, and of which networks where these differ; 'no' without maps."
+def grid_sentence(grids: dict[str, tuple], names: dict[str, str]) -> str:
+    "Cells of the maps (t x h x w), and of which networks where these differ; 'no' without maps."
     kinds = {}
     for e, grid in grids.items():
         kinds.setdefault(" x ".join(map(str, grid)), []).append(names[e])
@@ -199,7 +209,7 @@ def grid_sentence(grids, names) -> str:
     return "; ".join(said) or "no"
 
 
-def limit_words(evidence, clips, emptied) -> dict:
+def limit_words(evidence: Evidence, clips: dict[str, int], emptied: bool) -> dict:
     "What limits the maps; `clips`: on how many each measure rests, `emptied`: whether some maps are zero."
     with_map, with_place = (clips.get(m, 0) for m in ("effective_frames", "ratio_both"))
     return dict(
@@ -210,8 +220,9 @@ def limit_words(evidence, clips, emptied) -> dict:
     )
 
 
-def audit_words(audit, classes=None) -> dict:
-    "What an audit (or None) excluded, what it found in clips that are used all the same, and which of a study's `classes` cannot be learnt."
+def audit_words(audit: Audit | None, classes: str | list[str] | None = None) -> dict:
+    """What an audit excluded, what it found in clips that are used all the same, and which of a
+    study's `classes` (None: all) cannot be learnt; empty texts without an audit."""
     if audit is None:
         return dict(any=False, summary="", remarks="", unseen="")
     notes = audit.table[~audit.table["reason"].isin(audit.fatal["reason"])]
@@ -224,8 +235,8 @@ def audit_words(audit, classes=None) -> dict:
     )
 
 
-def pair_words(evidence) -> dict:
-    "What a network that ignores order has on the pairs, and what the networks have."
+def pair_words(evidence: Evidence) -> dict:
+    "Accuracy on the pairs: of a network that ignores order (`blind_to_order`), and of those there."
     clips, chance = blind_to_order(evidence)
     told = []
     for e in dict.fromkeys((evidence.compared.deep, evidence.compared.flat)):
@@ -246,8 +257,9 @@ def pair_words(evidence) -> dict:
 PLACES_JUDGED = {m for m in CLIP_MEASURES if m.startswith("ratio_") and m != "ratio_action"}
 
 
-def hypothesis_groups(h, experiments) -> set[str]:
-    "What a hypothesis is about; the discussion explains the outcome of order, place and learning, of hypotheses in the direction that it speaks of."
+def hypothesis_groups(h: Hypothesis, experiments: dict[str, Experiment]) -> set[str]:
+    """The `HYPOTHESIS_GROUPS` that a hypothesis belongs to. The report's discussion explains order,
+    place and learning in one direction, so that only hypotheses in that direction belong there."""
     is_3d = {e: x.is_3d for e, x in experiments.items()}
     deep_over_flat = is_3d[h.of] and not is_3d[h.over]
     alike = is_3d[h.of] == is_3d[h.over]
@@ -281,8 +293,9 @@ HYPOTHESIS_GROUPS = (
 HYPOTHESIS_GROUPS += ("three", "pretraining")
 
 
-def group_words(judged, study) -> dict[str, dict]:
-    "What became of the hypotheses of each group: clauses, and whether any was supported, contradicted or left open."
+def group_words(judged: pd.DataFrame, study: Study) -> dict[str, dict]:
+    """For each of `HYPOTHESIS_GROUPS`, what `judge_hypotheses` found about its hypotheses: clauses,
+    and whether any is supported, contradicted, depends on the source of maps, or all are open."""
     hypotheses = study.hypotheses
     about = {name: hypothesis_groups(h, study.experiments) for name, h in hypotheses.items()}
     words = {}
@@ -309,8 +322,8 @@ FINDINGS = dict(  # section of the report: measures of the hypotheses that it te
 )
 
 
-def finding_words(judged, hypotheses) -> dict[str, str]:
-    "What was found about the hypotheses of each section."
+def finding_words(judged: pd.DataFrame, hypotheses: dict[str, Hypothesis]) -> dict[str, str]:
+    "What `judge_hypotheses` found about the hypotheses of each section of the report (`FINDINGS`)."
     words = {}
     for section, measures in FINDINGS.items():
         names = [name for name, h in hypotheses.items() if h.measure in measures]
@@ -324,8 +337,8 @@ METHOD_NAMES = dict(
 )
 
 
-def method_name(method) -> str:
-    "How a method that makes maps is called."
+def method_name(method: str) -> str:
+    "The printed name of a method that makes maps, as 'Grad-CAM' for 'gradcam'."
     return METHOD_NAMES.get(method, method.replace("gradcam", "Grad-CAM"))
 
 
@@ -338,7 +351,7 @@ def _held(evidence, rows, method=None) -> str:
     return " to ".join(ends)
 
 
-def source_words(evidence) -> dict:
+def source_words(evidence: Evidence) -> dict:
     "The source of maps that the report rests on, how it did, and whether it may be interpreted."
     declared, choice = bool(evidence.study.cam.source), evidence.choice
     stage, _, method = evidence.source.partition(":")
@@ -378,8 +391,11 @@ def _without(reliances, part) -> pd.DataFrame | None:
     return next((reliances[part, w] for w in WAYS_TAKEN if (part, w) in reliances), None)
 
 
-def loss_clause(evidence, reliances, experiment) -> str:
-    "The part without which a network loses most, where its lead over the others has an interval that leaves out zero; of a network that is better than chance."
+def loss_clause(evidence: Evidence, reliances: dict[tuple, pd.DataFrame], experiment: str) -> str:
+    """The part without which a network loses most accuracy, if more than 2 points and its lead over
+    the others has an interval that leaves out zero; or that it is not shown to be better than chance,
+    so that no loss means anything. Empty without measures.
+    `reliances`: as `Evidence.accuracies_without` gives them."""
     if not _without(reliances, "nothing").loc[experiment, "lo"] > 1 / len(evidence.classes):
         return "; that is not shown to be better than chance, so it has nothing to lose"
     parts = {"uses_hand": "the hand", "uses_object": "the object"}
@@ -401,8 +417,9 @@ def loss_clause(evidence, reliances, experiment) -> str:
     return f"; it loses most without {parts[most]}"
 
 
-def reliance_words(evidence, reliances) -> dict:
-    "What the networks use, by the accuracies as parts are taken away (by part and way): one sentence a network, and a brief one."
+def reliance_words(evidence: Evidence, reliances: dict[tuple, pd.DataFrame]) -> dict:
+    """What the networks use, by accuracies as parts are taken away (`Evidence.accuracies_without`):
+    one sentence a network, and a brief one for all."""
 
     def left(e, part):
         found = _without(reliances, part)
@@ -438,7 +455,7 @@ CASE_KINDS = {
 }
 
 
-def case_words(cases) -> dict:
+def case_words(cases: Cases) -> dict:
     "Of which kinds there are case studies, and of which there are none."
     kinds = dict(CASE_KINDS)
     if len(set(cases.evidence.is_3d.values())) < 2:
@@ -451,8 +468,8 @@ def case_words(cases) -> dict:
     )
 
 
-def known_words(known, names) -> dict:
-    "Which of the answers that a world fixes (`known_answers`) were found."
+def known_words(known: pd.DataFrame, names: dict[str, str]) -> dict:
+    "How many of the `known_answers` of a generated world were found, and which were missed."
     missed = [
         f"{names[k.experiment]} on {k.question} reached {percent(k.found)} (wanted {percent(k.low)} to {percent(k.high)})"
         for k in known[~known["holds"].astype(bool)].itertuples()
@@ -461,8 +478,8 @@ def known_words(known, names) -> dict:
     return dict(any=len(known) > 0, held=held, all=len(known), missed="; ".join(missed))
 
 
-def epoch_words(learning, evidence) -> dict:
-    "How long the networks took, as `epochs_to_target` found it."
+def epoch_words(learning: Learning, evidence: Evidence) -> dict:
+    "How many epochs each network took to the target, as `epochs_to_target` found it."
     names, target = evidence.names, learning.target
     words = dict(columns="Epochs trained", sentence="")
     if target > 0:
@@ -479,8 +496,9 @@ def epoch_words(learning, evidence) -> dict:
     return words | dict(pretrained=started)
 
 
-def validation_words(evidence, failed) -> dict:
-    "Whether measures and maps were put to the test; `failed`: the measures that did not pass, None without a second world."
+def validation_words(evidence: Evidence, failed: set[str] | None) -> dict:
+    """Whether measures and maps were validated; `failed`: the measures that did not pass, as
+    `failed_measures` gives them."""
     here = (evidence.results / "tables_validation" / "checks.csv").is_file()
     return dict(
         any=failed is not None,

@@ -7,12 +7,13 @@ __all__ = ['SOURCES', 'SIMULATED', 'OF_BOXES', 'USED', 'scored_maps', 'simulate'
 
 # %% ../../nbs/analysis/simulated.ipynb #simulated-02
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..data.clips import REVERSAL_PAIRS
-from ..study.experiments import run_folder
+from ..study.experiments import Study, run_folder
 from ..study.runs import file_of
 
 # %% ../../nbs/analysis/simulated.ipynb #simulated-04
@@ -22,8 +23,8 @@ SOURCES = {
 }  # what a source's maps hold on hand and object, over their area
 
 # %% ../../nbs/analysis/simulated.ipynb #simulated-04-1
-def scored_maps(rng, right=1.0):
-    "Made-up scores of sources of maps as a run of Grad-CAM writes them; `right` 0 makes maps that know nothing."
+def scored_maps(rng: np.random.Generator, right: float = 1.0) -> pd.DataFrame:
+    "Made-up scores of sources of maps as a run of Grad-CAM writes them (sources.parquet); `right` 0 makes maps that know nothing."
     known = {"noise": 0.2, "even": 0.2, "middle": 0.3}
     levels = {("", k): (v * 4, v) for k, v in known.items()}
     for source, ratio in SOURCES.items():
@@ -116,18 +117,18 @@ def _checks(folder):
 
 # %% ../../nbs/analysis/simulated.ipynb #simulated-05-3
 def simulate(
-    study,
-    results,  # Folder of the results
-    deep=3.0,  # By how much more 3D networks tell the order than 2D ones
-    clips=120,
-    without=(),  # Folders of runs that are missing
-    boxes=True,  # Whether the dataset has any
-    right=1.0,  # 0 makes maps that know nothing
-    grids=(),  # Steps of time of an experiment's maps, where not two: (name, steps)
-    empty=(),  # Share of an experiment's maps that is zero: (name, share)
-    classes=SIMULATED,
-):  # The folder of the results
-    "Made-up runs of a study, file by file as its steps leave them."
+    study: Study,
+    results: str | Path,  # Folder of the results
+    deep: float = 3.0,  # Logits by which 3D networks tell the order better than 2D ones
+    clips: int = 120,
+    without: tuple = (),  # Folders of runs that are missing
+    boxes: bool = True,  # Whether the dataset has any
+    right: float = 1.0,  # 0 makes maps that know nothing
+    grids: dict | tuple = (),  # Steps of time of an experiment's maps, where not two: (name, steps)
+    empty: dict | tuple = (),  # Share of an experiment's maps that is zero: (name, share)
+    classes: list[str] = SIMULATED,
+) -> str | Path:  # The folder of the results
+    "Write made-up runs of a study, file by file as its steps leave them."
     ids, targets = [str(i) for i in range(clips)], np.arange(clips) % len(classes)
     for k, (name, seed) in enumerate(study.runs):
         if study.folder(name, seed) in without:

@@ -22,8 +22,11 @@ from statsmodels.stats.proportion import proportion_confint
 from ..study.experiments import FRAMES, MEASURES
 
 # %% ../../nbs/analysis/stats.ipynb #s005
-def by_scene(values, scenes=()) -> tuple[np.ndarray, np.ndarray]:
-    "Sums and numbers of clips [scenes, columns] of a table with one row a clip (index: id); a clip without a scene is one of its own. NaN is left out."
+def by_scene(
+    values: pd.DataFrame | pd.Series,  # [clips, columns], index: id; NaN is left out
+    scenes: dict | tuple = (),  # Scene by clip id; a clip that has none is a scene of its own
+) -> tuple[np.ndarray, np.ndarray]:  # [scenes, columns] each
+    "Sums of the values of each scene's clips, and how many clips have a value."
     values = pd.DataFrame(values).astype(float)
     groups = values.groupby(
         [scenes.get(i, i) for i in values.index] if scenes else values.index, sort=False
@@ -35,26 +38,28 @@ DRAWS = 5000  # subsets, resamples or patterns of signs
 EVERYTHING = (-np.inf, np.inf)
 
 
-def range_of(measure: str, frames=np.inf) -> tuple:  # lowest, highest
+def range_of(measure: str, frames: float = np.inf) -> tuple:  # lowest, highest
     "Smallest and largest possible value of a measure of clips of so many frames; everything for one that is not in `MEASURES`."
     *_, lowest, highest = MEASURES.get(measure, EVERYTHING)
     return lowest, frames if highest == FRAMES else highest
 
 
-def difference_range(a, b) -> tuple:  # lowest, highest
+def difference_range(a: tuple, b: tuple) -> tuple:  # lowest, highest
     "Smallest and largest possible difference of two values, from the range of each."
     return a[0] - b[1], a[1] - b[0]
 
 
-def bounded(found: dict, possible) -> dict:
-    "What was `found` (mean, lo, hi, arch_lo, arch_hi), no end of an interval beyond the `possible` range or short of the mean."
+def bounded(found: dict, possible: tuple) -> dict:
+    """`found`, with the ends of its intervals (lo, hi, arch_lo, arch_hi; numbers or arrays) clipped to `possible` (lowest, highest), and that range
+    widened to the mean where it lies outside."""
     lowest, highest = np.fmin(possible[0], found["mean"]), np.fmax(possible[1], found["mean"])
     ends = [k for k in ("lo", "hi", "arch_lo", "arch_hi") if k in found]
     return found | {k: np.clip(found[k], lowest, highest) for k in ends}
 
 # %% ../../nbs/analysis/stats.ipynb #s008
-def accuracy(right, scenes=()) -> pd.DataFrame:
-    "Share of clips for each column of `right` [clips, columns], with Wilson's 95 % interval for that many scenes."
+def accuracy(right: pd.DataFrame | pd.Series, scenes: dict | tuple = ()) -> pd.DataFrame:
+    """Shares of clips: a row for each column of `right` [clips, columns] (0 or 1; index: id), with mean, lo and hi (Wilson's 95 % interval for as many
+    observations as there are scenes), clips, scenes. Arguments as for `by_scene`."""
     sums, counts = by_scene(right, scenes)
     n, clips = (counts > 0).sum(0), counts.sum(0)
     mean = sums.sum(0) / np.where(clips, clips, np.nan)
@@ -77,13 +82,11 @@ def _moments(
 
 # %% ../../nbs/analysis/stats.ipynb #s010-1
 def skewed_t(
-    sums,  # [scenes]
-    counts,  # [scenes]
+    sums: np.ndarray,  # [scenes], sum of the values of a scene's clips
+    counts: np.ndarray,  # [scenes], how many clips that is
     at: float = 0.0,  # The mean that is tried
-) -> (
-    float
-):  # to be judged by t with `len(sums) - 1` degrees of freedom; NaN if the scenes do not vary
-    "Hall's t statistic: Student's without the part that is owed to skewness."
+) -> float:  # For t with `len(sums) - 1` degrees of freedom; NaN if the scenes do not vary
+    "Student's t statistic, transformed to take out its skewness (Hall 1992)."
     n, mean, sd, skew = _moments(sums, counts)
     if not sd:
         return np.nan
@@ -92,10 +95,10 @@ def skewed_t(
 
 # %% ../../nbs/analysis/stats.ipynb #s010-2
 def skewed_interval(
-    sums,  # [scenes]
-    counts,  # [scenes]
+    sums: np.ndarray,  # As `skewed_t` takes them
+    counts: np.ndarray,
 ) -> tuple:  # lo, hi; NaN for fewer than two scenes
-    "The 95 % interval of all means that `skewed_t` does not refuse."
+    "The 95 % interval of a mean over clips: all means that a two-sided test by `skewed_t` does not reject."
     n, mean, sd, skew = _moments(sums, counts)
     if n < 2:
         return np.nan, np.nan
@@ -105,8 +108,8 @@ def skewed_interval(
     return tuple(mean - sd * u)
 
 # %% ../../nbs/analysis/stats.ipynb #s011
-def resample(sums, counts, n=DRAWS, seed=0) -> np.ndarray:
-    "Means [n, columns] over scenes drawn with replacement, the same draws for every column."
+def resample(sums: np.ndarray, counts: np.ndarray, n: int = DRAWS, seed: int = 0) -> np.ndarray:
+    "Means [n, columns] over scenes drawn with replacement from what `by_scene` gives, the same draws for every column; NaN where a draw holds no clip."
     rng, m, out = np.random.default_rng(seed), len(sums), []
     for start in range(0, n, 250):
         times = np.stack(
@@ -117,7 +120,12 @@ def resample(sums, counts, n=DRAWS, seed=0) -> np.ndarray:
     return np.concatenate(out)
 
 # %% ../../nbs/analysis/stats.ipynb #s011-1
-def bootstrap(values, scenes=(), possible=EVERYTHING, **kw) -> pd.DataFrame:
+def bootstrap(
+    values: pd.DataFrame | pd.Series,  # This and `scenes` as for `by_scene`
+    scenes: dict | tuple = (),
+    possible: tuple = EVERYTHING,
+    **kw: int,  # As `resample` takes them: n, seed
+) -> pd.DataFrame:  # A row a column: mean, lo, hi, clips, scenes
     """Mean over clips for each column of `values` [clips, columns], with a 95 % interval; scenes are resampled whole. At each end the wider of the
     percentile bootstrap and Hall's t is taken, since the bootstrap alone is too narrow for few scenes (of fewer than 12 very skewed ones, the wider covers 93 %).
     No interval leaves the `possible` range of the values (lowest, highest). One scene has no interval."""
@@ -141,7 +149,7 @@ def bootstrap(values, scenes=(), possible=EVERYTHING, **kw) -> pd.DataFrame:
     )
 
 # %% ../../nbs/analysis/stats.ipynb #s014
-def chance_interval(clips, p=0.5) -> tuple[float, float]:
+def chance_interval(clips: int, p: float = 0.5) -> tuple[float, float]:
     "Central 95 % of the share of successes among so many clips when each succeeds with probability `p`."
     return tuple(binom.ppf((0.025, 0.975), clips, p) / clips)
 
@@ -174,8 +182,8 @@ def _lattice_p(k) -> float:
 
 # %% ../../nbs/analysis/stats.ipynb #s016-1
 def subset_means(
-    sums,  # [scenes]
-    counts,  # [scenes]
+    sums: np.ndarray,  # [scenes], sum of the values of a scene's clips
+    counts: np.ndarray,  # [scenes], how many clips that is
     n: int = DRAWS,  # Subsets drawn; of 12 scenes or fewer all are taken
     seed: int = 0,
 ) -> np.ndarray:  # [n], NaN where a subset is empty
@@ -195,11 +203,12 @@ def subset_means(
 
 # %% ../../nbs/analysis/stats.ipynb #s018
 def zero_p(
-    sums,  # [scenes], sum of the paired differences of a scene's clips
+    sums: np.ndarray,  # [scenes], sum of the paired differences of a scene's clips
     n: int = DRAWS,  # Patterns of signs drawn where they cannot all be counted
     seed: int = 0,
 ) -> float:  # two-sided; 1 if nothing differs
-    "p of a mean difference of zero: of the signs, and of Hall's t where the differences are not all of one size."
+    """p of a mean difference of zero: that of a permutation test that flips scenes' signs; where the differences are not all of one size, the larger of that and
+    the p of `skewed_t`, both over the scenes that differ."""
     x = np.asarray(sums, float)
     x = x[np.abs(x) > 1e-9]
     if not len(x):
@@ -279,9 +288,9 @@ ESTIMATED = ("lo", "hi", "p", "p_within", "p_beyond")  # of a mean; arch_*: of a
 
 def two_parts(
     distance: float,  # Of the mean from the value that is tried
-    parts,  # For each part of the variance: standard error of the mean and degrees of freedom
-) -> float:  # two-sided
-    "p at which Banerjee's interval reaches so far."
+    parts: tuple,  # For each part of the variance: standard error of the mean, degrees of freedom
+) -> float:  # Two-sided, from 1e-12; 0 where no part varies and there is a distance
+    "p of a mean whose variance is a sum of parts: the level at which Banerjee's (1960) interval reaches the value that is tried."
     parts = [(se, dof) for se, dof in parts if se > 0]
     if not parts or not distance > 0:
         return 0.0 if distance > 0 else 1.0
@@ -336,9 +345,9 @@ def _complete(found, by_seed, scenes, margin, dof):
 def contrast(
     d: pd.DataFrame,  # [clips, seeds], paired differences; index: id; NaN where a seed lacks a clip
     share: bool = False,  # Whether the differences are of measures that are 0 or 1 for a clip
-    scenes=(),  # Scene of each clip by its id
+    scenes: dict | tuple = (),  # Scene of each clip by its id
     margin: float | None = None,  # Difference that the p values `p_within` and `p_beyond` are about
-    possible=EVERYTHING,  # Smallest and largest possible difference, which no interval passes
+    possible: tuple = EVERYTHING,  # Smallest and largest possible difference, which no interval passes
     n: int = DRAWS,  # Subsets drawn
     seed: int = 0,
 ) -> dict:  # mean, lo, hi, p, p_within, p_beyond, the five again as arch_*, d, d_lo, d_hi, by_seed, seeds, clips, scenes
@@ -354,9 +363,17 @@ def contrast(
     return found | dict(d=effect, d_lo=effect - half, d_hi=effect + half)
 
 # %% ../../nbs/analysis/stats.ipynb #s029-3
-def compare(table, value, a, b, scenes=(), margin=None, possible=None, **kw) -> dict:
-    """As `contrast`, of `value` in a table experiment, seed, id: experiment `a` minus `b`, over clips and seeds that both have; with the two means, a and b.
-    `possible` is by default what the range of the measure `value` allows."""
+def compare(
+    table: pd.DataFrame,  # A row a clip, experiment and seed: id, experiment, seed and `value`
+    value: str,  # A measure; 0 or 1 for a clip if in `SHARES_OF_CLIPS`
+    a: str,  # An experiment
+    b: str,  # The one that is taken from it
+    scenes: dict | tuple = (),  # This and the others as for `contrast`
+    margin: float | None = None,
+    possible: tuple | None = None,  # None: what the range of `value` allows
+    **kw: int,  # n, seed
+) -> dict:  # As of `contrast`, with the two means, a and b
+    "Mean difference of two experiments over the clips and seeds that both have; `NOT_COMPARED` where they have none."
     t = table[table["experiment"].isin((a, b))]
     both = (
         t.assign(**{value: t[value].astype(float)})
@@ -371,8 +388,11 @@ def compare(table, value, a, b, scenes=(), margin=None, possible=None, **kw) -> 
     return contrast(d, share, scenes, margin, possible, **kw) | means
 
 # %% ../../nbs/analysis/stats.ipynb #s033
-def compare_learning(history, a, b, scenes: int, margin=None) -> dict:
-    "As `compare`, for the mean validation top-1 over the epochs that both experiments have; `scenes` is the number of validation scenes."
+def compare_learning(
+    history: pd.DataFrame, a: str, b: str, scenes: int, margin: float | None = None
+) -> dict:
+    """As `compare`, for the mean validation top-1 over the epochs that both experiments have. `history`: a row an epoch, with experiment, seed, epoch and
+    val_top1 (0 to 1); `scenes`: how many scenes it is measured on."""
     t = (
         history[history["experiment"].isin((a, b))]
         .pivot_table(
@@ -428,8 +448,8 @@ def judge(
     at_least: dict = {},  # Smallest differences of interest
     level: float = 0.05,
 ) -> pd.DataFrame:
-    """A row a hypothesis: what was found, p_holm, p_at_most (whether p_holm would be smaller with more draws), verdict (a key of VERDICTS) and scope
-    ('architectures', 'these networks', or with a single seed 'one run'; else '')."""
+    """A row a hypothesis: what was found, p_holm (Holm's correction over all hypotheses), p_at_most (whether p_holm would be smaller with more draws),
+    verdict (a key of VERDICTS) and scope ('architectures', 'these networks', or with a single seed 'one run'; else '')."""
     table = pd.DataFrame(found.values(), index=list(found)).assign(
         p_holm=np.nan, p_at_most=False, verdict="undecided", scope=""
     )
@@ -461,8 +481,8 @@ def judge(
     return table
 
 # %% ../../nbs/analysis/stats.ipynb #s035-3
-def interval_of(row):
-    "`row` of `judge` with the interval that its verdict rests on as lo and hi."
+def interval_of(row: pd.Series | dict) -> pd.Series | dict:
+    "A row of `judge`, its lo and hi those of the interval that the verdict rests on."
     if row["scope"] != "architectures":
         return row
     return {**row, "lo": row["arch_lo"], "hi": row["arch_hi"]}

@@ -29,11 +29,15 @@ from ssv2_report.analysis.stats import (
     interval_of,
 )
 from ..data.basics import did_you_mean
-from ..study.experiments import CLIP_MEASURES
+from ..study.experiments import CLIP_MEASURES, Hypothesis
 
 # %% ../../nbs/05_analysis.ipynb #c011
-def mean_over_seeds(table, value, experiments=None) -> pd.DataFrame:
-    "Mean of `value` over seeds: a row a clip, a column an experiment, of those that are there or of `experiments`."
+def mean_over_seeds(
+    table: pd.DataFrame,  # A row a clip, experiment and seed: id, experiment and `value`
+    value: str,
+    experiments: dict | list | None = None,  # Columns to give; None: those that are there
+) -> pd.DataFrame:  # A row a clip (index: id), a column an experiment; NaN where one has no value
+    "Mean of `value` over seeds."
     mean = table.assign(**{value: table[value].astype(float)}).pivot_table(
         index="id", columns="experiment", values=value, observed=True
     )
@@ -48,7 +52,12 @@ CASE_RULES = {
 }
 
 # %% ../../nbs/05_analysis.ipynb #c021-1
-def choose_cases(scored, is_3d, n=6, scenes=()) -> pd.DataFrame:
+def choose_cases(
+    scored: pd.DataFrame,  # A row a clip and experiment, as `score_clips` gives them
+    is_3d: dict[str, bool],  # By experiment
+    n: int = 6,
+    scenes: dict | tuple = (),
+) -> pd.DataFrame:
     """Clips for case studies, at most `n`: columns id, kind. Kinds take turns in the order of CASE_RULES; within a kind, clips of reversal pairs
     come first, then the most certain ones (for 'least certain' the least), then the smaller id; a class appears once a kind, and a scene
     (`scenes`: scene by clip id) once in all."""
@@ -109,7 +118,7 @@ STYLE = {
 }
 
 # %% ../../nbs/05_analysis.ipynb #c023-1
-def look(experiments) -> dict:
+def look(experiments: dict | list) -> dict[str, dict]:
     "Colour and marker of each experiment."
     return {
         e: dict(color=OKABE_ITO[i % 8], marker=MARKERS[(i + i // 8) % 8])
@@ -117,14 +126,14 @@ def look(experiments) -> dict:
     }
 
 
-def side_by_side(experiments, width) -> dict:
-    "How far each experiment's mark stands from the middle of a block of that width."
+def side_by_side(experiments: dict | list, width: float) -> dict[str, float]:
+    "How far each experiment's mark stands from the middle of a block of that width, in its unit."
     n = len(experiments)
     return {e: (i - (n - 1) / 2) * width / n for i, e in enumerate(experiments)}
 
 
-def legend(fig, ax):
-    "The legend of `ax` above the figure, in as many columns as fit."
+def legend(fig: plt.Figure, ax: plt.Axes):
+    "Put the legend of `ax` above the figure, in as many columns as fit."
     handles, labels = ax.get_legend_handles_labels()
     letters = max(map(len, labels), default=0) + 5
     columns = fig.get_figwidth() / (0.6 * letters * plt.rcParams["font.size"] / 72)
@@ -132,9 +141,14 @@ def legend(fig, ax):
     fig.legend(handles, labels, loc="outside upper center", **layout)
 
 # %% ../../nbs/05_analysis.ipynb #c023-2
-def dots(table, groups, titles, ax, chance=None):
-    """Estimates with intervals: `table` has columns experiment, group, mean, lo, hi; one block of
-    rows a group, one mark an experiment."""
+def dots(
+    table: pd.DataFrame,  # experiment, group, mean, lo, hi
+    groups: list[str],  # From above to below
+    titles: dict[str, str],  # By experiment
+    ax: plt.Axes,
+    chance: float | None = None,  # Where to draw a line across
+):
+    "Draw estimates with intervals: a block of rows for each group, a mark for each experiment."
     for e, style in look(titles).items():
         t = table[table["experiment"] == e].set_index("group").reindex(groups)
         y = np.arange(len(groups)) + side_by_side(titles, 0.7)[e]
@@ -149,8 +163,8 @@ def dots(table, groups, titles, ax, chance=None):
     ax.grid(axis="x", alpha=0.25)
 
 # %% ../../nbs/05_analysis.ipynb #c023s
-def check_font(font):
-    "ValueError where matplotlib has no such family of type."
+def check_font(font: str):
+    "Raise ValueError where matplotlib has no such family of type."
     known = {f.name for f in font_manager.fontManager.ttflist} | {*font_manager.font_family_aliases}
     if font not in known:
         hint = did_you_mean(font, sorted(known), "take serif, sans-serif or monospace.")
@@ -172,8 +186,9 @@ def set_style(
     return width or PAGE, width or COLUMN
 
 # %% ../../nbs/05_analysis.ipynb #c024
-def curves(history, titles, ax):
-    "Validation top-1 (percent) by epoch: a thin line a seed, a marked one for their mean."
+def curves(history: pd.DataFrame, titles: dict[str, str], ax: plt.Axes):
+    """Draw validation top-1 (percent) by epoch: a thin line a seed, a marked one for their mean.
+    `history` has experiment, seed, epoch and val_top1 (0 to 1); `titles` are by experiment."""
     for i, (e, style) in enumerate(look(titles).items()):
         h = history[history["experiment"] == e]
         for _, one in h.groupby("seed"):
@@ -188,9 +203,9 @@ def curves(history, titles, ax):
     ax.set(xlabel="epoch", ylabel="validation top-1 (%)", ylim=(0, 102))
 
 # %% ../../nbs/05_analysis.ipynb #c024w
-def by_frame(found, titles, ax):
-    """Estimates with intervals over frames, 1 to T, the networks side by side; `found`: a table
-    mean, lo, hi a frame."""
+def by_frame(found: list[pd.DataFrame], titles: dict[str, str], ax: plt.Axes):
+    """Draw estimates with intervals over frames, 1 to T, the networks side by side; `found`: for
+    each frame a table mean, lo, hi (index: experiment)."""
     for e, style in look(titles).items():
         rows = pd.DataFrame([t.loc[e, ["mean", "lo", "hi"]].astype(float) for t in found])
         if rows["mean"].isna().all():
@@ -203,7 +218,13 @@ def by_frame(found, titles, ax):
     ax.grid(axis="y", alpha=0.25)
 
 # %% ../../nbs/05_analysis.ipynb #c024p
-def pair_matrices(scored, pairs, classes, titles, width=PAGE):
+def pair_matrices(
+    scored: pd.DataFrame,  # A row a clip, as `score_clips` gives them, and experiment
+    pairs: dict[int, tuple],  # Two classes by the pair's number
+    classes: list[str],  # In the order of the targets
+    titles: dict[str, str],  # By experiment
+    width: float = PAGE,
+) -> plt.Figure:
     """A figure, `width` inches wide, of 2 x 2 matrices, a row an experiment and a column a pair: how
     often clips of each class (rows) are taken for each of the two."""
     size = dict(figsize=(width, 0.75 * len(titles) + 0.45), layout="constrained")
@@ -243,9 +264,15 @@ ANCHORS = [  # published top-1 on SSv2's validation clips: network, percent, sou
 ]
 
 # %% ../../nbs/05_analysis.ipynb #c025-1
-def against_compute(accuracies, gflops, titles, ax, anchors=()):
-    """Top-1 (percent) with intervals over GFLOPs a clip, networks of one cost side by side; `anchors`
-    (name, percent, source) are lines across, their compute not being published with them."""
+def against_compute(
+    accuracies: pd.DataFrame,  # mean, lo, hi (0 to 1); index: experiment
+    gflops: dict[str, float],  # Of a clip, by experiment; a network without is not drawn
+    titles: dict[str, str],  # By experiment
+    ax: plt.Axes,
+    anchors: list | tuple = (),  # (name, percent, source)
+):
+    """Draw top-1 (percent) with intervals over GFLOPs a clip, networks of one cost side by side;
+    `anchors` are lines across, their compute not being published with them."""
     alike = {}  # cost -> networks of it
     for e in titles:
         if e in gflops and e in accuracies.index:
@@ -270,7 +297,7 @@ def against_compute(accuracies, gflops, titles, ax, anchors=()):
     ax.margins(x=0.15)
 
 # %% ../../nbs/05_analysis.ipynb #c027
-def save_figure(fig, folder, name, simulated=False):
+def save_figure(fig: plt.Figure, folder: str | Path, name: str, simulated: bool = False):
     "Save a figure as PNG (300 dpi), SVG and PDF with its fonts in it, stamped where its numbers are simulated."
     if simulated:
         look = dict(ha="center", va="center", rotation=20, fontsize=22, color="0.5", alpha=0.5)
@@ -280,13 +307,13 @@ def save_figure(fig, folder, name, simulated=False):
         fig.savefig(Path(folder) / f"{name}.{kind}", metadata={none: None} if none else None)
 
 
-def texts_of(table):
+def texts_of(table: pd.DataFrame) -> pd.DataFrame:
     "The cells of a table as text, a dash where there is none."
     return table.astype(object).map(lambda x: "–" if pd.isna(x) else str(x))
 
 # %% ../../nbs/05_analysis.ipynb #c027-1
-def save_table(table, folder, name):
-    "Save a table as CSV, Markdown and LaTeX; `caption_latex` gives the last its caption."
+def save_table(table: pd.DataFrame, folder: str | Path, name: str):
+    "Save a table as CSV, Markdown and LaTeX (.csv, .md, .tex); `caption_latex` gives the last its caption."
     Path(folder).mkdir(parents=True, exist_ok=True)
     table.to_csv(Path(folder) / f"{name}.csv", index=False)
     markdown = texts_of(table).map(literal).rename(columns=literal)
@@ -295,35 +322,40 @@ def save_table(table, folder, name):
     (Path(folder) / f"{name}.tex").write_text(latex_table(table, name), encoding="ascii")
 
 
-def listing(words) -> str:
+def listing(words: list[str]) -> str:
     "Words as a list in a sentence: 'a, b and c'."
     *first, last = words or [""]
     return ", ".join(first) + " and " * bool(first) + last
 
 
-def with_noun(n, noun, plural=None) -> str:
+def with_noun(n: int, noun: str, plural: str | None = None) -> str:
     "A number and its noun: '1 clip', '1,200 clips'."
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
-def number(x, digits=2, sign="") -> str:
-    "A number as text, with a true minus; a dash where there is none."
+def number(x: float, digits: int = 2, sign: str = "") -> str:
+    "A number as text, with a true minus, and a plus if `sign` is '+'; a dash where there is none."
     return f"{x:{sign}.{digits}f}".replace("-", "\u2212") if np.isfinite(x) else "–"
 
 
-def percent(x, digits=1) -> str:
-    "A share as text, in percent."
+def percent(x: float, digits: int = 1) -> str:
+    "A share (0 to 1) as text, in percent; a dash where there is none."
     return f"{number(100 * x, digits)}\u00a0%" if np.isfinite(x) else "–"
 
 # %% ../../nbs/05_analysis.ipynb #c027-2
-def with_interval(e, factor=1, digits=2, sign="") -> str:
-    """An estimate and its interval as text that does not break over lines; times `factor`. A dash
-    where too few scenes give no interval."""
+def with_interval(
+    e: pd.Series | dict,  # mean, lo, hi
+    factor: float = 1,  # That they are multiplied by
+    digits: int = 2,  # This and `sign` as for `number`
+    sign: str = "",
+) -> str:
+    """An estimate and its interval as text that does not break over lines: 'mean [lo, hi]'. An end
+    that is NaN is a dash, and an estimate that is NaN a dash alone."""
     mean, lo, hi = (number(factor * e[k], digits, sign) for k in ("mean", "lo", "hi"))
     return "–" if mean == "–" else f"{mean}\u00a0[{lo},\u00a0{hi}]"
 
 
-def p_text(p, at_most=False) -> str:
+def p_text(p: float, at_most: bool = False) -> str:
     """A p value as text: below a thousandth only that, with `at_most` the bound that it is, rounded
     up; a dash where there is none."""
     if pd.isna(p):
@@ -333,7 +365,7 @@ def p_text(p, at_most=False) -> str:
     return f"≤\u00a0{np.ceil(1000 * p) / 1000:.3f}" if at_most else f"{p:.3f}"
 
 
-def note_sample_size(text, clips, most) -> str:
+def note_sample_size(text: str, clips: float, most: float) -> str:
     """`text`, with the number of clips it rests on where its neighbours rest on `most` and it on
     fewer."""
     if text == "–" or not clips < most:
@@ -341,7 +373,7 @@ def note_sample_size(text, clips, most) -> str:
     return f"{text}\u00a0(n\u00a0=\u00a0{clips:.0f})"
 
 # %% ../../nbs/05_analysis.ipynb #c027-3
-def plain_table(table):
+def plain_table(table: pd.DataFrame) -> object:  # A Styler of pandas
     "A table for the page: without its index, every text as it is, whatever signs of HTML there are in it, and lines that may break before an interval."
     narrow = table.map(lambda x: _breakable(x) if isinstance(x, str) else x)
     return (
@@ -351,13 +383,13 @@ def plain_table(table):
     )
 
 
-def show_table(table, folder, name):
-    "Save a table, and give what a page shows of it: None for one without rows."
+def show_table(table: pd.DataFrame, folder: str | Path, name: str) -> object | None:
+    "Save a table by `save_table`, and give it as `plain_table` does; None for one without rows."
     save_table(table, folder, name)
     return plain_table(table) if len(table) else None
 
 
-def literal(text) -> str:
+def literal(text: object) -> str:
     """A line of Markdown that shows `text` as it is; names of classes, networks and studies are free text.
     What nobody sees and would change the text around it is left out: signs of control and of direction."""
     seen = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", str(text))
@@ -396,7 +428,7 @@ ACCENTS |= {
 }
 
 # %% ../../nbs/05_analysis.ipynb #c02b-2
-def latex(text) -> str:
+def latex(text: object) -> str:
     "`text` as it is, in LaTeX and ASCII; a letter that LaTeX's own fonts do not have becomes a question mark."
     out = []
     for c in re.sub(r"[ \t\r\n]+", " ", str(text)):
@@ -418,7 +450,7 @@ def _breakable(text):
     return str(text).replace("\u00a0[", " [").replace("\u00a0(n", " (n")
 
 # %% ../../nbs/05_analysis.ipynb #c02b-3
-def latex_table(table, name) -> str:
+def latex_table(table: pd.DataFrame, name: str) -> str:
     """A table for LaTeX (packages booktabs, array and graphicx): over one column of a page where it is narrow, else over both, and never
     wider than that."""
     if table.empty:
@@ -463,7 +495,7 @@ def latex_table(table, name) -> str:
     )
 
 # %% ../../nbs/05_analysis.ipynb #c02b-4
-def caption_text(caption) -> str:
+def caption_text(caption: str) -> str:
     "A caption, a line of Markdown, in LaTeX: links keep their words, references to cells their names."
     meant = re.sub(r"\\([!-/:-@\[-`{-~])", lambda m: chr(0xE000 + ord(m[1])), caption)  # as it is
     text = re.sub(r"\[([^\]]+)\]\([^)]*\)(\{[^}]*\})?", r"\1", meant)
@@ -479,15 +511,16 @@ def caption_text(caption) -> str:
     )
 
 
-def caption_latex(file, caption):
+def caption_latex(file: str | Path, caption: str):
     "Give a .tex of `save_table` its caption, a line of Markdown."
     whole = Path(file).read_text(encoding="ascii")
     captioned = whole.replace(r"\caption{}", rf"\caption{{{caption_text(caption)}}}", 1)
     Path(file).write_text(captioned, encoding="ascii")
 
 # %% ../../nbs/05_analysis.ipynb #c02b-5
-def figure_latex(folder, name, width, caption):
-    "Write the .tex of a figure's PDF in `folder`, `width` inches wide: over one column of a page where it fits, else over both."
+def figure_latex(folder: str | Path, name: str, width: float, caption: str):
+    """Write fig-NAME.tex beside a figure's fig-NAME.pdf in `folder`, `width` inches wide: over one column of a page where it fits, else over both.
+    The caption is a line of Markdown."""
     star = "*" if width > COLUMN + 0.01 else ""
     lines = [
         rf"\begin{{figure{star}}}",
@@ -499,7 +532,7 @@ def figure_latex(folder, name, width, caption):
     (Path(folder) / f"fig-{name}.tex").write_text("\n".join(lines) + "\n", encoding="ascii")
 
 # %% ../../nbs/05_analysis.ipynb #c02b-6
-def document_latex(names) -> str:
+def document_latex(names: list[str]) -> str:
     "A document of two columns, 3.25 inches each in 6.875, that holds each of `names`, .tex files beside it."
     return "\n".join(
         [
@@ -517,21 +550,21 @@ def document_latex(names) -> str:
 SHARES = (*SHARES_OF_CLIPS, "learning")  # told in percent, their differences in points
 
 
-def cell(text, label) -> str:
-    "`text` as a link to the cell of this notebook with that label."
+def cell(text: str, label: str) -> str:
+    "`text` as a link, in Markdown, to the cell of analysis_run with that label."
     return f"[{text}](analysis_run.ipynb#{label}){{.number}}"
 
 
-def difference(row, measure, brief=False) -> str:
-    "Of a judged comparison: both means (unless `brief`), the difference and the interval that its verdict rests on."
+def difference(row: pd.Series, measure: str, brief: bool = False) -> str:
+    "Of a judged comparison, a row of `judge`, as text: both means (unless `brief`), the difference and the interval that its verdict rests on."
     share = measure in SHARES
     a, b = (percent(row[k]) if share else number(row[k]) for k in "ab")
     said = with_interval(interval_of(row), *((100, 1) if share else (1, 2)), "+")
     return f"{a} against {b}, " * (not brief) + said + "\u00a0points" * share
 
 # %% ../../nbs/05_analysis.ipynb #c029-1
-def finding(row, hypothesis) -> str:
-    "One clause about a judged hypothesis, for the prose: what it says, and by which numbers, or why it cannot be judged."
+def finding(row: pd.Series, hypothesis: "Hypothesis") -> str:
+    "One clause about a judged hypothesis (its row of `judge`), for the prose: what it says, and by which numbers, or why it cannot be judged."
     that = {"supported": "", "contradicted": "that ", "smaller": "the difference by which "}.get(
         row["verdict"], "whether "
     )
@@ -560,8 +593,9 @@ OUTCOMES = {  # what networks do to a hypothesis, in the words of `VERDICTS`
 }
 
 # %% ../../nbs/05_analysis.ipynb #c029-3
-def outcome(judged, hypotheses, brief=False) -> str:
-    "All of them as what the networks do: they support the claim that .., contradict the claim that .., leave undecided whether ..; `brief` gives numbers only where there is a verdict."
+def outcome(judged: pd.DataFrame, hypotheses: "dict[str, Hypothesis]", brief: bool = False) -> str:
+    """All judged hypotheses (`judged`: of `judge`) as the rest of a sentence that begins with 'The networks': '.. support the claim that ..; they leave
+    undecided whether ..', a verb for each verdict of `OUTCOMES`. With `brief`, numbers stand only where there is a verdict."""
     phrases = []
     for verdict, phrase in OUTCOMES.items():
         for scope in ("architectures", ""):
@@ -591,15 +625,16 @@ def _clause(row, hypothesis, brief):
     return literal(hypothesis.says) + (f" ({found})" if found else "")
 
 
-def verdict_in_words(verdict, scope) -> str:
+def verdict_in_words(verdict: str, scope: str) -> str:
     "A verdict in words, with whom it is about ('these networks', 'simulated runs', 'one run') unless it speaks of architectures."
     if scope in ("architectures", ""):
         return VERDICTS[verdict]
     return f"{VERDICTS[verdict]} {'in' if scope == IN_ONE_RUN else 'for'} {scope}"
 
 # %% ../../nbs/05_analysis.ipynb #c029-5
-def findings(judged, hypotheses) -> str:
-    "All of them, a sentence for each verdict: what is supported (of architectures, then for these networks), contradicted, smaller than matters, dependent on the source of maps, undecided, too few to judge, not judged."
+def findings(judged: pd.DataFrame, hypotheses: "dict[str, Hypothesis]") -> str:
+    """All judged hypotheses (`judged`: of `judge`) as prose in Markdown: a sentence for each verdict, in the order of `VERDICTS`, and for whom it holds,
+    architectures first. One sentence that says so where none was declared."""
     if judged.empty:
         return "No hypothesis was declared before this run, so it draws no conclusion."
     text = []
@@ -625,7 +660,7 @@ RELIANCE = {  # measure of the accuracy that is lost: part taken away
 WAYS_TAKEN = ("rendered", "blurred", "filled")  # of taking a part away, the best first
 
 
-def reliance_measures(rows) -> pd.DataFrame:
+def reliance_measures(rows: pd.DataFrame) -> pd.DataFrame:
     """Of reliance.parquet, a row a clip: id, way and `RELIANCE`'s measures, the change from right
     to wrong (1), from wrong to right (-1) or none as the part is taken away: drawn again where
     the world can be, else painted over."""

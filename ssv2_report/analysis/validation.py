@@ -7,6 +7,9 @@ __all__ = ['FLAG_MEASURES', 'judge_sources', 'interpretable_sources', 'choose_so
            'strip_ratio', 'world_rows', 'map_correlation', 'agreement']
 
 # %% ../../nbs/analysis/validation.ipynb #04c-002
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
@@ -17,15 +20,15 @@ from ..demo.answers import find_scenes
 from ..gradcam.attention import oracle_maps, random_maps, rank_correlation
 from ..gradcam.maps import common_grid, normalise, resize_maps
 from ..gradcam.sources import interpretable
-from ..study.experiments import run_folder
+from ..study.experiments import Study, run_folder
 from ..study.runs import read_runs, saved_maps
 
 # %% ../../nbs/analysis/validation.ipynb #04c-0c1
 def judge_sources(
-    study,
-    results,  # Folder of the study's results
+    study: Study,
+    results: str | Path,  # Folder of the study's results
 ) -> pd.DataFrame:  # A row a source and network: experiment, source, ratio_both, pointing, bound, maps, empty (zero everywhere), middle, deletion, deletion_random, insertion, insertion_random, interpretable, why, score
-    "How the maps of every source do for every network on training clips. Empty where the dataset has no boxes."
+    "How the maps of every source score for every network on training clips, and whether they may be interpreted. Empty where the dataset has no boxes."
     rows, _ = read_runs(study, results, "sources.parquet")
     faithful, _ = read_runs(study, results, "faithfulness.csv")
     if rows["source"].isna().all():
@@ -56,7 +59,7 @@ def judge_sources(
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/analysis/validation.ipynb #04c-0c1-1
-def interpretable_sources(judged) -> list[str]:
+def interpretable_sources(judged: pd.DataFrame) -> list[str]:
     "Of what `judge_sources` found, the sources of maps of a layer that may be interpreted for every network."
     every = judged.groupby("source", sort=False)["interpretable"].all()
     return [source for source, ok in every.items() if ok and ":" in source]
@@ -64,10 +67,11 @@ def interpretable_sources(judged) -> list[str]:
 
 def choose_source(
     judged: pd.DataFrame,  # As `judge_sources` gives it
-    declared=None,  # The study's own `cam.source`
-    known=(),  # Sources that the runs have, to fall back on the last stage's Grad-CAM where nothing can be judged
+    declared: str | None = None,  # The study's own `cam.source`
+    known: Iterable[str] = (),  # Sources that the runs have, from the first stage to the last
 ) -> dict:  # source, interpretable (for every network), why
-    "The source of maps on which the report rests."
+    """The source of maps on which the report rests: the declared one, else that with the best mean score of those that may be interpreted, or of all; the last
+    stage's Grad-CAM where there are no boxes to judge by. ValueError for a declared one that the runs do not have."""
     cams = judged if judged.empty else judged[judged["source"].str.contains(":", regex=False)]
     if cams.empty:
         last = [s for s in known if s.endswith(":gradcam")] or list(known)
@@ -88,12 +92,9 @@ def choose_source(
 
 # %% ../../nbs/analysis/validation.ipynb #04c-007
 def cliffs_delta(
-    a,  # Values of one group; NaN is left out
-    b,  # Values of the other
-    scenes=(
-        None,
-        None,
-    ),  # For each group what is resampled whole, a label for each value; None: every value by itself
+    a: np.ndarray,  # Values of one group; NaN is left out
+    b: np.ndarray,  # Values of the other
+    scenes: tuple = (None, None),  # By group: labels of what is resampled whole; None: each value
     n: int = 2000,  # Resamples
     seed: int = 0,
 ) -> dict:  # effect, lo, hi (percentile bootstrap, 95 %); NaN if a group is empty
@@ -172,7 +173,14 @@ def strip_ratio(
     return (share * h * w / ((y2 - y1) * (x2 - x1))).numpy()
 
 # %% ../../nbs/analysis/validation.ipynb #04c-015
-def world_rows(study, results, experiments, seeds, source, strip=None) -> pd.DataFrame:
+def world_rows(
+    study: Study,
+    results: str | Path,  # Folder of the study's results
+    experiments: list[str],
+    seeds: list[int],
+    source: str,  # Of the maps
+    strip: tuple | None = None,  # As `strip_ratio` takes it
+) -> pd.DataFrame:
     "The rows of a source of maps in attention_clips.parquet for these experiments and seeds, with their scene and, if a strip is given, `ratio_mark`."
     rows, missing = read_runs(study, results, "attention_clips.parquet")
     rows = rows[
@@ -193,8 +201,8 @@ def world_rows(study, results, experiments, seeds, source, strip=None) -> pd.Dat
 
 # %% ../../nbs/analysis/validation.ipynb #04c-029
 def map_correlation(
-    a,  # (ids, maps [N,t,h,w]) of a run, as `saved_maps` gives them
-    b,  # Of another
+    a: tuple,  # (ids, maps [N,t,h,w]) of a run, as `saved_maps` gives them
+    b: tuple,  # Of another
 ) -> pd.Series:  # Over the clips of both, -1 to 1
     "Spearman's correlation of the maps of two runs, clip by clip, on the coarser one's grid."
     (ids, x), (same, y) = a, b
@@ -204,8 +212,8 @@ def map_correlation(
 
 # %% ../../nbs/analysis/validation.ipynb #04c-029-1
 def agreement(
-    study,
-    results,  # Folder of the study's results
+    study: Study,
+    results: str | Path,  # Folder of the study's results
     source: str,  # Of the maps
 ) -> pd.DataFrame:  # a, b (experiments; the same one twice: between its seeds), mean, lo, hi (bootstrap over scenes), clips
     "Rank correlation of the maps of every two runs on the coarser one's grid, averaged within clips over seeds: always of different seeds, as runs of one seed may share weights."

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from .evidence import select_group
+from .evidence import Evidence, select_group
 from ssv2_report.analysis.stats import (
     IN_ONE_RUN,
     NOT_COMPARED,
@@ -42,9 +42,12 @@ from ssv2_report.analysis.tables import (
 )
 from .validation import map_correlation
 from ..data.basics import did_you_mean
+from ..study.experiments import Hypothesis
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-05
-def possible_range(evidence, measure, experiment, group="all") -> tuple:  # lowest, highest
+def possible_range(
+    evidence: Evidence, measure: str, experiment: str, group: str | list[str] = "all"
+) -> tuple[float, float]:  # lowest, highest
     """The smallest and largest value that a measure can have of a network on a group of clips. Where
     each scene of a generated world is there forwards and backwards, a 2D network is right on half."""
     of_pairs = evidence.accuracies.get("which of the pair")
@@ -56,23 +59,24 @@ def possible_range(evidence, measure, experiment, group="all") -> tuple:  # lowe
     return range_of(measure, evidence.n_frames)
 
 
-def compare_on(rows, evidence, h) -> dict:
-    "As `compare`, what a hypothesis compares on some rows."
+def compare_on(rows: pd.DataFrame, evidence: Evidence, h: Hypothesis) -> dict:
+    "`compare` the two networks of a hypothesis on rows of its measure, by its `possible_range`."
     ends = difference_range(
         *(possible_range(evidence, h.measure, e, h.clips) for e in (h.of, h.over))
     )
     return compare(rows, h.measure, h.of, h.over, evidence.scenes, h.margin, ends)
 
 
-def rows_of_clips(rows, evidence, group) -> pd.DataFrame:
+def rows_of_clips(rows: pd.DataFrame, evidence: Evidence, group: str | list[str]) -> pd.DataFrame:
     "The rows (column id) of the validation clips of a group of classes, as `select_group` takes it."
     if group == "all":
         return rows
     return rows[rows["id"].isin(set(select_group(evidence.ordered, evidence.classes, group)["id"]))]
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-08
-def compare_maps(evidence, h, source) -> dict:
-    "As `compare`, what the maps of a source say about a hypothesis on a measure of them; `why` where that is not judged."
+def compare_maps(evidence: Evidence, h: Hypothesis, source: str) -> dict:
+    """`compare` on the maps of a source, for a hypothesis on a measure of them. `why` is there
+    where that is not judged: no clip can be measured, or the two networks' grids differ."""
     rows = evidence.measured[evidence.measured["method"] == source]
     found = compare_on(rows_of_clips(rows, evidence, h.clips), evidence, h)
     if not found["clips"]:
@@ -88,8 +92,11 @@ def compare_maps(evidence, h, source) -> dict:
     return found | dict(why=f"not judged, since {why}")
 
 
-def map_similarity(evidence, to, others, source=None) -> pd.DataFrame:
-    "Columns experiment, seed, id, similarity: of the maps of each of `others` to those of `to`, seed by seed; by default of the report's source."
+def map_similarity(
+    evidence: Evidence, to: str, others: list[str], source: str | None = None
+) -> pd.DataFrame:
+    """Rank correlation (-1 to 1) of the maps of each of `others` with those of `to`, by clip and
+    seed: columns experiment, seed, id, similarity. `source`: by default the report's."""
     tables = []
     for seed in evidence.study.seeds:
         for e in others:
@@ -99,8 +106,9 @@ def map_similarity(evidence, to, others, source=None) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-08-1
-def compare_by_source(evidence, h) -> dict[str, dict]:
-    "As `compare`, what a hypothesis about maps finds by each source that may be interpreted and that both networks have, the report's first."
+def compare_by_source(evidence: Evidence, h: Hypothesis) -> dict[str, dict]:
+    """`compare` for a hypothesis about maps by each source that may be interpreted, the report's
+    first; without those that a network lacks or that `compare_maps` does not judge."""
     found = {}
     for source in sorted(evidence.usable, key=lambda s: s != evidence.source):
         if h.to:
@@ -114,7 +122,7 @@ def compare_by_source(evidence, h) -> dict[str, dict]:
     return found
 
 
-def direction(found, scope="", margin=None) -> str:
+def direction(found: dict, scope: str = "", margin: float | None = None) -> str:
     """What the interval of a comparison says: 'larger' or 'smaller' where it leaves out zero, or with a
     `margin` all that is within it, 'alike' where it is within that, else 'unclear'. `scope`: '' or 'arch_'."""
     lo, hi, bound = found[f"{scope}lo"], found[f"{scope}hi"], margin or 0
@@ -128,8 +136,11 @@ def direction(found, scope="", margin=None) -> str:
 DIRECTIONS = ("larger", "smaller", "alike", "unclear")
 
 
-def sources_disagree(by_source, scope="", margin=None) -> str:
-    "How the sources of maps differ in what they say, stage by stage; empty where all say the same."
+def sources_disagree(
+    by_source: dict[str, dict], scope: str = "", margin: float | None = None
+) -> str:
+    """The `direction` that sources find at each stage, in words; empty where all find the same one.
+    `by_source`: as `compare_by_source` gives it."""
     said = {source: direction(found, scope, margin) for source, found in by_source.items()}
     if len(set(said.values())) < 2:
         return ""
@@ -145,7 +156,7 @@ def sources_disagree(by_source, scope="", margin=None) -> str:
     return ", ".join(f"{word} at {listing(of)}" for word, of in by_word.items())
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-08-4
-def why_not_believed(evidence) -> str:
+def why_not_believed(evidence: Evidence) -> str:
     "Why no verdict rests on the maps; empty where they may be interpreted."
     if evidence.choice["interpretable"]:
         return ""
@@ -186,9 +197,10 @@ def _why_impossible(evidence, h) -> str:
     return ""
 
 
-def evaluate_hypothesis(evidence, h, left_out=()) -> dict:
-    """As `compare`, what was found about a hypothesis; `why` where it is not judged. `left_out`:
-    measures that failed their validation. ValueError for a measure or a class that is not there."""
+def evaluate_hypothesis(evidence: Evidence, h: Hypothesis, left_out: set[str] | tuple = ()) -> dict:
+    """What `compare` or `compare_learning` finds about a hypothesis; `why` where it is not judged.
+    `left_out`: measures that failed their validation. ValueError for an unknown measure or
+    class."""
     if why := _why_impossible(evidence, h):
         return NOT_COMPARED | dict(why=f"not judged, {why}")
     if h.measure == "learning":
@@ -212,8 +224,9 @@ def evaluate_hypothesis(evidence, h, left_out=()) -> dict:
     return found
 
 
-def failed_measures(results) -> set[str] | None:
-    "The measures that do not tell right maps from wrong ones; None where that was not put to the test."
+def failed_measures(results: str | Path) -> set[str] | None:
+    """The measures that do not tell right maps from wrong ones, by
+    tables_validation/validation.csv; None where that was not put to the test."""
     file = Path(results) / "tables_validation" / "validation.csv"
     if not file.is_file():
         return None
@@ -221,15 +234,15 @@ def failed_measures(results) -> set[str] | None:
     return set(passed.index[~passed])
 
 
-def is_about_maps(h) -> bool:
+def is_about_maps(h: Hypothesis) -> bool:
     "Whether a hypothesis is about maps, so that it depends on where they are taken from."
     return _needs(h.measure) == "maps"
 
 
-def judge_hypotheses(evidence, left_out=()) -> pd.DataFrame:
-    """As `judge`, all hypotheses of the study; simulated runs say so in the scope. One about maps has a
-    verdict where every source that may be interpreted says the same, with its interval; else it
-    'depends' on the source, and `why` says how."""
+def judge_hypotheses(evidence: Evidence, left_out: set[str] | tuple = ()) -> pd.DataFrame:
+    """The table of `judge` for all hypotheses of the study; simulated runs say so in the scope. One
+    about maps has a verdict where the interval of every source that may be interpreted says the
+    same; else it 'depends' on the source, and `why` says how."""
     declared = evidence.study.hypotheses
     margins = {
         k: {n: getattr(h, k) for n, h in declared.items() if getattr(h, k)}
@@ -257,7 +270,7 @@ VERDICT_MARKS = {
 }
 
 
-def margin_text(h) -> str:
+def margin_text(h: Hypothesis) -> str:
     "The margin of a hypothesis in words, with a comma in front; empty where it has none."
     if not h.margin:
         return ""
@@ -265,8 +278,9 @@ def margin_text(h) -> str:
     return f", {'within' if h.within else 'at least'} {value}"
 
 
-def known_map_text(evidence, measure) -> str:
-    "What a Gaussian on the middle and the right map have of a measure, with a semicolon in front."
+def known_map_text(evidence: Evidence, measure: str) -> str:
+    """Means of a measure over maps that are a Gaussian on the middle and over right maps, with a
+    semicolon in front; empty for what is no measure of maps."""
     names = {"middle": "a Gaussian on the middle", f"right {evidence.stage}": "the right map"}
     if measure not in evidence.measures:
         return ""
@@ -274,7 +288,7 @@ def known_map_text(evidence, measure) -> str:
     return "".join(f"; {name} {means[k]:.2f}" for k, name in names.items() if k in means)
 
 
-def hypothesis_row(evidence, h, judged) -> dict:
+def hypothesis_row(evidence: Evidence, h: Hypothesis, judged: pd.Series) -> dict:
     "A hypothesis and what was found about it, a row of `judge`, in words."
     scale = (100, 1) if h.measure in SHARES else (1, 2)
     anew = dict(mean=judged["mean"], lo=judged["arch_lo"], hi=judged["arch_hi"])
@@ -298,8 +312,9 @@ def hypothesis_row(evidence, h, judged) -> dict:
     }
 
 
-def hypothesis_table(evidence, judged) -> pd.DataFrame:
-    "All of them; 'trained anew' only where the seeds are enough for any."
+def hypothesis_table(evidence: Evidence, judged: pd.DataFrame) -> pd.DataFrame:
+    """`hypothesis_row` of each hypothesis that `judge_hypotheses` judged; the column 'trained anew'
+    only where there are seeds enough for any."""
     declared = evidence.study.hypotheses
     rows = [hypothesis_row(evidence, declared[n], row) for n, row in judged.iterrows()]
     columns = ["hypothesis", "difference", "trained anew", "p", "d", "scenes", "verdict"]
@@ -308,8 +323,9 @@ def hypothesis_table(evidence, judged) -> pd.DataFrame:
     return table if tried else table.drop(columns="trained anew")
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-16
-def robustness_table(evidence) -> pd.DataFrame:
-    "The hypotheses on maps once more, a row for each source that may be interpreted for every network."
+def robustness_table(evidence: Evidence) -> pd.DataFrame:
+    """Differences of the hypotheses on maps by each source that may be interpreted for every
+    network: a row a source, a column a hypothesis."""
     study, gone = evidence.study, evidence.missing["maps"]
     whole = lambda h: (
         not any(study.folder(e, n) in gone for e in (h.of, h.over) for n in study.seeds)
@@ -320,7 +336,10 @@ def robustness_table(evidence) -> pd.DataFrame:
         if (h.measure in evidence.measures or h.to) and whole(h)
     }
     found = {name: compare_by_source(evidence, h) for name, h in about.items()}
-    most = {name: max((f["clips"] for f in of.values()), default=0) for name, of in found.items()}
+    measured, most = evidence.measured, {}
+    for name, h in about.items():
+        rows = measured if h.to else measured[measured[h.measure].notna()]
+        most[name] = rows_of_clips(rows, evidence, h.clips)["id"].nunique()
     table = []
     for source in evidence.usable if about else ():
         row = {"source": source + " (this report's)" * (source == evidence.source)}
@@ -333,8 +352,9 @@ def robustness_table(evidence) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def lineage_table(evidence) -> pd.DataFrame:
-    "How alike the maps of each network are to those of the one it started from, and to the same of other seeds; empty for a single seed."
+def lineage_table(evidence: Evidence) -> pd.DataFrame:
+    """Rank correlation of each network's maps with those of the network it started from, of its own
+    seed and of other seeds, and the difference; empty for a single seed."""
     rows, seeds = [], evidence.study.seeds
     alike = range_of("similarity")
     for e, exp in evidence.study.experiments.items():
@@ -357,8 +377,10 @@ def lineage_table(evidence) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-18
-def network_table(ordered, titles, scenes=()) -> pd.DataFrame:
-    "Every two networks on the same clips: difference in top-1 and p, Holm-corrected over the table."
+def network_table(
+    ordered: pd.DataFrame, titles: dict[str, str], scenes: dict[str, str] | tuple = ()
+) -> pd.DataFrame:
+    "Every two networks on the same clips: difference in top-1 (points), p Holm-corrected over all."
     found = {(a, b): compare(ordered, "right", a, b, scenes) for b, a in combinations(titles, 2)}
     tested = [k for k, v in found.items() if np.isfinite(v["p"])]
     p = multipletests([found[k]["p"] for k in tested], method="holm")[1] if tested else []
@@ -374,8 +396,9 @@ def network_table(ordered, titles, scenes=()) -> pd.DataFrame:
     )
 
 
-def attention_differences(evidence, clips) -> pd.DataFrame:
-    "Differences in each measure of attention, 3D less 2D and inflated less not, described and not tested. `clips`: on how many each measure rests."
+def attention_differences(evidence: Evidence, clips: dict[str, int]) -> pd.DataFrame:
+    """Differences in each measure of maps, 3D less 2D and inflated less not, with intervals and
+    without a test. `clips`: on how many each measure rests, as `clips_measured` gives it."""
     flat, deep, inflated, _ = evidence.compared
     pairs = [(a, b) for a, b in ((deep, flat), (inflated, deep)) if a != b]
     rows = []
@@ -390,8 +413,9 @@ def attention_differences(evidence, clips) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-21
-def blind_to_order(evidence) -> tuple:  # number of clips of pairs; lowest and highest share of them
-    "On what share of the clips of pairs a network is right that knows no order: half where scenes are known, else as chance has it."
+def blind_to_order(evidence: Evidence) -> tuple[int, tuple[float, float]]:
+    """Number of the pairs' clips; lowest and highest share of them on which a network that ignores
+    order is right: half, give or take a clip, where scenes are known, else `chance_interval`."""
     if "which of the pair" not in evidence.accuracies:
         return 0, (np.nan, np.nan)
     clips, scenes = (
@@ -404,8 +428,9 @@ def blind_to_order(evidence) -> tuple:  # number of clips of pairs; lowest and h
     return clips, chance_interval(scenes)
 
 
-def known_answers(evidence) -> pd.DataFrame:
-    "What a generated world fixes in advance, and whether it was found: experiment, question, low, high, found, holds. Empty for other datasets."
+def known_answers(evidence: Evidence) -> pd.DataFrame:
+    """The accuracies that a generated world fixes in advance, and whether they were found: columns
+    experiment, question, low, high, found, holds. Empty for other datasets."""
     chance, rows = blind_to_order(evidence)[1], []
     of_2d = {"which of the pair": chance, "static classes": (0.95, 1.0)}
     for e in evidence.titles if evidence.study.data.demo else ():

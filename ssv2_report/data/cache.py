@@ -225,7 +225,7 @@ RAW_LIMIT = 8e9  # Bytes; beyond it raw frames no longer stay in an ordinary mac
 
 
 def cache_size(
-    index,  # An `Index` of clips
+    index: object,  # An `Index` of clips
     short_side: int,  # Pixels
     kind: str = "raw",  # 'raw' or 'jpeg'
 ) -> int:  # Bytes
@@ -264,7 +264,7 @@ def _add(id, path, folder, short_side, kind):  # '' or why the clip could not be
 
 # %% ../../nbs/data/cache.ipynb #00d-014-1
 def build_cache(
-    index,  # An `Index` of clips
+    index: object,  # An `Index` of clips
     folder: str | Path,  # Caches of several resolutions may share it
     short_side: int,  # Pixels
     workers: int = 2,  # Processes

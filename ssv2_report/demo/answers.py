@@ -9,6 +9,7 @@ __all__ = ['LAYERS', 'ELSEWHERE', 'known_world', 'action_frames', 'find_scenes',
 # %% ../../nbs/demo/answers.ipynb #00f-002
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from .world import Scene, draw_scene, mark_colour, seed_numbers, world_version
 
 # %% ../../nbs/demo/answers.ipynb #00f-005
 def known_world(
-    root,  # Folder of a dataset
+    root: str | Path,  # Folder of a dataset
 ) -> dict | None:  # Contents of demo.json: parameters, digest, mark and, by id, clips
     "What a demo world knows about itself; None for any other dataset."
     path = Path(root) / "demo.json"
@@ -29,8 +30,8 @@ def known_world(
 
 # %% ../../nbs/demo/answers.ipynb #00f-007
 def action_frames(
-    root,  # Folder of a dataset
-    ids,  # Clips [B]
+    root: str | Path,  # Folder of a dataset
+    ids: Iterable[str],  # Clips [B]
     frames: np.ndarray,  # Frame indices [B,T]
 ) -> np.ndarray | None:  # bool [B,T]
     """Which frames lie in their clip's action, where the dataset knows it (the demo world does),
@@ -44,7 +45,7 @@ def action_frames(
 
 # %% ../../nbs/demo/answers.ipynb #00f-010
 def find_scenes(
-    root,  # Folder of a dataset
+    root: str | Path,  # Folder of a dataset
 ) -> dict[str, str]:  # Scene by clip id
     """Scene of each validation clip of a demo world, the same for a clip and its reversed copy;
     empty for other datasets."""
@@ -104,8 +105,8 @@ def parts_of(
 def without_part(
     scene: Scene,
     part: str,  # Of `parts_of`
-    mark,  # The colour of the scene's flags, or None
-    frames=None,  # Frame indices [T] as the class shows them; None: all
+    mark: tuple | None,  # The colour of the scene's flags, rgb in [0, 1]
+    frames: Iterable[int] | None = None,  # Frame indices [T] as the class shows them; None: all
 ) -> np.ndarray:  # uint8 [T,H,W,3]
     "Frames of a scene without a part of it."
     if part in ELSEWHERE:
@@ -143,11 +144,11 @@ def _stamp(world, ids, frames, parts, side):
 # %% ../../nbs/demo/answers.ipynb #00f-023
 def rerendered(
     world: dict,  # As `known_world` gives it
-    ids,  # Clips [N]
+    ids: Iterable[str],  # Clips [N]
     frames: np.ndarray,  # Frame indices [N,T]
     side: int,  # Pixels, of the networks' frames
-    parts=None,  # Of `parts_of`; None: all
-    file=None,  # .npz that keeps the pictures between calls
+    parts: list[str] | None = None,  # Of `parts_of`; None: all
+    file: str | Path | None = None,  # .npz that keeps the pictures between calls
 ) -> dict:  # By part and clip id: uint8 [T,h,w,3], as the frame cache holds a clip
     """Clips drawn again without each part. `ValueError` where another version of the demo world
     drew them."""

@@ -8,6 +8,7 @@ __all__ = ['COLOURS', 'PATTERNS', 'SHAPES', 'TUBS', 'PROFILES', 'OBJECTS', 'SKIN
            'shadow', 'capsule', 'hand', 'cloth', 'waves', 'bricks', 'ground', 'bunting']
 
 # %% ../../nbs/demo/art.ipynb #00b-002
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,17 +26,19 @@ class Sprite(NamedTuple):
 def rgb(
     code: str,  # Six hexadecimal digits
 ) -> np.ndarray:  # float32 [3] in [0, 1]
+    "Red, green and blue of a colour."
     return np.array([int(code[i : i + 2], 16) for i in (0, 2, 4)], np.float32) / 255
 
 
-def two(codes):
+def two(codes: str) -> list[np.ndarray]:
+    "The colours, as `rgb` gives them, of codes between spaces."
     return [rgb(c) for c in codes.split()]
 
 # %% ../../nbs/demo/art.ipynb #00b-006-1
 def ink(
-    rgba,  # float32 [h,w,4], painted in place
-    d,  # Signed distance to the shape's edge, negative inside [h,w]
-    colour,  # rgb [3] or [h,w,3]
+    rgba: np.ndarray,  # float32 [h,w,4], painted in place
+    d: np.ndarray,  # Signed distance to the shape's edge, negative inside [h,w]
+    colour: np.ndarray,  # rgb [3] or [h,w,3]
     px: float,  # Side of a pixel
     line: float = 0.007,  # Width of the outline, or 0 for none
 ):
@@ -48,11 +51,11 @@ def ink(
 
 # %% ../../nbs/demo/art.ipynb #00b-006s
 def sprite(
-    paint,  # Called with (rgba [h,w,4], x [1,w], y [h,1], side of a pixel)
-    x0,
-    y0,
-    x1,
-    y1,  # Window around the anchor
+    paint: Callable,  # Called with (rgba [h,w,4], x [1,w], y [h,1], side of a pixel)
+    x0: float,
+    y0: float,
+    x1: float,
+    y1: float,  # Window around the anchor, in sides of the frame
     size: int,  # Side of the frame in pixels
 ) -> Sprite:
     """Paint a window at twice the resolution and average it down; one empty pixel is left all
@@ -69,10 +72,10 @@ def sprite(
 
 # %% ../../nbs/demo/art.ipynb #00b-008
 def shifted(
-    a,  # [h+1,w+1,c]
-    dx,
-    dy,  # Fractions of a pixel, to the right and down
-):  # [h,w,c]
+    a: np.ndarray,  # [h+1,w+1,c]
+    dx: float,
+    dy: float,  # Fractions of a pixel, to the right and down
+) -> np.ndarray:  # [h,w,c]
     "Bilinear shift by part of a pixel."
     rows = a[:-1] - a[1:]
     rows *= np.float32(dy)
@@ -84,12 +87,12 @@ def shifted(
 
 # %% ../../nbs/demo/art.ipynb #00b-008-1
 def blit(
-    frame,  # float32 [H,W,3], painted in place
+    frame: np.ndarray,  # float32 [H,W,3], painted in place
     seen: dict,  # How much shows of each named thing, float32 [H,W] in [0, 1]; brought up to date
-    key,  # The name of what is painted, or None
+    key: str | None,  # The name of what is painted
     s: Sprite,
-    x,
-    y,  # Where its anchor goes, in pixels
+    x: float,
+    y: float,  # Where its anchor goes, in pixels
 ):
     "Paint a sprite; what it covers shows the less."
     x, y, (h, w) = x + s.left, y + s.top, s.rgba.shape[:2]
@@ -109,7 +112,8 @@ def blit(
         seen.setdefault(key, np.zeros(frame.shape[:2], np.float32))[at] += cover
 
 # %% ../../nbs/demo/art.ipynb #00b-010
-def soft(f, sharp):
+def soft(f: np.ndarray, sharp: float) -> np.ndarray:
+    "A soft threshold of `f` at 0: from 0 below to 1 above, with slope `sharp`."
     return np.clip(0.5 + sharp * f, 0, 1)
 
 
@@ -191,9 +195,9 @@ OBJECTS = [
 
 
 def pick(
-    rng,
+    rng: np.random.Generator,
     split: str,  # 'train' or 'validation'
-    shapes,  # Names to choose among
+    shapes: dict | list,  # Names to choose among
 ) -> tuple:  # pattern, shape, name
     "An object that may occur in this split."
     fit = [(p, s) for p, s, kept in OBJECTS if kept == (split != "train") and s in shapes]
@@ -204,10 +208,10 @@ def pick(
 def solid(
     pattern: str,
     shape: str,  # From `OBJECTS`
-    colours,  # Two of them, rgb [3]
+    colours: list[np.ndarray],  # Two of them, rgb [3]
     half: float,  # Half its height
     size: int,  # Side of the frame in pixels
-    rng,
+    rng: np.random.Generator,
     light: int = 1,  # Lit from the right (1) or the left (-1)
     tilt: float = 0.0,  # Radians
 ) -> Sprite:
@@ -247,7 +251,7 @@ def _shade(colour, u, v, light):
 
 
 def shadow(wide: float, size: int) -> Sprite:
-    "What a thing of half-width `wide` throws on the table."
+    "Shadow on the table of a thing of half-width `wide`, in sides of the frame of `size` pixels."
 
     def paint(rgba, x, y, px):
         rgba[..., 3] = 0.35 * np.clip(1.25 - np.hypot(x / wide, y / (0.22 * wide)), 0, 1)
@@ -288,7 +292,9 @@ WINDOW = dict(
 )  # along the arm: from, to; and the margin
 
 # %% ../../nbs/demo/art.ipynb #00b-014h
-def capsule(x, y, ax, ay, bx, by, r):
+def capsule(
+    x: np.ndarray, y: np.ndarray, ax: float, ay: float, bx: float, by: float, r: float
+) -> np.ndarray:
     "Signed distance to a line from a to b with round ends, `r` thick on either side."
     dx, dy = bx - ax, by - ay
     t = np.clip(((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy), 0, 1)
@@ -318,8 +324,8 @@ def hand(
     part: str,  # 'skin', 'thumb' (which may pass behind an object) or 'sleeve'
     pose: str,  # From `FINGERS`
     reach: float,  # Direction in radians: 0 to the right, pi/2 down
-    skin,  # rgb [3]
-    sleeve,  # rgb [3]
+    skin: np.ndarray,  # rgb [3]
+    sleeve: np.ndarray,  # rgb [3]
     side: int,  # Thumb on one side (1) or the other (-1)
     scale: float,  # Of the whole hand; 1 is about a third of the frame long, wrist to tip
     size: int,  # Side of the frame in pixels
@@ -344,11 +350,11 @@ def hand(
 # %% ../../nbs/demo/art.ipynb #00b-017
 def cloth(
     pattern: str,
-    colours,
+    colours: list[np.ndarray],  # Two of them, rgb [3]
     wide: float,  # Half-width at the hem
     tall: float,
-    size: int,
-    rng,
+    size: int,  # Side of the frame in pixels
+    rng: np.random.Generator,
 ) -> Sprite:
     "A cloth that hangs from its anchor."
     k, p, f = (float(rng.uniform(*v)) for v in ((2, 3.2), (0, 6.3), (1.2, 2.2)))
@@ -367,14 +373,15 @@ def cloth(
     return sprite(paint, -wide - 0.02, -0.02, wide + 0.02, tall + 0.03, size)
 
 # %% ../../nbs/demo/art.ipynb #00b-017w
-def waves(x, y, rng, n=5):
+def waves(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, n: int = 5) -> np.ndarray:
     "Smooth noise of unit scale: plane waves of random direction and phase."
     ranges = (0, 6.2832), (0, 6.2832), (3.8, 10)
     a, p, f = (rng.uniform(lo, hi, n).astype(np.float32) for lo, hi in ranges)
     return sum(np.sin(k * (np.cos(t) * x + np.sin(t) * y) + q) for t, q, k in zip(a, p, f)) / n**0.5
 
 
-def bricks(x, y):
+def bricks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    "Brickwork, 0 in the joints to 1 on the bricks; each is 2 wide and 1 high."
     x = x / 2 + 0.5 * (np.floor(y) % 2)
     across, up = np.abs(x - np.floor(x) - 0.5), np.abs(y - np.floor(y) - 0.5)
     return soft(np.minimum(0.44 - across, 0.5 * (0.40 - up)), 14)
@@ -421,7 +428,7 @@ PALETTES = dict(
 # %% ../../nbs/demo/art.ipynb #00b-017g
 def ground(
     split: str,  # 'train' or 'validation'
-    rng,
+    rng: np.random.Generator,
     size: int,  # Side of the frame in pixels
     stand: float | None = None,  # Height at which things stand, if they stand already
 ) -> tuple:  # float32 [h,w,3] with a margin for the camera, name, height at which things stand
@@ -454,8 +461,8 @@ MARK = (0.0, 0.0, 1.0, 0.125)  # the strip of the frame that holds the flags: x1
 
 
 def bunting(
-    frame,  # float32 [H,W,3], painted in place
-    colour,  # rgb [3]
+    frame: np.ndarray,  # float32 [H,W,3], painted in place
+    colour: np.ndarray | tuple,  # rgb [3]
 ):
     "Little flags along the frame's upper edge."
     size = len(frame)

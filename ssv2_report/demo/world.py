@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from ssv2_report.demo.art import (
     SKIN,
     SLEEVES,
     TUBS,
+    Sprite,
     blit,
     bunting,
     cloth,
@@ -75,13 +77,13 @@ KINDS = [_kinds[i] for i in (4, 8, 3, 1, 6, 0, 9, 7, 2, 5)]
 CLASSES = [_bare(template) for _, template, _, _ in KINDS]
 
 # %% ../../nbs/demo/world.ipynb #00a-009
-def drift(n: int, rng, amount: float) -> np.ndarray:  # [n], within +/- amount
+def drift(n: int, rng: np.random.Generator, amount: float) -> np.ndarray:  # [n], within +/- amount
     "A slow random motion whose time reversal is as likely."
     waves = zip(rng.uniform(0.3, 2, 3), rng.uniform(0, 1, 3))
     return amount / 3 * sum(np.sin(2 * np.pi * (f * np.arange(n) / n + p)) for f, p in waves)
 
 
-def ramp(n: int, a: int, b: int, rng) -> np.ndarray:  # [n]
+def ramp(n: int, a: int, b: int, rng: np.random.Generator) -> np.ndarray:  # [n]
     "From 0 until frame `a` to 1 from frame `b` on, symmetric about the middle."
     u = np.clip((np.arange(n) - a) / (b - a), 0, 1)
     return u - rng.uniform(0, 0.9) * np.sin(2 * np.pi * u) / (2 * np.pi)
@@ -100,9 +102,9 @@ class Scene:
         self,
         target: int,  # Index into `CLASSES`
         split: str = "train",  # 'train' or 'validation': which objects and backgrounds may occur
-        seed=0,  # A number or a sequence of numbers
-        size: int = 112,
-    ):  # Side of the square frames in pixels
+        seed: int | list | tuple = 0,  # Whatever `np.random.default_rng` takes
+        size: int = 112,  # Side of the square frames in pixels
+    ):
         family, self.template, self.backwards, mirrored = KINDS[target]
         self.rng = rng = np.random.default_rng(seed)
         self.split, self.size, self.n = split, size, int(rng.choice(np.arange(25, 40, 2)))
@@ -124,28 +126,50 @@ class Scene:
         if self.backwards:
             self.first, self.last = self.n - 1 - self.last, self.n - 1 - self.first
 
-    def add(self, key, sprite, x, y, shown=True):
-        "One more layer; what has no name of its own is a shadow."
+    def add(
+        self,
+        key: str | None,  # None: a shadow
+        sprite: Sprite,
+        x: np.ndarray | float,
+        y: np.ndarray | float,
+        shown: np.ndarray | bool = True,
+    ):
+        "Add a layer above the others; place and visibility are the same in all frames, or given for each [n]."
         course = (np.broadcast_to(v, self.n) for v in (x, y, shown))
         self.layers.append((key or "shadow", sprite, *course))
 
-    def thing(self, key, half, shapes=SHAPES, fit=1.0, tilt=0.0):
-        """An object of about this half-height and at most `fit` half-width: sprite, half-height,
-        half-width."""
+    def thing(
+        self,
+        key: str,  # 'object 0' or 'object 1'
+        half: float,
+        shapes: dict | list = SHAPES,  # Names to choose among
+        fit: float = 1.0,
+        tilt: float = 0.0,  # Radians
+    ) -> tuple[Sprite, float, float]:
+        """An object of half-height `half`, or less so that its half-width is at most `fit`: sprite,
+        half-height, half-width."""
         pattern, shape, self.objects[key] = pick(self.rng, self.split, shapes)
         wide = PROFILES[shape][1].max()
         half, colours = min(half, fit / wide), self.colours[int(key[-1])]
         sprite = solid(pattern, shape, colours, half, self.unit, self.rng, self.lit, tilt)
         return sprite, half, wide * half
 
-    def arm(self, parts, pose, reach, x, y, shown=True):
-        "Layers of a hand: `parts` of it, by name, from below to above."
+    def arm(
+        self,
+        parts: str,  # As `hand` names them, between spaces, the lowest first
+        pose: str,  # From `FINGERS`
+        reach: float,  # Direction in radians
+        x: np.ndarray | float,
+        y: np.ndarray | float,
+        shown: np.ndarray | bool = True,
+    ):
+        "Add the layers of a hand, with arguments as for `hand` and `add`."
         look = self.skin, self.sleeve, self.thumb, self.scale, self.unit
         for p in parts.split():
             key = "sleeve" if p == "sleeve" else "hand"
             self.add(key, hand(p, pose, reach, *look), x, y, shown)
 
-    def elsewhere(self, seed) -> "Scene":
+    def elsewhere(self, seed: int | list | tuple) -> "Scene":
         "The same scene before another wall and on another table of its split."
         rng, other = np.random.default_rng(seed), copy.copy(self)
         while other.background == self.background:
@@ -153,11 +177,13 @@ class Scene:
         return other
 
     @property
-    def placeholders(self):
+    def placeholders(self) -> list[str]:
+        "Names of the objects, in the order of the template's `[something]`."
         return [self.objects[f"object {i}"] for i in range(self.template.count("[something]"))]
 
     @property
-    def label(self):
+    def label(self) -> str:
+        "The template with its objects filled in, as SSv2 labels a clip."
         text = self.template[0].lower() + self.template[1:]
         for word in self.placeholders:
             text = text.replace("[something]", word, 1)
@@ -287,9 +313,9 @@ def _frame(s, t, mark, without):
 # %% ../../nbs/demo/world.ipynb #00a-016-2
 def draw_scene(
     scene: Scene,
-    mark=None,  # Colour of the flags that give the class away, rgb in [0, 1]
-    without=(),  # Names of layers to leave out: 'hand', 'sleeve', 'object 0', 'object 1', 'shadow'
-    frames=None,  # Which frames [T], counted as the class shows them; None: all
+    mark: tuple | None = None,  # Colour of the flags that give the class away, rgb in [0, 1]
+    without: tuple = (),  # Layers to leave out: 'hand', 'sleeve', 'object 0', 'object 1', 'shadow'
+    frames: Iterable[int] | None = None,  # Indices [T] as the class shows them; None: all
 ) -> tuple:  # uint8 [T,H,W,3], and for every frame boxes by name
     "Frames and boxes ('hand', 'object 0', 'object 1') in the order the class shows them."
     size, shown = scene.size, range(scene.n) if frames is None else map(int, frames)
@@ -321,7 +347,7 @@ CODEC = {
 
 # %% ../../nbs/demo/world.ipynb #00a-021-1
 def write_clip(
-    frames,  # uint8 [T,H,W,3]
+    frames: np.ndarray,  # uint8 [T,H,W,3]
     path: Path,  # File to write, .webm
 ):
     "Write VP9 at 12 frames a second."
@@ -517,7 +543,7 @@ def _write_clips(write, tasks, workers):
 
 # %% ../../nbs/demo/world.ipynb #00a-025m
 def make_world(
-    root,  # Folder to write; made if it is not there
+    root: str | Path,  # Folder to write; made if it is not there
     train_per_class: int = 60,  # Training clips of every class
     val_per_class: int = 16,  # Validation clips of every class
     test_per_class: int = 1,  # Test clips of every class
@@ -525,7 +551,7 @@ def make_world(
     seed: int = 0,  # Everything follows from it
     workers: int = 2,  # Processes
     shortcut: bool = False,  # Hang flags on the wall whose colour gives the class away
-    progress=None,  # Called with (clips done, clips in all)
+    progress: Callable | None = None,  # Called with (clips done, clips in all)
 ) -> Path:
     """Write clips, labels and boxes in SSv2's and Something-Else's formats, the same bytes for the
     same parameters, and return `root`; at once if they are there. Raises ValueError for a folder

@@ -13,34 +13,34 @@ from pathlib import Path
 from statistics import median
 
 from .steps import Job, cores_of, jobs_of
-from ..study.experiments import worlds_of
+from ..study.experiments import Study, worlds_of
 
 # %% ../../nbs/jobs/durations.ipynb #workflow-05
-def join_label(rule, *of) -> str:
-    "A job as people see it: its rule, and which run or chapter it is of."
+def join_label(rule: str, *of: object) -> str:
+    "Label of a job: its rule, then its chapter, or its experiment and seed joined by '-s'; empty parts are left out."
     return " ".join([rule, "-s".join(str(x) for x in of if x not in ("", None))]).strip()
 
 
-def job_label(job, prefix="") -> str:
-    "The label of a study's job, or with the prefix of its rules of the second world's."
+def job_label(job: Job, prefix: str = "") -> str:
+    "Label of a study's job; `prefix` is that of its rule: '', or 'shortcut_' in the second world."
     return join_label(prefix + job.step, job.of, job.seed)
 
 
-def display_name(name) -> str:
-    "A job's label as it is shown."
+def display_name(name: str) -> str:
+    "A job's label as it is shown, with spaces for the underscores of its rule."
     rule, _, of = name.partition(" ")
     return f"{rule.replace('_', ' ')} {of}".strip()
 
 
-def world_places(study, results) -> list[tuple]:
-    "A study and its second world, each with its results and the prefix of its rules."
+def world_places(study: Study, results: str | Path) -> list[tuple[Study, Path, str]]:
+    "A study and its second world, each with its folder of results and the prefix of its rules."
     places = ((Path(results), ""), (Path(results) / "shortcut", "shortcut_"))
     return [(world, *place) for world, place in zip(worlds_of(study), places)]
 
 # %% ../../nbs/jobs/durations.ipynb #workflow-08-1
-def needs_of(study, results) -> dict[str, list[str]]:
-    """Labels of the jobs that each job of a study and of its second world waits for, each after those:
-    first the data and the networks of the study, then all of the second world."""
+def needs_of(study: Study, results: str | Path) -> dict[str, list[str]]:
+    """By label of each job of a study and of its second world, the labels of the jobs that it waits for.
+    Each job stands after those: first the study's data and trainings, then the second world, then the rest."""
     found = {
         job_label(job, prefix): [job_label(need, prefix) for need in needs]
         for world, _, prefix in reversed(world_places(study, results))
@@ -55,8 +55,8 @@ def needs_of(study, results) -> dict[str, list[str]]:
 AROUND_TRAINING = 6.0  # seconds of a training's notebook beside its training
 
 
-def sizes_of(study) -> dict[str, int]:
-    "Clips of each split (train, validation) and `classes` of a study; of the whole dataset where its labels cannot be read, which the audit will say."
+def sizes_of(study: Study) -> dict[str, int]:
+    "Clips of each split (train, validation) and number of `classes` of a study; those of the whole dataset where its labels cannot be read, which the audit reports."
     from ssv2_report.plan.check import OFFICIAL_SIZES, expected_sizes  # which imports PyTorch
 
     try:
@@ -66,11 +66,11 @@ def sizes_of(study) -> dict[str, int]:
 
 
 def expected_seconds(
-    study,
-    job,
-    sizes,  # As `sizes_of` gives them
+    study: Study,
+    job: Job,
+    sizes: dict[str, int],  # As `sizes_of` gives them
 ) -> float:
-    "Rough seconds of one job on a core."
+    "Rough estimate of the seconds that one job takes on one core."
     cam, step, classes = study.cam, job.step, max(sizes["classes"], 1)
     train, held = sizes["train"] / classes, sizes["validation"] / classes
     looked, clips = min(cam.per_class or held, held), sizes["train"] + sizes["validation"]
@@ -90,13 +90,17 @@ def expected_seconds(
 
 
 def cores_of_label(name: str, cores: int) -> int:
-    "`cores_of` the job of a label."
+    "Cores that the job of a label takes of all, by `cores_of`."
     step = name.split()[0]
     return cores_of(step.removeprefix("shortcut_"), cores, step.startswith("shortcut_"))
 
 # %% ../../nbs/jobs/durations.ipynb #workflow-08-2
-def time_left(seconds, needs, cores) -> float:
-    "Seconds until jobs that take so many `seconds` on one core are done, each on its `cores_of`; a job that is not among them is done."
+def time_left(
+    seconds: dict[str, float],  # On one core, by label; a job that is not among them is done
+    needs: dict[str, list[str]],  # As `needs_of` gives them
+    cores: int,
+) -> float:
+    "Seconds until all jobs are done, each begun in the order of `needs` on as many cores as it takes."
     ends, free = {}, [0.0] * cores
     for job in (job for job in needs if job in seconds):
         ready = max([ends.get(need, 0.0) for need in needs[job]], default=0.0)
@@ -107,7 +111,7 @@ def time_left(seconds, needs, cores) -> float:
     return max(ends.values(), default=0.0)
 
 # %% ../../nbs/jobs/durations.ipynb #workflow-11-4
-def seconds_taken(results, job) -> float | None:
+def seconds_taken(results: str | Path, job: Job) -> float | None:
     "Seconds that a job of a study took when it last ran, by the workflow's benchmark file; None where there is none that can be read."
     try:
         with open(Path(results) / "benchmarks" / f"{job.name}.tsv", encoding="utf-8") as file:
@@ -117,9 +121,9 @@ def seconds_taken(results, job) -> float | None:
 
 
 def former_pace(
-    folders: dict,  # Study whose results are in each folder
-    sizes: dict,  # Of each, as `sizes_of` gives them
-    cores,
+    folders: dict[Path, Study],  # Study whose results are in each folder
+    sizes: dict[Path, dict[str, int]],  # Of each, as `sizes_of` gives them
+    cores: int,
 ) -> float:
     "How much slower than expected the jobs of studies were when they last ran, 1 where none did. One that was cut short, or has grown since, is left out."
     took = []
@@ -133,8 +137,8 @@ def former_pace(
     return sum(s for s, _ in usual) / sum(e for _, e in usual) if usual else 1.0
 
 # %% ../../nbs/jobs/durations.ipynb #workflow-16
-def seconds_of_steps(study, results) -> list[dict]:
-    "Jobs and seconds of each step of a study, the longest first, from the workflow's benchmark files."
+def seconds_of_steps(study: Study, results: str | Path) -> list[dict]:
+    "Rows of `step`, number of `jobs` and their `seconds`, the longest first, from the workflow's benchmark files."
     found = {}
     for world, folder, prefix in world_places(study, results):
         for job in jobs_of(world, bool(prefix)):
@@ -147,8 +151,11 @@ def seconds_of_steps(study, results) -> list[dict]:
     return sorted(found.values(), key=lambda row: -row["seconds"])
 
 # %% ../../nbs/jobs/durations.ipynb #c019p
-def priced_on_a_core(study, table):
-    "The prices of a demo study's networks on one core, by what the demo's own have taken there."
+def priced_on_a_core(
+    study: Study,  # On a demo world
+    table: object,  # DataFrame of `plan.prices.prices`
+) -> object:
+    "A copy of the table whose seconds and clips per second are those on one core, by `expected_seconds`."
     sizes = sizes_of(study)
     seconds = {
         name: expected_seconds(study, Job("train", name), sizes) - AROUND_TRAINING
@@ -161,8 +168,11 @@ def priced_on_a_core(study, table):
     return table.assign(seconds=seconds, clips_per_s=rates)
 
 # %% ../../nbs/jobs/durations.ipynb #c019p-0
-def job_seconds(studies, tables) -> dict[str, float]:
-    "Expected seconds of every job of a study and of its second world, whose networks cost what `tables` say."
+def job_seconds(
+    studies: list[Study],  # A study and its second world, if it has one
+    tables: list,  # A DataFrame of `plan.prices.prices` for each
+) -> dict[str, float]:
+    "Expected seconds of every job of the studies on one core, by label; of trainings, those of the tables."
     found = {}
     for world, table, prefix in zip(studies, tables, ("", "shortcut_")):
         sizes = sizes_of(world)

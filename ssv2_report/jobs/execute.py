@@ -32,6 +32,7 @@ from ssv2_report.jobs.steps import (
 from .workflow import NOTICE, console
 from ..machine.processes import folder_lock
 from ssv2_report.study.experiments import (
+    Study,
     load_study,
     project_root,
     worlds_of,
@@ -39,24 +40,24 @@ from ssv2_report.study.experiments import (
 )
 
 # %% ../../nbs/jobs/execute.ipynb #execute-03
-def results_folder(study, results=None) -> Path:
-    "The folder of a study's results, absolute."
+def results_folder(study: Study, results: str | Path | None = None) -> Path:
+    "Absolute path of a study's results: the given folder, or results/STUDY of the project."
     return (Path(results) if results else project_root() / "results" / study.name).resolve()
 
 
-def write_study_file(studies, results) -> str:
-    "The file from which all steps read a study and its second world: as they are now, whatever is edited meanwhile."
+def write_study_file(studies: list[Study], results: Path) -> str:
+    "Write a study and its second world as they are now, for all steps to read whatever is edited meanwhile; path of the study's file."
     return write_studies(studies, results / "studies")
 
 # %% ../../nbs/jobs/execute.ipynb #execute-05
 class ProgressLines:
-    "Progress callback `(done, total)`: a line every `every` seconds, and at the end."
+    "Progress callback `(done, total)`: prints a line every `every` seconds, and one at the end."
 
-    def __init__(self, what, every=5.0):
+    def __init__(self, what: str, every: float = 5.0):
         self.what, self.every = what, every
         self.began = self.said = time.monotonic()
 
-    def __call__(self, done, total):
+    def __call__(self, done: int, total: int):
         now = time.monotonic()
         if done < total and now - self.said < self.every:
             return
@@ -68,15 +69,15 @@ class ProgressLines:
         )
 
 
-def for_terminal(text) -> str:
-    "Text without signs that a terminal would obey, such as in the name of a file."
+def for_terminal(text: object) -> str:
+    "Text whose unprintable characters but line ends, which a terminal might obey, are replaced by U+FFFD."
     return "".join(
         x if x.isprintable() or x == "\n" else "\N{REPLACEMENT CHARACTER}" for x in str(text)
     )
 
 # %% ../../nbs/jobs/execute.ipynb #execute-07
-def save_audit(root, out, boxes=None, workers=2):
-    "Audit a dataset, print what was found and write every finding to the file `out`; the audit."
+def save_audit(root: Path, out: Path, boxes: Path | None = None, workers: int = 2) -> object:
+    "Audit a dataset, print a summary, write every finding to the JSON file `out` and return the `Audit`."
     from ssv2_report.data.audit import audit
 
     found = audit(root, boxes, workers, ProgressLines("audited"), Files(out.parent))
@@ -132,7 +133,7 @@ WITHOUT_NOTEBOOK = dict(demo_data=_draw, audit=_audit, cache=_cache, render=_ren
 
 # %% ../../nbs/jobs/execute.ipynb #execute-11
 def _look_before(study, results, job):
-    "What has to be so before a job is even asked whether it is up to date; ValueError or OSError in one sentence where it is not."
+    "Check what a job depends on, before it is asked whether it is up to date; ValueError or OSError in one sentence where something is wrong."
     if job.step == "cache":
         from ssv2_report.study.runs import check_study
 
@@ -150,7 +151,7 @@ def _look_before(study, results, job):
 
 
 def _parameters(study, results, job):
-    "What a job's notebook is given beside the study and the results."
+    "Parameters of a job's notebook."
     if job.step != "chapter":
         run = dict(experiment_name=job.of, seed=job.seed) if STEPS[job.step].each else {}
         return dict(study=write_study_file(worlds_of(study), results), results=str(results), **run)
@@ -164,7 +165,7 @@ def do_job(
     job: Job,
     results: Path | None = None,
     workers: int = 2,  # Processes of a step without a notebook
-    **more,  # Further parameters of its notebook
+    **more: object,  # Further parameters of its notebook
 ):
     "Do a job of a study unless it is up to date, which is said; ValueError or OSError in one sentence where it cannot be done."
     s = load_study(study)

@@ -15,7 +15,12 @@ import yaml
 from ..study.experiments import project_root
 
 # %% ../../nbs/jobs/figures.ipynb #c019
-def redraw(look, study, results, folder) -> Path:
+def redraw(
+    look: dict[str, float | str],  # What is given of `width` (inches), `font` and `size` (points)
+    study: str,  # As `load_study` takes it
+    results: Path,
+    folder: Path,
+) -> Path:
     """Have the notebooks of a study draw their figures once more for a paper, into `folder`, which it
     returns; the results stay as they are."""
     from ssv2_report.jobs.notebooks import run_notebook
@@ -27,9 +32,13 @@ def redraw(look, study, results, folder) -> Path:
     return folder
 
 # %% ../../nbs/jobs/figures.ipynb #c019-1
-def export_figures(folder, drawn, variables, out):
-    """Copy every figure (from the folder `drawn`) and table that a study's notebooks show, each with its
-    caption in LaTeX; rows of captions.csv."""
+def export_figures(
+    folder: Path,  # Results of the study
+    drawn: Path,  # Where its figures are: the same, or as `redraw` gives it
+    variables: dict,  # Contents of variables.yml
+    out: Path,
+) -> list[dict]:  # Rows of captions.csv: files, caption, cell
+    "Copy to `out` every figure and table that a study's notebooks show, each with its caption in LaTeX."
     from ssv2_report.analysis.tables import caption_latex, figure_latex
     from ssv2_report.report.site import captions
 

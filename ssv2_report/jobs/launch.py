@@ -48,8 +48,9 @@ IMPORTED = (
 
 
 def _become(client):
-    """In a fork: tell `client` so, be what `python -m` with the arguments that it sends would be, with its
-    variables, folder and files, and tell it when that is done, which what ends at once does not."""
+    """In a fork: tell `client` its `process_identity`, run `python -m` with the arguments, variables, folder,
+    stdout and stderr that the client sends, and tell it when that is done, even by an exception; a
+    process that a signal or `os._exit` ends tells nothing."""
     try:
         asked = client.recv()
         files = [recv_handle(client) for _ in range(2)]
@@ -103,10 +104,10 @@ def _by_fork(argv) -> int | None:
     return code or (0 if "done" in told else -signal.SIGKILL)
 
 # %% ../../nbs/jobs/launch.ipynb #launch-06
-def main(*argv):
-    """`python -m ssv2_report.jobs.launch MODULE ...`: what `python -m MODULE ...` would be as a fork, or
-    anew where there is none to be had, with `job_environment`. Where a signal ends the fork, which
-    cannot say so itself, a sentence does."""
+def main(*argv: str):
+    """`python -m ssv2_report.jobs.launch MODULE ...`: run `python -m MODULE ...` as a fork, or where there
+    is none to be had as a new program, with the variables of `job_environment`, and exit with its code.
+    Where a signal ended the fork, a sentence says so and the code is 128 + its number, as a shell's."""
     argv = list(argv or sys.argv[1:])
     code = _by_fork(argv) if os.environ.get(FORKS) else None
     if code is None:
@@ -142,7 +143,7 @@ def _tell_server(told):
 
 
 class _Forks:
-    "Forks that have been asked for and run, with their `process_identity`; and that of the process that is forked, once all is imported."
+    "`running`: `process_identity` of each fork that runs; `server`: that of the process that is forked, empty until all is imported."
 
     def __init__(self):
         self.context, self.starting = get_context("forkserver"), threading.Lock()
@@ -166,7 +167,7 @@ class _Forks:
             return fork
 
     def serve(self, client):
-        "Have a fork ask `client` what it is to be, and tell it the exit code; nothing where none can be had."
+        "Have a fork take its arguments from `client` (`_become`), and tell the client its exit code; nothing where no fork can be had."
         with client, suppress(OSError, EOFError):
             if not is_alive(self.server):
                 return
@@ -182,7 +183,7 @@ class _Forks:
 # %% ../../nbs/jobs/launch.ipynb #launch-10
 @contextmanager
 def forks():
-    "Variables by which the jobs of a command find who forks for them; all forks end with the block. None where that is not safe, where this Python was given warnings or optimisation that jobs are not to inherit, or no socket can be."
+    "Yield the variables by which jobs of this command find the process that forks for them; all forks end with the block. An empty dict where forking is not safe, where this Python was given warnings or optimisation that jobs are not to inherit, or where no socket can be made."
     if sys.platform != "linux" or sys.flags.optimize or sys.warnoptions:
         yield {}
         return

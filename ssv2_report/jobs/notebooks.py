@@ -179,7 +179,7 @@ def _sentence(error) -> str:
     return f"{error.evalue}" if error.ename in meant else f"{error.ename}: {error.evalue}"
 
 
-def run_notebook(name, out, gpus=0, /, **parameters):
+def run_notebook(name: str, out: str | Path, gpus: int = 0, /, **parameters: object):
     """Execute nbs/`name`.ipynb with `parameters` into `out` in this process, on so many GPUs of its own
     where there are any; raises ValueError with the notebook's own sentence, or with one that names a
     cell whose figure is not there."""

@@ -26,7 +26,7 @@ from ssv2_report.jobs.steps import (
     notebook_of,
     read_by,
 )
-from ..study.experiments import load_study, project_root
+from ..study.experiments import Study, load_study, project_root
 
 # %% ../../nbs/jobs/records.ipynb #digests-09
 def _code(job, files):
@@ -39,14 +39,16 @@ def _code(job, files):
     return files.remember(of, seen, lambda: code_of(job.step, notebook))
 
 
-def settings_of(study, job):
-    "The settings of a study that decide a job, as JSON has them."
+def settings_of(study: Study, job: Job) -> object:
+    "The settings of a study that decide a job's result, as plain JSON values."
     found = STEPS[job.step].settings(study, job)
     return json.loads(json.dumps(found, default=lambda model: model.model_dump()))
 
 # %% ../../nbs/jobs/records.ipynb #digests-09-3
-def input_digests(study, results, job, files, inner=False) -> dict[str, str]:
-    "What decides a job's result, a digest by name; `KeyError` where a job that it needs has no record yet."
+def input_digests(
+    study: Study, results: str | Path, job: Job, files: Files, inner: bool = False
+) -> dict[str, str]:
+    "Digests by name of all that decides a job's result: settings, code, files and the results of the jobs that it reads. `KeyError` where one of those has no record yet."
     found = dict(settings=json_digest(settings_of(study, job)))
     found |= {f"code of {module}": value for module, value in _code(job, files).items()}
     found |= STEPS[job.step].inputs(study, results, job, files)
@@ -74,7 +76,7 @@ def _rendered(report) -> list[Path]:
         return []
 
 
-def files_of(study, results, job) -> list[Path]:
+def files_of(study: Study, results: str | Path, job: Job) -> list[Path]:
     "The files that a job leaves behind."
     found = [folder_of(study, results, job) / name for name in STEPS[job.step].leaves]
     if job.step == "demo_data":
@@ -93,7 +95,7 @@ DATED = (
 
 # %% ../../nbs/jobs/records.ipynb #digests-11-4
 def _results(study, results, job, left) -> str:
-    "Digest of what later jobs read."
+    "Digest of what later jobs read of a job's files `left`."
     if job.step == "cache":
         return _of_cache(study, results)
     if job.step == "render":
@@ -127,8 +129,8 @@ def _path(results, job):
     return Path(results) / "records" / f"{job.name}.json"
 
 
-def record(results, job) -> dict:
-    "What decided a finished job (`input_digests`), what it left (`files`: digests by path) and the digest of that (`results`); `KeyError` where there is no record."
+def record(results: str | Path, job: Job) -> dict:
+    "Record of a finished job: `decides` (its `input_digests`), `files` (digests of what it left, by path) and `results` (one digest of what later jobs read). `KeyError` where there is none."
     try:
         found = json.loads(_path(results, job).read_text(encoding="utf-8"))
         return {k: dict(found[k]) for k in ("decides", "files")} | dict(results=found["results"])
@@ -141,7 +143,7 @@ def _write_record(results, job, about):
         part.write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
-def job_written(results, job) -> int:
+def job_written(results: str | Path, job: Job) -> int:
     "When a job's record was written, in nanoseconds; 0 where there is none."
     path = _path(results, job)
     return path.stat().st_mtime_ns if path.is_file() else 0
@@ -160,7 +162,9 @@ def _changed(study, results, job, files, inner):
     return ""
 
 
-def why_stale(study, results, job, files, inner=False) -> str:
+def why_stale(
+    study: Study, results: str | Path, job: Job, files: Files, inner: bool = False
+) -> str:
     "Why a job is to be done, in a few words; empty where it is done, all it left is there, and nothing that decides its result has changed."
     try:
         return _changed(study, results, job, files, inner)
@@ -168,8 +172,8 @@ def why_stale(study, results, job, files, inner=False) -> str:
         return e.args[0]
 
 # %% ../../nbs/jobs/records.ipynb #digests-13-2
-def refuse_stale_runs(study, results, job):
-    "`ValueError` that names a run which is there but is not what the study now asks for; a run that is not there is for the report to name."
+def refuse_stale_runs(study: Study, results: str | Path, job: Job):
+    "`ValueError` that names a run which a job reads and which is not of the study as it is now; runs that are missing are passed over, since the report names them."
     files = Files(results)
     for need in jobs_of(study)[job]:
         there = need.seed is not None and files_of(study, results, need)[-1].is_file()
@@ -180,12 +184,12 @@ def refuse_stale_runs(study, results, job):
 
 
 def _base(study, results, job):
-    "What the paths of a record are relative to, so that they hold when a folder is moved."
+    "Folder to which the paths of a job's record are relative, so that they hold when it is moved."
     return dict(demo_data=Path(study.data.root), render=project_root()).get(job.step, Path(results))
 
 
 def _states(study, results, job):
-    "Which file each path of a job's own folders is, as of now."
+    "Inode, size and time of change (ns) of each file in a job's own folders, by path."
     found = [p for folder in filled_by(study, results, job) for p in _within(folder)]
     return {p: ((s := p.stat()).st_ino, s.st_size, s.st_mtime_ns) for p in found}
 
@@ -205,7 +209,7 @@ def _others(study, results, job) -> list[str]:
 
 # %% ../../nbs/jobs/records.ipynb #digests-13-3
 @contextmanager
-def run_if_stale(study, results, job, inner=False):
+def run_if_stale(study: Study, results: str | Path, job: Job, inner: bool = False):
     """Yields whether a job is to be done; if it is, its record is written when the block ends well.
 
     Without records of what it needs, such as those of steps called by hand, it gets none.
@@ -242,21 +246,21 @@ def run_if_stale(study, results, job, inner=False):
     files.save()
 
 
-def delete_outputs(study, results, job):
-    "Remove what a job left that is no longer of the study, and its record; files that are not its own stay."
+def delete_outputs(study: Study, results: str | Path, job: Job):
+    "Remove the files that a job's record names, and the record; all other files stay."
     with suppress(KeyError):
         for path in record(results, job)["files"]:
             (_base(study, results, job) / path).unlink(missing_ok=True)
     _path(results, job).unlink(missing_ok=True)
 
 # %% ../../nbs/jobs/records.ipynb #digests-15
-def flag(results, job) -> str:
+def flag(results: str | Path, job: Job) -> str:
     "The file by which the workflow knows that a job is up to date."
     return f"{results}/flags/{job.name}"
 
 
-def stale_jobs(study, results, inner=False) -> dict[Job, str]:
-    "The jobs of a study that are not up to date, and why; '' for a job that is, as long as those that it needs give what they gave before."
+def stale_jobs(study: Study, results: str | Path, inner: bool = False) -> dict[Job, str]:
+    "The jobs of a study that are not up to date, and why; '' for a job that only has to be done if a stale job that it waits for gives another result."
     files, found = Files(results), {}
     for job, needs in jobs_of(study, inner).items():
         waits = not found.keys().isdisjoint(needs)
@@ -270,8 +274,8 @@ def stale_jobs(study, results, inner=False) -> dict[Job, str]:
     return found
 
 # %% ../../nbs/jobs/records.ipynb #digests-15-1
-def set_flags(study, results, inner=False) -> list[Job]:
-    "Give a flag to every job that is up to date, and take away those of all others, which are returned."
+def set_flags(study: Study, results: str | Path, inner: bool = False) -> list[Job]:
+    "Write the flag of every job that is up to date, remove those of all others, and return these others."
     todo = list(stale_jobs(study, results, inner))
     for k, job in enumerate(jobs_of(study, inner)):
         path = Path(flag(results, job))

@@ -19,7 +19,7 @@ from ..data.boxes import box_files
 from ..data.code import DECIDES_NOTHING, KNOWN_BY_VALUE, cells_digest, code_digests
 from ..data.contents import dataset_digest, json_digest
 from ..machine.environment import find_quarto
-from ..study.experiments import CLASS_GROUPS, load_study, project_root, run_folder
+from ..study.experiments import CLASS_GROUPS, Study, load_study, project_root, run_folder
 
 # %% ../../nbs/jobs/steps.ipynb #steps-03-1
 class Job(NamedTuple):
@@ -31,7 +31,7 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        "As its record and its flag are called."
+        "Name of its record and its flag: STEP, STEP-CHAPTER or STEP-EXPERIMENT-sSEED."
         run = "" if self.seed is None else f"-s{self.seed}"
         return f"{self.step}{'-' * bool(self.of)}{self.of}{run}"
 
@@ -263,12 +263,12 @@ STEPS = dict(
 IN_SECOND_WORLD = ("demo_data", "audit", "cache", "train", "gradcam")
 
 # %% ../../nbs/jobs/steps.ipynb #steps-08-1
-def is_validated(study, inner=False) -> bool:
+def is_validated(study: Study, inner: bool = False) -> bool:
     "Whether measures can be validated: by a second world, or by several seeds whose maps can be compared."
     return bool(study.second_world or len(study.seeds) > 1) and not inner
 
 
-def steps_of(study, inner: bool = False) -> dict[str, Step]:
+def steps_of(study: Study, inner: bool = False) -> dict[str, Step]:
     "The rows of the table that a study has; `inner`: as the second world of another."
     left_out = {
         "demo_data": not study.data.demo,
@@ -306,8 +306,8 @@ def _needs(study, job, steps, jobs):
     return found
 
 # %% ../../nbs/jobs/steps.ipynb #steps-08-3
-def jobs_of(study, inner: bool = False) -> dict[Job, list[Job]]:
-    "Every job of a study with the jobs of it that it waits for, each after those."
+def jobs_of(study: Study, inner: bool = False) -> dict[Job, list[Job]]:
+    "Every job of a study with the jobs of the same study that it waits for; each stands after those."
     steps, jobs = steps_of(study, inner), {}
     for name, step in steps.items():
         one = [Job(name)]
@@ -318,7 +318,7 @@ def jobs_of(study, inner: bool = False) -> dict[Job, list[Job]]:
     return jobs
 
 
-def read_by(study, job, inner: bool = False) -> list[Job]:
+def read_by(study: Study, job: Job, inner: bool = False) -> list[Job]:
     "Of the jobs that a job waits for, those whose results it reads."
     if job == Job("chapter", "00_data"):  # the others have worlds of their own
         return [Job("audit")]
@@ -326,7 +326,7 @@ def read_by(study, job, inner: bool = False) -> list[Job]:
 
 # %% ../../nbs/jobs/steps.ipynb #steps-10
 def gpus_of(
-    study,
+    study: Study,
     step: str,
     of: str = "",  # Its experiment, if it is of a run
 ) -> int:
@@ -362,31 +362,31 @@ def code_of(
     return found | ({Path(notebook).stem: cells_digest(cells)} if cells else {})
 
 # %% ../../nbs/jobs/steps.ipynb #steps-12-1
-def folder_of(study, results, job: Job) -> Path:
+def folder_of(study: Study, results: str | Path, job: Job) -> Path:
     "Where a job writes: in the results, or in the folder of its run."
     if job.seed is None:
         return Path(results)
     return run_folder(study, results, job.of, job.seed)
 
 
-def executed_of(study, results, job: Job) -> Path | None:
-    "Where the notebook lies that a job has executed, if it executes one."
+def executed_of(study: Study, results: str | Path, job: Job) -> Path | None:
+    "Path of the notebook that a job writes as executed; None where it executes none."
     if job.step == "chapter":
         return Path(results) / "chapters" / f"{job.of}.ipynb"
     name = STEPS[job.step].notebook.rpartition("/")[2]
     return folder_of(study, results, job) / f"{name}.ipynb" if name else None
 
 
-def filled_by(study, results, job: Job) -> list[Path]:
-    "The folders that are filled by one job alone."
+def filled_by(study: Study, results: str | Path, job: Job) -> list[Path]:
+    "The folders that a job alone fills."
     return [folder_of(study, results, job) / name for name in STEPS[job.step].fills]
 
 # %% ../../nbs/jobs/steps.ipynb #steps-13-1
 NOTEBOOKS = {name: step.notebook for name, step in STEPS.items() if step.notebook}
 
 
-def run_shown(study, results) -> tuple[str, int]:
-    "The experiment and seed of the run whose notebooks the report shows: the last experiment that has them."
+def run_shown(study: Study, results: str | Path) -> tuple[str, int]:
+    "The experiment and seed of the run whose notebooks the report shows: of the first seed the last experiment whose maps are made, else the first run that has them, else the first run."
     seeds = sorted(study.runs, key=lambda run: study.seeds.index(run[1]))
     order = seeds[len(study.experiments) - 1 :: -1] + seeds
     done = lambda run: executed_of(study, results, Job("gradcam", *run)).is_file()
@@ -401,14 +401,14 @@ def _of_page(study, results):
     return found | {f"{name}_run": job for name, job in shown.items() if name in NOTEBOOKS}
 
 
-def pages_of(study, results) -> dict[str, Path]:
+def pages_of(study: Study, results: str | Path) -> dict[str, Path]:
     "The executed notebooks that the report shows, by page."
     pages = {"index": project_root() / "nbs" / "index.ipynb"}
     jobs = _of_page(study, results)
     return pages | {page: executed_of(study, results, job) for page, job in jobs.items()}
 
 
-def sources_of_pages(study) -> dict[str, Path]:
+def sources_of_pages(study: Study) -> dict[str, Path]:
     "The notebooks as they are now whose executed copies `pages_of` names, by page."
     pages = {"index": project_root() / "nbs" / "index.ipynb"}
     return pages | {page: notebook_of(job) for page, job in _of_page(study, "").items()}

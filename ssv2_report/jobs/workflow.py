@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ from ssv2_report.machine.processes import (
     terminating,
     write_lock_holder,
 )
-from ..study.experiments import project_root, run_folder
+from ..study.experiments import Study, project_root, run_folder
 
 # %% ../../nbs/jobs/workflow.ipynb #workflow-03
 console = Console(stderr=True, highlight=False)
@@ -63,13 +64,13 @@ console.soft_wrap = not console.is_terminal  # a line in a log stays a line, how
 class Pending(NamedTuple):
     "A job of a study that is not up to date."
 
-    study: object
+    study: Study
     results: Path
     job: Job
     why: str  # '' where that depends on what the jobs that it needs give
 
 
-def pending_jobs(study, results) -> dict[str, Pending]:
+def pending_jobs(study: Study, results: str | Path) -> dict[str, Pending]:
     "The jobs of a study and of its second world that are not up to date, by label."
     stale = {
         job_label(job, prefix): Pending(world, folder, job, why)
@@ -83,7 +84,7 @@ def pending_jobs(study, results) -> dict[str, Pending]:
     return {name: stale[name] for name in needs if name in stale}
 
 
-def pending_lines(pending, needs) -> list[str]:
+def pending_lines(pending: dict[str, Pending], needs: dict[str, list[str]]) -> list[str]:
     "A line for each pending job: its label, and why it is to be done or what that depends on."
     lines = []
     for name, found in pending.items():
@@ -107,7 +108,7 @@ class _AsJson(logging.Formatter):
         return json.dumps({k: getattr(record, k, None) for k in known}, default=str)
 
 
-def log_events_as_json(logger):
+def log_events_as_json(logger: logging.Logger):
     "Have Snakemake's logger write its events to the open file whose number the variable SSV2_EVENTS holds."
     if EVENTS not in os.environ:
         return
@@ -117,8 +118,8 @@ def log_events_as_json(logger):
     logger.addHandler(handler)
 
 
-def sentence_in_log(logs) -> str:
-    "What a failed step said of itself in its log."
+def sentence_in_log(logs: list[str] | None) -> str:
+    "What a failed step said of itself: the last line of its logs after 'ssv2: '; empty where there is none."
     lines = [line for path in logs or () if Path(path).is_file() for line in _lines(path)]
     return next((line[6:].strip() for line in reversed(lines) if line.startswith("ssv2: ")), "")
 
@@ -126,8 +127,8 @@ def sentence_in_log(logs) -> str:
 NOTICE = "ssv2 notes: "
 
 
-def notices_of(log) -> list[str]:
-    "What a step that ended well has to say to people, from its log."
+def notices_of(log: str | Path) -> list[str]:
+    "The notices to people in the log of a step that ended well: lines after 'ssv2 notes: '."
     lines = _lines(log) if Path(log).is_file() else []
     return [line.removeprefix(NOTICE) for line in lines if line.startswith(NOTICE)]
 
@@ -139,8 +140,8 @@ def _lines(path):
 FULL_BELOW = 1_000_000  # bytes; a disk with less is taken for full
 
 
-def explain_silent_failure(name, logs) -> str:
-    "What is known of a failed job that said nothing of itself in its logs."
+def explain_silent_failure(name: str, logs: list[str] | None) -> str:
+    "One sentence on a failed job whose logs hold none of its own: folder removed, disk full, killed, or where the log is."
     path = Path(logs[0]) if logs else None
     if path is None:
         return f"{name} failed; its log is reproduce.log."
@@ -157,8 +158,8 @@ def explain_silent_failure(name, logs) -> str:
     return f"{name} failed; its log is {path}."
 
 
-def explain_workflow_failure(code, errors, log) -> str:
-    "The sentence on a workflow that ended with an exit code, after such errors of its jobs."
+def explain_workflow_failure(code: int, errors: list[str], log: str | Path) -> str:
+    "One sentence on a workflow that ended with an exit code: the first of its jobs' errors, or what its own log tells."
     log = Path(log)
     if not log.is_file():  # errors follow from that
         return explain_removed_folder(log.parent)
@@ -177,8 +178,8 @@ class Tracker:
 
     def __init__(
         self,
-        jobs: dict,  # As `pending_jobs` gives them
-        needs: dict,  # As `needs_of` gives them
+        jobs: dict[str, Pending],  # As `pending_jobs` gives them
+        needs: dict[str, list[str]],  # As `needs_of` gives them
         cores: int,
     ):
         self.jobs, self.needs = jobs, needs
@@ -192,8 +193,8 @@ class Tracker:
         self.cores, self.began, self.names, self.running = cores, time.monotonic(), {}, {}
         self.took, self.errors, self.written, self.unchanged = {}, [], {}, set()
 
-    def feed(self, event) -> str | None:
-        "A sentence when a job starts or ends."
+    def feed(self, event: dict) -> str | None:
+        "Take in one event of Snakemake's; a sentence where a job starts or ends well, else None."
         name = self.names.get(event["job_id"] if event["jobid"] is None else event["jobid"])
         if event["event"] == "job_info" and event["rule_name"] != "all":
             name = join_label(event["rule_name"], *event["wildcards"].values())
@@ -219,7 +220,7 @@ class Tracker:
         found = self.jobs.get(name)
         return job_written(found.results, found.job) if found else 0
 
-    def epochs(self, name) -> tuple[int, int]:
+    def epochs(self, name: str) -> tuple[int, int]:
         "Epochs done and asked for by a training."
         study, results, job, _ = self.jobs[name]
         total = study.experiments[job.of].epochs
@@ -229,8 +230,8 @@ class Tracker:
         except OSError:
             return 0, total
 
-    def done(self, name, pace) -> float:
-        "The share of a job that is done, by its epochs or by the time that it takes at that pace."
+    def done(self, name: str, pace: float) -> float:
+        "Share of a job that is done, 0 to 1, by its epochs or by the time that it has run at that `pace`."
         if name not in self.running or name not in self.seconds:
             return float(name in self.took)
         spent = (time.monotonic() - self.running[name]) * cores_of_label(name, self.cores)
@@ -241,14 +242,14 @@ class Tracker:
         return min(0.9, max(epoch / total, min(passed, (epoch + 0.9) / total)))
 
     def _at_least(self, name, spent):
-        "Of a job that runs, the expected seconds that were done in so many `spent` ones; 0 where that is not known."
+        "How many of its expected seconds a running job has done in `spent` seconds; 0 where that is not known."
         expected = self.seconds[name]
         if self.jobs[name].job.step == "train" and (epoch := self.epochs(name)[0]):
             return expected * epoch / self.epochs(name)[1]
         return expected if spent > expected else 0.0
 
     def pace(self) -> float:
-        "How much slower than expected this machine is, from what is done and from what takes longer than all of it should have; as in former runs at first."
+        "Factor by which jobs take longer than expected: that of former runs, weighted as 30 s of work, with the jobs that are done, trainings by their epochs, and jobs that run longer than expected."
         now = time.monotonic()
         spent = {k: s * cores_of_label(k, self.cores) for k, s in self.took.items()}
         known = {k: self.seconds[k] for k in spent if k in self.seconds}
@@ -279,7 +280,9 @@ class Tracker:
         return "{} epoch {}/{}".format(display_name(name), *self.epochs(name))
 
 # %% ../../nbs/jobs/workflow.ipynb #workflow-14
-def workflow_command(study, results, cores, gpus=0, jobs=None) -> list[str]:
+def workflow_command(
+    study: str | Path, results: str | Path, cores: int, gpus: int = 0, jobs: int | None = None
+) -> list[str]:
     """The command that does a study's jobs on so many cores and GPUs, at most `jobs` at a time of those
     that use a GPU. Study and results, whatever they are called, go into RESULTS/workflow.json; no
     profile of Snakemake's is read."""
@@ -297,7 +300,13 @@ def workflow_command(study, results, cores, gpus=0, jobs=None) -> list[str]:
     ]
 
 # %% ../../nbs/jobs/workflow.ipynb #workflow-14-1
-def run_workflow(command, tracker, log, gpus, locks=()):
+def run_workflow(
+    command: list[str],  # As `workflow_command` gives it
+    tracker: Tracker,
+    log: str | Path,
+    gpus: int,
+    locks: list | tuple = (),  # Open files, as `folder_lock` yields them
+):
     """Have Snakemake do the jobs of a study, shown as they go, and end with it all that it started; its
     lines are kept in the file `log`. ValueError with the first job's own sentence where one fails."""
     read, write = os.pipe()
@@ -326,7 +335,11 @@ def run_workflow(command, tracker, log, gpus, locks=()):
         raise ValueError(explain_workflow_failure(process.returncode, tracker.errors, log))
 
 # %% ../../nbs/jobs/workflow.ipynb #workflow-14-2
-def follow(events, tracker, every=15.0):
+def follow(
+    events: Iterable[str],  # Lines of JSON, as `log_events_as_json` writes them
+    tracker: Tracker,
+    every: float = 15.0,  # Seconds between two lines where there is no terminal
+):
     "Show the progress of a workflow until its events end."
     lines = queue.Queue()
 
@@ -362,8 +375,8 @@ def follow(events, tracker, every=15.0):
                 console.print(f"{share:4.0%} after {(said - tracker.began) / 60:.1f} min: {text}")
 
 # %% ../../nbs/jobs/workflow.ipynb #workflow-16-1
-def show_seconds(rows):
-    "Print `seconds_of_steps`."
+def show_seconds(rows: list[dict]):
+    "Print the rows of `seconds_of_steps` as a table."
     table = Table("step")
     for column in ("jobs", "seconds"):
         table.add_column(column, justify="right")

@@ -147,8 +147,8 @@ def interrupt(signum: int, frame: object):
     raise KeyboardInterrupt
 
 # %% ../../nbs/machine/processes.ipynb #processes-none-left
-def terminate_all(names, grace=8.0):
-    "Have processes that `process_identity` names and all that they have started end: asked to, then killed after `grace` s."
+def terminate_all(names: list[str], grace: float = 8.0):
+    "End processes, by `process_identity`, and all that they have started: SIGTERM, then SIGKILL for what is left after `grace` s; once more for what was started meanwhile."
     pid_of = lambda who: int(who.split(":")[0])
     left = [*names, *(child for who in names for child in descendants(pid_of(who)))]
     terminate(left)

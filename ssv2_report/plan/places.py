@@ -11,10 +11,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ..study.experiments import worlds_of
+from ..study.experiments import Study, worlds_of
 
 # %% ../../nbs/plan/places.ipynb #c015
-def check_writable(folder, need=300e6, hint="choose another folder with --results"):
+def check_writable(
+    folder: Path, need: float = 300e6, hint: str = "choose another folder with --results"
+):
     "OSError in one sentence, which ends in `hint`, when `folder` cannot take `need` more bytes."
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,13 +41,13 @@ def check_home():
         check_writable(folder, 1e6, "set HOME to a folder that you can write to")
 
 # %% ../../nbs/plan/places.ipynb #c015-1
-def check_paths(*paths):
+def check_paths(*paths: str | Path):
     "ValueError where Snakemake would take a part of a path for a wildcard."
     if wrong := next((str(p) for p in paths if re.search("[{}]", str(p))), None):
         raise ValueError(f"{wrong}: paths with braces cannot be used; rename it.")
 
 
-def check_data(study):
+def check_data(study: Study):
     "FileNotFoundError when a study on a real dataset does not find its folder."
     if not study.data.demo and not Path(study.data.root).is_dir():
         raise FileNotFoundError(
@@ -54,7 +56,7 @@ def check_data(study):
         )
 
 # %% ../../nbs/plan/places.ipynb #places-03
-def check_places(study, results, report):
+def check_places(study: Study, results: Path, report: Path):
     "ValueError or OSError in one sentence where a study's data are not there, or its results cannot be written."
     check_data(study)
     check_paths(results, study.name, study.data.root)
@@ -63,8 +65,8 @@ def check_places(study, results, report):
     check_home()
 
 # %% ../../nbs/plan/places.ipynb #c016
-def worlds_to_make(study) -> list[Path]:
-    "Folders of the demo worlds of a study that are not there yet, or that other code drew; the others are only read."
+def worlds_to_make(study: Study) -> list[Path]:
+    "Folders of the demo worlds of a study and its second world that are to be drawn: not there yet, or drawn by other code."
     from ssv2_report.demo.answers import known_world
     from ssv2_report.demo.world import world_version
 

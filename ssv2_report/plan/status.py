@@ -57,7 +57,7 @@ def state_of(run: Path) -> str:
 
 # %% ../../nbs/plan/status.ipynb #status-05
 def _looked(run, step) -> str:
-    "How a step that comes after training does."
+    "State of a run's `step` after training: 'done', 'failed', 'begun' or ''."
     failed, done = run / f"{step}_run.failed.ipynb", run / f"{step}_run.ipynb"
     if failed.is_file() and _since(failed) <= _since(done):
         return "failed" if _error(failed) else "begun"
@@ -85,7 +85,7 @@ def row_of(run: Path, epochs: int) -> dict:
 
 # %% ../../nbs/plan/status.ipynb #status-05-2
 def status_of(study: Study, results: str | Path) -> pd.DataFrame:  # Indexed by run
-    "`row_of` each run of a study, and of its second world."
+    "Rows of `row_of` for every run of a study and of its second world."
     rows = []
     for world, folder in zip(worlds_of(study), (Path(results), Path(results) / "shortcut")):
         for name, seed in world.runs:

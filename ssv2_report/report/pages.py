@@ -34,7 +34,7 @@ def asset(name: str) -> Path:  # Path of the file in the installed package
 
 
 def page_digest(
-    *parts,  # JSON values and bytes
+    *parts: object,  # JSON values and bytes
 ) -> str:  # SHA-256
     "One digest of several things, to tell whether any of them changed."
     return hashlib.sha256(
@@ -118,13 +118,13 @@ def _on_screen(kind, value):
 
 def plain(
     text: str,  # Markdown of a line
-) -> str:  # What it says where no markup is known, as in an attribute
-    "Take the backslashes out by which signs are meant as they are."
+) -> str:  # For where no markup is known, as in an attribute
+    "Take out the backslashes that escape punctuation."
     return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
 
 # %% ../../nbs/report/pages.ipynb #b8c7e5f0-3
-def quoted(text):
-    "A value of an attribute in Markdown, in which no sign ends it or anything around it."
+def quoted(text: object) -> str:
+    "Text as a quoted attribute of Markdown: on one line, punctuation as HTML entities."
     words = " ".join(str(text).split())
     return '"' + re.sub(r"[^\w .,:;-]", lambda m: f"&#{ord(m[0])};", words) + '"'
 
@@ -138,7 +138,13 @@ def _terminal(text):
 class Page:
     "Markdown of one staged notebook for one target, `html` or `typst`, with the files and the raw HTML that it refers to."
 
-    def __init__(self, nb, name, to, config):
+    def __init__(
+        self,
+        nb: dict,  # Staged notebook
+        name: str,  # Of the page
+        to: str,  # 'html' or 'typst'
+        config: dict,  # Content of `_quarto.yml`
+    ):
         self.name, self.to, self.images, self.raw, self.meta = name, to, {}, {}, {}
         cells = list(nb["cells"])
         if cells and cells[0]["cell_type"] == "raw":
@@ -154,7 +160,7 @@ class Page:
         )
         self.text = "\n\n".join(self.cell(cell) for cell in cells)
 
-    def cell(self, cell):
+    def cell(self, cell: dict) -> str:
         "Markdown of one cell."
         if cell["cell_type"] == "markdown":
             return cell["source"].replace("{{{<", "{{<").replace(">}}}", ">}}")
@@ -179,7 +185,8 @@ class Page:
         label = f' label="{options["label"]}"' if options.get("label") else ""
         return f"::::: {{.cell{label}}}\n" + "\n\n".join(shown) + "\n:::::"
 
-    def code(self, code, options):
+    def code(self, code: str, options: dict) -> str:
+        "Markdown of a cell's code, folded where its options say so."
         fold = options.get("code-fold", False)
         state = (
             f" fold={quoted(options.get('code-summary', 'Code'))}"
@@ -189,8 +196,8 @@ class Page:
         )
         return _fence(code, f".python .cell-code{state}")
 
-    def outputs(self, outputs, options):
-        "Markdown of a cell's outputs, text of one stream joined."
+    def outputs(self, outputs: list[dict], options: dict) -> list[str]:
+        "Markdown of each of a cell's outputs, text of one stream joined."
         blocks, streams = [], {}
         for output in outputs:
             if output["output_type"] == "stream":
@@ -211,7 +218,7 @@ class Page:
         asis = options.get("output") == "asis"
         return [block if asis else f":::: cell-output\n{block}\n::::" for block in blocks if block]
 
-    def data(self, data, metadata, options):
+    def data(self, data: dict, metadata: dict, options: dict) -> str:
         "Markdown of the richest form of one output that the target can show."
         data = {
             k: v if isinstance(v, str) or k.endswith("json") else "".join(v)
@@ -245,8 +252,8 @@ class Page:
             else _fence(_terminal(value), ".output")
         )
 
-    def image(self, kind, value):
-        "Keep an image as a file of the page; its path."
+    def image(self, kind: str, value: str) -> str:
+        "Keep an image (MIME type, and SVG or base64) as a file of the page; its path."
         data = value.encode() if kind == "image/svg+xml" else base64.b64decode(value)
         path = f"{self.name}_files/{len(self.images) + 1}.{dict(svg='svg', png='png', jpeg='jpg').get(kind[6:].split('+')[0], 'png')}"
         self.images[path] = data

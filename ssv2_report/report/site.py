@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def substitute(
     text: str,  # Markdown with Quarto's `var` shortcodes
     variables: dict,  # Values by name, possibly nested
     page: str = "this page",  # Named in the error
-    form=str,  # How a value is written, such as between the quotes of YAML
+    form: Callable = str,  # How a value is written, such as between the quotes of YAML
 ) -> str:  # The text with every shortcode replaced by its value
     "Choose among the sentences of a text and fill in its variables; raises `ReportError` for a name that is unknown or that names a group."
     text = choose_sentences(text, variables, page)
@@ -188,10 +189,10 @@ def embed(
 
 # %% ../../nbs/report/site.ipynb #current
 def current_words(
-    executed,  # Path of an executed notebook
-    source=None,  # Path of the notebook that it is a copy of, as it is now
-):  # Notebook of nbformat
-    "An executed notebook with the words of its source; as it is where the code of the two differs."
+    executed: str | Path,  # Executed notebook
+    source: str | Path | None = None,  # The notebook that it is a copy of, as it is now
+) -> nbformat.NotebookNode:
+    "The source notebook with the outputs of its executed copy; the executed notebook itself where their code differs or there is no source."
     done = nbformat.read(executed, as_version=4)
     if source is None or not Path(source).is_file():
         return done
@@ -298,9 +299,8 @@ path[style*="fill: #ffffff"] { fill: #14171c !important }
 }</style>"""
 
 
-def themed(svg) -> str:
-    """A drawing of matplotlib's that follows the theme, light or dark, of the page it is in; in print
-    it is as it was."""
+def themed(svg: str) -> str:
+    "SVG by matplotlib with the style `DARK`, by which it follows the light or dark theme of its page; print ignores it."
     return re.sub(r"(<svg\b[^>]*>)", lambda m: m[1] + DARK, svg, count=1)
 
 # %% ../../nbs/report/site.ipynb #8cb4f4a9-1w
@@ -696,7 +696,7 @@ def _embedded(site, out, config, inputs, known):
 def render(
     site: Path,  # Folder that `stage` wrote
     out: Path,  # Folder of the pages
-    quarto: str = "auto",  # Path of Quarto, `auto` to look for it on the PATH, `None` to do without
+    quarto: str | None = "auto",  # Its path; `auto`: looked for on the PATH; None: do without
 ) -> Path:  # `index.html`; the PDF of the report lies beside it
     """Render the staged notebooks, without running them, into a site that opens from the file system; what did not change is left alone.
     Where Quarto does not run or fails, pandoc and Typst make the pages, and a warning says why.
@@ -742,6 +742,6 @@ def render(
     return out / "index.html"
 
 
-def is_by_quarto(out) -> bool:
+def is_by_quarto(out: str | Path) -> bool:
     "Whether Quarto made the pages in a folder."
     return bool(_remembered(Path(out) / ".rendered.json").get("quarto"))
