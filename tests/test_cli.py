@@ -169,6 +169,12 @@ with subprocess.Popen([sys.executable, "-c", {TREE!r}], stdout=subprocess.PIPE, 
 """
 
 
+def heeded():
+    "Ignored signals are inherited, such as SIGINT in the background of a shell and SIGHUP by nohup."
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_signal_to_the_command_alone_leaves_nothing_running(name):
     process = subprocess.Popen(
@@ -176,7 +182,7 @@ def test_a_signal_to_the_command_alone_leaves_nothing_running(name):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heeded,
     )
     pids = [int(word) for word in process.stdout.readline().split() if word != "STARTED"]
     process.send_signal(getattr(signal, name))
