@@ -335,3 +335,16 @@ def test_seconds_are_summed_by_step_the_longest_first(tmp_path):
         ("train", 2, 12),
         ("shortcut_gradcam", 1, 2),
     ]
+
+
+def test_a_step_is_one_row_and_the_report_shows_those_it_needs(monkeypatch, tmp_path):
+    from ssv2_report.jobs import steps
+
+    study, shown = load_study("smoke"), set(steps.pages_of(load_study("smoke"), tmp_path))
+    row = steps.Step("the summary", needs=("analysis",), notebook="analysis/summary_run")
+    monkeypatch.setitem(steps.STEPS, "summary", row)
+    assert steps.jobs_of(study)[Job("summary")] == [Job("analysis")]
+    assert set(steps.pages_of(study, tmp_path)) == shown
+    render = steps.STEPS["render"]
+    monkeypatch.setitem(steps.STEPS, "render", render._replace(needs=(*render.needs, "summary")))
+    assert set(steps.pages_of(study, tmp_path)) == shown | {"summary_run"}

@@ -393,12 +393,22 @@ def run_shown(study: Study, results: str | Path) -> tuple[str, int]:
     return next(filter(done, order), seeds[0])
 
 
+def _told() -> set[str]:
+    "The steps whose results the report tells of: those that it needs, and those that these need."
+    found, waiting = set(), [*STEPS["render"].needs]
+    while waiting:
+        found.add(step := waiting.pop())
+        waiting += STEPS[step].needs
+    return found
+
+
 def _of_page(study, results):
     "The job whose notebook is shown, by page."
-    run, steps = run_shown(study, results), steps_of(study)
+    run, told = run_shown(study, results), _told()
     found = {name: Job("chapter", name) for name in CHAPTERS}
+    steps = {name: step for name, step in steps_of(study).items() if step.notebook and name in told}
     shown = {name: Job(name, *(run if step.each else ())) for name, step in steps.items()}
-    return found | {f"{name}_run": job for name, job in shown.items() if name in NOTEBOOKS}
+    return found | {f"{name}_run": job for name, job in shown.items()}
 
 
 def pages_of(study: Study, results: str | Path) -> dict[str, Path]:
