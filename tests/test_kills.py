@@ -57,7 +57,7 @@ if told != start:
     step = 0
 for step in range(step, 20):
     time.sleep(0.03)
-    with whole(checkpoint) as part:
+    with atomic_write(checkpoint) as part:
         part.write_text(json.dumps([start, step + 1]))
 for name in {TRAINED}:
     leave(run / name, name, start)
@@ -75,7 +75,7 @@ ANALYSIS = """
 seen = sorted((p.name, p.read_text()) for p in out.glob("runs/*/*.parquet"))
 for folder, name in (("tables", "accuracy.csv"), ("figures", "accuracy.svg")):
     leave(out / folder / name, name, seen)
-with whole(out / "variables.yml") as part:
+with atomic_write(out / "variables.yml") as part:
     part.write_text("accuracy: " + hashlib.sha256(repr(seen).encode()).hexdigest())
 """
 BOOKS = {
