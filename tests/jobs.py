@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import sys
 
 STUDY = """
@@ -80,3 +81,9 @@ def side_by_side(lines, steps=("train", "gradcam")):
         assert len(in_use) == len(set(in_use)), now
         most = max(most, len(now))
     return most
+
+
+def heeded():
+    "For `preexec_fn`: ignored signals are inherited, such as SIGINT in the background of a shell and SIGHUP by nohup."
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import yaml
 from books import run_as_job
+from jobs import heeded
 from nbformat.v4 import new_code_cell, new_notebook, writes
 from worlds import dump, make
 
@@ -167,12 +168,6 @@ with subprocess.Popen([sys.executable, "-c", {TREE!r}], stdout=subprocess.PIPE, 
         print(p.pid, p.stdout.readline(), flush=True)
         p.wait()
 """
-
-
-def heeded():
-    "Ignored signals are inherited, such as SIGINT in the background of a shell and SIGHUP by nohup."
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from jobs import heeded
 from nbformat.v4 import new_code_cell as code
 from nbformat.v4 import new_markdown_cell as md
 from nbformat.v4 import new_notebook, writes
@@ -130,7 +131,7 @@ class Toy:
             env=env,
             text=True,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=heeded,
             stdout=open(self.base / "said.txt", "w"),
             stderr=subprocess.STDOUT,
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from jobs import heeded
 from nbformat.v4 import new_code_cell, new_notebook, writes
 
 from ssv2_report.jobs import launch
@@ -173,7 +174,12 @@ def command(tmp_path):
     def start(**env):
         env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
         process = subprocess.Popen(
-            [sys.executable, tmp_path / "stays.py"], stdout=PIPE, stderr=PIPE, env=env, text=True
+            [sys.executable, tmp_path / "stays.py"],
+            stdout=PIPE,
+            stderr=PIPE,
+            env=env,
+            text=True,
+            preexec_fn=heeded,
         )
         started.append(process)
         told = {
