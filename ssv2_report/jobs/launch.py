@@ -74,7 +74,8 @@ def _become(client):
     try:
         runpy.run_module(asked["argv"][0], run_name="__main__", alter_sys=True)
     finally:
-        client.send(dict(done=True))
+        with suppress(OSError):  # who asked may be gone
+            client.send(dict(done=True))
 
 # %% ../../nbs/jobs/launch.ipynb #launch-05
 def _by_fork(argv) -> int | None:
@@ -139,7 +140,8 @@ def _start():
 
 # %% ../../nbs/jobs/launch.ipynb #launch-09
 def _tell_server(told):
-    told.send(process_identity(os.getppid()))
+    with suppress(OSError):  # the command may be gone
+        told.send(process_identity(os.getppid()))
 
 
 class _Forks:
