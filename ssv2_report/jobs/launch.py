@@ -150,7 +150,7 @@ class _Forks:
     def __init__(self):
         self.context, self.starting = get_context("forkserver"), threading.Lock()
         self.running, self.server = {}, ""
-        self.context.set_forkserver_preload([*IMPORTED])
+        self.context.set_forkserver_preload(["ssv2_report.jobs.preload", *IMPORTED])
         _start()
         threading.Thread(target=self.prepare, daemon=True).start()
 
