@@ -345,9 +345,11 @@ def robustness_table(evidence: Evidence) -> pd.DataFrame:
         row = {"source": source + " (this report's)" * (source == evidence.source)}
         for name, of in found.items():
             f = of.get(source)
-            row[name] = (
-                note_sample_size(with_interval(f, sign="+"), f["clips"], most[name]) if f else "–"
-            )
+            if f is None:
+                row[name] = "–"
+                continue
+            text = note_sample_size(with_interval(f, sign="+"), f["clips"], most[name])
+            row[name] = text.replace(",\u00a0", ", ")  # of many columns, each is to be narrow
         table.append(row)
     return pd.DataFrame(table)
 
