@@ -123,8 +123,10 @@ def main(*argv: str):
 def _start():
     """Start the process that is forked: with the variables of jobs, in a folder in which
     nothing is taken for a module, and without SIGINT, which a terminal sends to all."""
+    from multiprocessing import resource_tracker
     from multiprocessing.forkserver import ensure_running  # not on Windows
 
+    resource_tracker.ensure_running()  # which unblocks SIGINT at its end
     before, cwd = dict(os.environ), os.getcwd()
     env = job_environment() | dict(OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
