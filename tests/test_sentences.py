@@ -12,7 +12,7 @@ from test_verdicts import found, generated, made_up
 
 from ssv2_report.analysis import cases, sentences
 from ssv2_report.analysis.estimates import Learning
-from ssv2_report.analysis.verdicts import judge_hypotheses
+from ssv2_report.analysis.verdicts import compare_sources, judge_hypotheses
 from ssv2_report.study.experiments import Hypothesis
 
 NAMES = {"a": "A", "b": "B"}
@@ -192,7 +192,7 @@ def test_hypotheses_are_grouped_by_what_they_are_about(evidence):
 
 
 def test_groups_and_sections_follow_the_verdicts(evidence):
-    judged = judge_hypotheses(evidence)
+    judged = judge_hypotheses(evidence, compare_sources(evidence))
     words = sentences.group_words(judged, evidence.study)
     assert list(words) == list(sentences.HYPOTHESIS_GROUPS)
     as_if = judged.assign(verdict="contradicted", scope="these networks", why="")

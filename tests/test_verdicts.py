@@ -58,6 +58,10 @@ def generated(evidence):
     return world
 
 
+def judged_of(evidence):
+    return verdicts.judge_hypotheses(evidence, verdicts.compare_sources(evidence))
+
+
 def with_hypothesis(evidence, **kw):
     "The hypothesis, and the evidence of a study that declares it alone."
     h = Hypothesis(says="it is so", **dict(of="3d-scratch", over="2d-multi") | kw)
@@ -408,11 +412,9 @@ def test_failed_measures_are_read(tmp_path):
 
 
 def test_hypotheses_are_judged_and_told(evidence):
-    judged = verdicts.judge_hypotheses(evidence)
+    judged = judged_of(evidence)
     assert list(judged.index) == list(evidence.study.hypotheses)
-    assert set(verdicts.judge_hypotheses(replace(evidence, simulated=True))["scope"]) == {
-        "simulated runs"
-    }
+    assert set(judged_of(replace(evidence, simulated=True))["scope"]) == {"simulated runs"}
     table = verdicts.hypothesis_table(evidence, judged)
     assert len(table) == len(judged) and "trained anew" not in table  # two seeds
     assert table["hypothesis"].str.contains("the right map").any()
@@ -420,7 +422,7 @@ def test_hypotheses_are_judged_and_told(evidence):
     assert verdicts.hypothesis_table(evidence, anew)["trained anew"].str.startswith("[").any()
     none = evidence.study.model_copy(update=dict(hypotheses={}))
     empty = replace(evidence, study=none)
-    assert verdicts.hypothesis_table(empty, verdicts.judge_hypotheses(empty)).empty
+    assert verdicts.hypothesis_table(empty, judged_of(empty)).empty
 
 
 def test_margins_are_told_in_the_unit_of_their_measure():
@@ -437,14 +439,14 @@ def test_known_maps_stand_beside_a_hypothesis(evidence):
 
 
 def test_other_sources_are_asked_the_same(evidence, tmp_path):
-    table = verdicts.robustness_table(evidence)
+    table = verdicts.robustness_table(evidence, verdicts.compare_sources(evidence))
     assert len(table) == len(evidence.usable) == 2
     assert table["source"].str.endswith("(this report's)").sum() == 1
     assert set(table) - {"source"} == {
         n for n, h in evidence.study.hypotheses.items() if h.measure in evidence.measures or h.to
     }
     _, none = with_hypothesis(evidence, measure="right")
-    assert verdicts.robustness_table(none).empty
+    assert verdicts.robustness_table(none, verdicts.compare_sources(none)).empty
 
 
 def test_lineage_needs_another_seed(evidence):
@@ -599,9 +601,9 @@ def test_a_verdict_about_maps_is_one_of_all_sources(evidence, monkeypatch, other
     sure |= dict(a=2.0, b=1.0, d=1.0, arch_lo=np.nan, arch_hi=np.nan)
     first, second = alone.usable
     monkeypatch.setattr(verdicts, "evaluate_hypothesis", lambda *_: sure)
-    by_source = {first: sure, second: dict(lo=others[0], hi=others[1])}
-    monkeypatch.setattr(verdicts, "compare_by_source", lambda *_: by_source)
-    (row,) = verdicts.judge_hypotheses(alone).to_dict("records")
+    sources = {first: sure, second: dict(lo=others[0], hi=others[1])}
+    monkeypatch.setattr(verdicts, "compare_by_source", lambda *_: sources)
+    (row,) = judged_of(alone).to_dict("records")
     assert row["verdict"] == verdict
     assert ("larger at" in row["why"]) == (verdict == "depends")
     table = verdicts.hypothesis_table(
@@ -615,6 +617,6 @@ def test_one_seed_describes_and_gets_no_mark(evidence, monkeypatch):
     sure = dict(mean=0.5, p=1e-4, lo=0.4, hi=0.6, by_seed=[0.5], seeds=1, scenes=40)
     sure |= dict(a=0.9, b=0.4, d=1.0, arch_lo=np.nan, arch_hi=np.nan)
     monkeypatch.setattr(verdicts, "evaluate_hypothesis", lambda *_: sure)
-    judged = verdicts.judge_hypotheses(alone)
+    judged = judged_of(alone)
     (said,) = verdicts.hypothesis_table(alone, judged)["verdict"]
     assert said == "·\u00a0supported in one run"

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'OTHER_MEASURES', 'VERDICT_MARKS', 'possible_range', 'compare_on', 'rows_of_clips', 'compare_maps',
-           'map_similarity', 'compare_by_source', 'direction', 'sources_disagree', 'why_not_believed',
-           'evaluate_hypothesis', 'failed_measures', 'is_about_maps', 'judge_hypotheses', 'margin_text',
-           'known_map_text', 'hypothesis_row', 'hypothesis_table', 'robustness_table', 'lineage_table', 'network_table',
-           'attention_differences', 'blind_to_order', 'known_answers']
+           'map_similarity', 'compare_by_source', 'compare_sources', 'direction', 'sources_disagree',
+           'why_not_believed', 'evaluate_hypothesis', 'failed_measures', 'is_about_maps', 'judge_hypotheses',
+           'margin_text', 'known_map_text', 'hypothesis_row', 'hypothesis_table', 'robustness_table', 'lineage_table',
+           'network_table', 'attention_differences', 'blind_to_order', 'known_answers']
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-02
 from itertools import combinations
@@ -122,6 +122,19 @@ def compare_by_source(evidence: Evidence, h: Hypothesis) -> dict[str, dict]:
     return found
 
 
+def compare_sources(evidence: Evidence) -> dict[str, dict[str, dict]]:
+    "`compare_by_source` by the name of each hypothesis about maps whose runs have any."
+    study, gone = evidence.study, evidence.missing["maps"]
+    whole = lambda h: (
+        not any(study.folder(e, n) in gone for e in (h.of, h.over) for n in study.seeds)
+    )
+    return {
+        name: compare_by_source(evidence, h)
+        for name, h in study.hypotheses.items()
+        if (h.measure in evidence.measures or h.to) and whole(h)
+    }
+
+
 def direction(found: dict, scope: str = "", margin: float | None = None) -> str:
     """What the interval of a comparison says: 'larger' or 'smaller' where it leaves out zero, or with a
     `margin` all that is within it, 'alike' where it is within that, else 'unclear'. `scope`: '' or 'arch_'."""
@@ -147,8 +160,7 @@ def sources_disagree(
     by_stage = {}
     for source, word in said.items():
         by_stage.setdefault(source.partition(":")[0], []).append(word)
-    order = ("stem", "layer1", "layer2", "layer3", "layer4")
-    stages = [stage for stage in order if stage in by_stage]
+    stages = sorted(by_stage, key=lambda stage: (stage != "stem", stage))
     by_word = {}
     for stage in stages:
         words = sorted({*by_stage[stage]}, key=DIRECTIONS.index)
@@ -239,7 +251,11 @@ def is_about_maps(h: Hypothesis) -> bool:
     return _needs(h.measure) == "maps"
 
 
-def judge_hypotheses(evidence: Evidence, left_out: set[str] | tuple = ()) -> pd.DataFrame:
+def judge_hypotheses(
+    evidence: Evidence,
+    by_source: dict[str, dict[str, dict]],  # As `compare_sources` gives it
+    left_out: set[str] | tuple = (),  # Measures that failed their validation
+) -> pd.DataFrame:
     """The table of `judge` for all hypotheses of the study; simulated runs say so in the scope. One
     about maps has a verdict where the interval of every source that may be interpreted says the
     same; else it 'depends' on the source, and `why` says how."""
@@ -256,7 +272,7 @@ def judge_hypotheses(evidence: Evidence, left_out: set[str] | tuple = ()) -> pd.
             continue
         scope = "arch_" if row["scope"] == "architectures" else ""
         margin = h.margin if row["verdict"] == "smaller" else h.within
-        if how := sources_disagree(compare_by_source(evidence, h), scope, margin):
+        if how := sources_disagree(by_source[name], scope, margin):
             judged.loc[name, ["verdict", "scope", "why"]] = "depends", "", how
     return judged.assign(scope="simulated runs") if evidence.simulated else judged
 
@@ -323,27 +339,18 @@ def hypothesis_table(evidence: Evidence, judged: pd.DataFrame) -> pd.DataFrame:
     return table if tried else table.drop(columns="trained anew")
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-16
-def robustness_table(evidence: Evidence) -> pd.DataFrame:
-    """Differences of the hypotheses on maps by each source that may be interpreted for every
-    network: a row a source, a column a hypothesis."""
-    study, gone = evidence.study, evidence.missing["maps"]
-    whole = lambda h: (
-        not any(study.folder(e, n) in gone for e in (h.of, h.over) for n in study.seeds)
-    )
-    about = {
-        name: h
-        for name, h in study.hypotheses.items()
-        if (h.measure in evidence.measures or h.to) and whole(h)
-    }
-    found = {name: compare_by_source(evidence, h) for name, h in about.items()}
+def robustness_table(evidence: Evidence, by_source: dict[str, dict[str, dict]]) -> pd.DataFrame:
+    """The hypotheses about maps once more, a row for each source that may be interpreted for every
+    network. `by_source`: as `compare_sources` gives it."""
     measured, most = evidence.measured, {}
-    for name, h in about.items():
+    for name in by_source:
+        h = evidence.study.hypotheses[name]
         rows = measured if h.to else measured[measured[h.measure].notna()]
         most[name] = rows_of_clips(rows, evidence, h.clips)["id"].nunique()
     table = []
-    for source in evidence.usable if about else ():
+    for source in evidence.usable if by_source else ():
         row = {"source": source + " (this report's)" * (source == evidence.source)}
-        for name, of in found.items():
+        for name, of in by_source.items():
             f = of.get(source)
             if f is None:
                 row[name] = "–"
