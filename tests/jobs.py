@@ -5,6 +5,9 @@ import os
 import shlex
 import signal
 import sys
+import time
+
+import psutil
 
 STUDY = """
 title: t
@@ -87,3 +90,15 @@ def heeded():
     "For `preexec_fn`: ignored signals are inherited, such as SIGINT in the background of a shell and SIGHUP by nohup."
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def until(true, seconds=90):
+    "Wait until something is so, and say whether it is."
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.02)
+    return true()
+
+
+def gone(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

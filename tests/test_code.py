@@ -17,9 +17,10 @@ from ssv2_report.data.code import (
 )
 from ssv2_report.jobs import records, steps
 from ssv2_report.jobs.records import stale_jobs
-from ssv2_report.jobs.steps import CHAPTERS, NOTEBOOKS, STEPS, code_of
+from ssv2_report.jobs.steps import CHAPTERS, STEPS, code_of
 
 ROOT = Path(__file__).parents[1]
+NOTEBOOKS = {name: step.notebook for name, step in STEPS.items() if step.notebook}
 BOOKS = [*NOTEBOOKS.values(), *CHAPTERS.values()]
 OF_STEPS = [
     *NOTEBOOKS.items(),

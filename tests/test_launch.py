@@ -6,12 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-from jobs import heeded
+from jobs import gone, heeded, until
 from nbformat.v4 import new_code_cell, new_notebook, writes
 
 from ssv2_report.jobs import launch
@@ -20,18 +19,6 @@ from ssv2_report.machine.processes import process_identity
 
 ROOT = Path(launch.__file__).parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere jobs start anew")
-
-
-def until(true, seconds=90):
-    "Wait until something is so, and say whether it is."
-    end = time.time() + seconds
-    while not true() and time.time() < end:
-        time.sleep(0.05)
-    return true()
-
-
-def gone(pid):
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 # -- any job

@@ -12,24 +12,13 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from jobs import gone, until
 from nbformat.v4 import new_code_cell, new_notebook, writes
 
 from ssv2_report.machine.processes import folder_lock, is_alive, process_identity, terminating
 
 ROOT = Path(__file__).parents[1]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux's own")
-
-
-def until(true, seconds=60):
-    "Wait until something is so, and say whether it is."
-    end = time.monotonic() + seconds
-    while not true() and time.monotonic() < end:
-        time.sleep(0.02)
-    return true()
-
-
-def gone(pid):
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def python(code, *words, ignored=(), **kw):
