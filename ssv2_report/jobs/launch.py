@@ -58,7 +58,6 @@ def _become(client):
     except (OSError, EOFError):
         return  # who asked is gone
     os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which preload ignores
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     for to, file in enumerate(files, 1):
         os.dup2(file, to)

@@ -19,4 +19,3 @@ def _end_with_parent():
 _is_forkserver = sys.argv[:1] == ["-c"] and "multiprocessing.forkserver" in sys.modules
 if _is_forkserver and sys.platform == "linux":
     _end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all
