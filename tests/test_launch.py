@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import psutil
@@ -45,6 +46,7 @@ PIPE = subprocess.PIPE
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
+    forkserver._forkserver._stop()  # one that another test of this process started has other imports
     with forks() as told:
         ready(told, tmp_path_factory.mktemp("early"))
         yield told
