@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'StudyName', 'Results', 'Workers', 'Only', 'Seeds', 'Changes', 'INTERRUPTED', 'show_version', 'options',
            'absolute_study', 'split_option', 'select_study', 'demo_data', 'audit', 'any_job', 'show_progress', 'do_one',
-           'do_run_job', 'train', 'gradcam', 'reliance', 'cache', 'validate', 'analyse', 'chapter', 'render',
+           'do_run_job', 'train', 'sources', 'gradcam', 'reliance', 'cache', 'validate', 'analyse', 'chapter', 'render',
            'gpus_to_use', 'show_rows', 'check', 'weights', 'check_first', 'refuse_unfinished', 'reproduce',
            'show_prices', 'say_total', 'plan', 'figures', 'explore', 'status', 'print_error', 'main']
 
@@ -164,8 +164,8 @@ def demo_data(
     val_per_class: Annotated[int, typer.Option(min=1)] = 16,
     size: Annotated[int, typer.Option(min=32, help="Side of the square frames in pixels.")] = 112,
     seed: int = 0,
-    shortcut: Annotated[
-        bool, typer.Option(help="Plant a mark in the background that gives the class away.")
+    distractor: Annotated[
+        bool, typer.Option(help="Have two actors, of whom one carries the class.")
     ] = False,
     workers: Workers = 2,
 ):
@@ -179,7 +179,7 @@ def demo_data(
             val_per_class,
             size=size,
             seed=seed,
-            shortcut=shortcut,
+            distractor=distractor,
             workers=workers,
             progress=ProgressLines("clips"),
         )
@@ -277,6 +277,18 @@ def train(
     do_run_job(study, "train", results, name, seed, changes, replace=replace)
 
 # %% ../nbs/cli/cli.ipynb #c010-3
+@app.command()
+def sources(
+    study: StudyName,
+    name: Annotated[str, typer.Argument(help="An experiment of the study.")],
+    seed: int = 0,
+    results: Results = None,
+    changes: Changes = None,
+):
+    "Every source of maps of one trained experiment, against what a map has to beat (gradcam/sources_run)."
+    do_run_job(study, "sources", results, name, seed, changes)
+
+
 @app.command()
 def gradcam(
     study: StudyName,

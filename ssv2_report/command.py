@@ -9,7 +9,16 @@ __all__ = ['IN_OWN_PROCESS', 'main']
 import sys
 
 # %% ../nbs/cli/command.ipynb #command-04
-IN_OWN_PROCESS = ("train", "gradcam", "reliance", "validate", "analyse", "chapter", "figures")
+IN_OWN_PROCESS = (
+    "train",
+    "sources",
+    "gradcam",
+    "reliance",
+    "validate",
+    "analyse",
+    "chapter",
+    "figures",
+)
 
 
 def main():

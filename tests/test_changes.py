@@ -179,7 +179,7 @@ def order_experiments(study, results):
 
 
 def second_world(study, results):
-    root = make_world(results.parent / "second", 1, 1, size=64, shortcut=True)
+    root = make_world(results.parent / "second", 1, 1, size=64, distractor=True)
     text = (records.project_root() / "experiments" / "smoke.yaml").read_text()
     content = yaml.safe_load(text) | dict(hypotheses={})
     content["data"] = dict(root=str(root), size=32)
@@ -394,7 +394,7 @@ def test_a_changed_study_is_as_one_from_nothing(whole, change, redone, way):  # 
     change(study, results)
     if way == "interrupted":
         if study.second_world:
-            bring_up_to_date(load_study(study.second_world), results / "shortcut", inner=True)
+            bring_up_to_date(load_study(study.second_world), results / "distractor", inner=True)
         interrupt(study, results, random.Random(change.__name__))
         bring_up_to_date(study, results)
     else:

@@ -230,7 +230,7 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch):
 
 
 def test_the_worlds_to_make_are_those_of_the_study_and_its_second(tmp_path):
-    for name, folders in (("smoke", {"smoke"}), ("demo", {"demo", "demo-shortcut"})):
+    for name, folders in (("smoke", {"smoke"}), ("demo", {"demo", "demo-distractor"})):
         assert {p.name for p in cli.worlds_to_make(load_study(name))} <= folders
 
 
@@ -273,7 +273,7 @@ def test_the_worlds_of_studies_with_and_without_a_second_one(tmp_path):
     study = load_study("smoke")
     study.data.root = str(tmp_path / "first")
     assert cli.worlds_to_make(study) == [tmp_path / "first"]
-    study.second_world = "demo-shortcut"
+    study.second_world = "demo-distractor"
     assert [p.name for p in cli.worlds_to_make(study)][0] == "first"
     (tmp_path / "first").mkdir()
     known = tmp_path / "first" / "demo.json"
@@ -354,7 +354,7 @@ def test_a_second_world_is_looked_at_before_the_first_is_trained(tmp_path):
         (tmp_path / f"{name}.yaml").write_text(f"{text}\n{more}\n")
     wrong = yaml.safe_load((tmp_path / "second.yaml").read_text())
     wrong["data"] |= dict(root="w", classes=["Nonsense"])
-    wrong["data"]["demo"]["shortcut"] = True
+    wrong["data"]["demo"]["distractor"] = True
     (tmp_path / "second.yaml").write_text(yaml.safe_dump(wrong))
     with pytest.raises(ValueError, match="'Nonsense' is not a class"):
         cli.reproduce(str(tmp_path / "first.yaml"), tmp_path / "results", dry_run=False)

@@ -5,6 +5,7 @@ import json
 import av
 import numpy as np
 import pytest
+import torch
 
 from ssv2_report.demo.art import MATERIALS, OBJECTS, PALETTES
 from ssv2_report.demo.world import (
@@ -14,6 +15,7 @@ from ssv2_report.demo.world import (
     PAIRS,
     SPLITS,
     Scene,
+    TwoActors,
     draw_scene,
     make_world,
     mark_colour,
@@ -274,7 +276,7 @@ def test_other_folders_are_left_alone(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_the_shortcut_changes_nothing_but_its_strip(tmp_path):
+def test_flags_change_nothing_but_their_strip(tmp_path):
     strips = []
     for target in range(len(CLASSES)):
         (plain, boxes), (marked, marked_boxes) = (
@@ -286,9 +288,62 @@ def test_the_shortcut_changes_nothing_but_its_strip(tmp_path):
     gaps = np.abs(np.array(strips)[:, None] - strips).sum(-1) + 9 * np.eye(len(CLASSES))
     assert gaps.min() > 0.3
     about = read(
-        make_world(tmp_path / "w", 1, 0, 0, size=64, workers=1, shortcut=True), "demo.json"
+        make_world(tmp_path / "w", 1, 0, 0, size=64, workers=1, distractor=True), "demo.json"
     )
-    assert about["mark"] == [0, 0, 64, 8] and about["parameters"]["shortcut"]
+    assert about["mark"] == [0, 0, 64, 8] and about["parameters"]["distractor"]
+
+
+def test_two_actors_take_turns_and_only_the_first_tells_the_class():
+    sides, first = [], []
+    pairs = [
+        (i, KINDS.index((f, b, True, m)))
+        for f, a, b, m in PAIRS
+        for i in [KINDS.index((f, a, False, m))]
+    ]
+    for k in range(12):
+        forth, back = (
+            TwoActors(target, "validation", [7, k], 64) for target in pairs[k % len(pairs)]
+        )
+        spans = sorted(forth.spans.values())
+        assert spans == sorted(back.spans.values()) and spans[0][1] < spans[1][0]
+        assert forth.flags == back.flags and forth.objects == back.objects
+        frames, boxes = draw_scene(forth, frames=range(forth.n))
+        other = draw_scene(back, frames=range(back.n))[0]
+        moments = np.arange(forth.n)
+        own = (moments >= forth.first) & (moments <= forth.last)
+        assert (frames[~own] == other[~own]).all() and (frames[own] != other[own]).any()
+        for t, shown in enumerate(boxes):
+            roles = {name.split()[0] for name in shown}
+            here = {r for r, (a, b) in forth.spans.items() if a <= t <= b}
+            assert roles <= here and (roles == here or not shown)
+        sides.append(np.mean([b["evidence hand"][0] for b in boxes if "evidence hand" in b]) < 32)
+        first.append(forth.first < min(forth.spans["distractor"]))
+    assert 0 < sum(sides) < 12 and 0 < sum(first) < 12
+
+
+@pytest.mark.slow
+def test_two_actors_are_equally_conspicuous():
+    "A picture of edges and motion lies on either as much; the colours of the flags and what the other plays say nothing of the class."
+    from ssv2_report.data.clips import to_clip
+    from ssv2_report.gradcam.baselines import edge_maps, edge_motion_maps
+
+    rows = []
+    for k in range(120):
+        scene = TwoActors(k % len(CLASSES), "train", [3, k], 64)
+        some = ((np.arange(8) + 0.5) * scene.n / 8).astype(int)
+        frames, boxes = draw_scene(scene, frames=some)
+        clip = to_clip(torch.from_numpy(frames).permute(0, 3, 1, 2))[None]
+        for name, map in dict(edges=edge_maps(clip), motion=edge_motion_maps(clip)).items():
+            share = dict(evidence=0.0, distractor=0.0)
+            for t, shown in enumerate(boxes):
+                for part, (x1, y1, x2, y2) in shown.items():
+                    share[part.split()[0]] += float(
+                        map[0, t, int(y1) : int(y2), int(x1) : int(x2)].sum()
+                    )
+            rows.append((name, share["evidence"] / (share["evidence"] + share["distractor"])))
+    for name in ("edges", "motion"):
+        found = np.array([share for kind, share in rows if kind == name])
+        assert abs(found.mean() - 0.5) < 2.5 * found.std() / len(found) ** 0.5, name
 
 
 def test_validation_pairs_are_each_others_reversal_to_the_pixel(tmp_path):

@@ -74,7 +74,7 @@ def bring_up_to_date(study, results, inner=False):
     done = []
     if study.second_world and not inner:
         second = load_study(study.second_world)
-        done = [f"shortcut {x}" for x in bring_up_to_date(second, results / "shortcut", True)]
+        done = [f"distractor {x}" for x in bring_up_to_date(second, results / "distractor", True)]
     for job in set_flags(study, results, inner):
         with run_if_stale(study, results, job, inner) as todo:
             if todo:

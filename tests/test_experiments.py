@@ -228,9 +228,9 @@ def test_paths_are_relative_to_the_study_and_absolute_once_read(tmp_path, monkey
 
 def test_the_projects_studies_keep_their_data_in_data(tmp_path, monkeypatch):
     found = {
-        n: load_study(n).data.root for n in ("demo", "smoke", "experiments/demo-shortcut.yaml")
+        n: load_study(n).data.root for n in ("demo", "smoke", "experiments/demo-distractor.yaml")
     }
-    names = dict(zip(found, ("demo", "smoke", "demo-shortcut")))
+    names = dict(zip(found, ("demo", "smoke", "demo-distractor")))
     assert found == {n: str(project_root() / "data" / names[n]) for n in found}
     assert load_study("demo.yaml") == load_study("demo")
 
@@ -476,7 +476,7 @@ def test_a_part_without_a_network_of_the_second_world_has_none(tmp_path):
     assert len(narrowed_study("demo", only=["2d-single"])) == 1
     assert len(narrowed_study("demo-full", seeds=[1])) == 1
     part, second = narrowed_study("demo", only=["2d-multi"], seeds=[0])
-    assert list(second.experiments) == ["2d-multi"] and second.frames == 8
+    assert list(second.experiments) == ["2d-multi", "2d-multi-flags"] and second.frames == 8
     assert load_study(write_studies(narrowed_study("demo", ["2d-single"]), tmp_path)).runs
 
 

@@ -69,6 +69,9 @@ for name in {GRADCAM}:
     leave(run / name, name, weights)
 leave(run / "maps" / "layer2-gradcam.npz", weights)
 """
+SOURCES = """
+leave(run / "sources.parquet", (run / "weights.safetensors").read_text())
+"""
 RELIANCE = """
 leave(run / "reliance.parquet", (run / "weights.safetensors").read_text())
 """
@@ -81,6 +84,7 @@ with atomic_write(out / "variables.yml") as part:
 """
 BOOKS = {
     "train/train_run": RUN + TRAIN,
+    "gradcam/sources_run": RUN + SOURCES,
     "gradcam/gradcam_run": RUN + LOOK,
     "gradcam/reliance_run": RUN + RELIANCE,
     "analysis/analysis_run": START + ANALYSIS,
@@ -238,7 +242,7 @@ def undisturbed(tmp_path_factory):
         (base / "toy.yaml").write_text(STUDY.format(lr=lr))
         given = dict(study=str(base / "toy.yaml"), results=str(base / "results"), seed=0)
         for run in RUNS:
-            for step in ("train/train_run", "gradcam/gradcam_run", "gradcam/reliance_run"):
+            for step in ("train/train_run", *(k for k in BOOKS if k.startswith("gradcam/"))):
                 exec(BOOKS[step], given | dict(experiment_name=run))
         exec(BOOKS["analysis/analysis_run"], given)
         said = (base / "results" / "variables.yml").read_text()

@@ -113,7 +113,10 @@ def test_a_dry_run_says_what_depends_on_what(whole):  # noqa: F811
     assert "cache, if the findings changed" in lines
     assert "train 2d-multi-s0, if the frames changed" in lines
     assert "train 3d-inflated-s0, if the frames or the weights changed" in lines
-    assert "analysis, if the findings or the weights or the maps or the reliance changed" in lines
+    assert (
+        "analysis, if the findings or the weights or the sources of maps or the maps or the reliance changed"
+        in lines
+    )
     toy.change_lr(study, results)
     assert "train 2d-multi-s0: settings changed" in lines_of(study, results)
     assert lines_of(study, results / "nowhere")[0] == "audit"

@@ -49,7 +49,7 @@ def marked(tmp_path_factory):
         size=64,
         seed=3,
         workers=1,
-        shortcut=True,
+        distractor=True,
     )
 
 
@@ -129,19 +129,17 @@ def test_reliance_finds_the_hand_and_the_corner():
 
 def test_reliance_finds_the_flags(marked):
     world, index = known_world(marked), load_index(marked, splits=("validation",))
+    index.clips["target"] = [world["clips"][i]["flags"] for i in index.clips["id"]]
     dataset = ClipDataset(index, n_frames=2, size=64, boxes=load_boxes(marked))
     frames = np.stack([sample_frames(world["clips"][i]["frames"], 2) for i in dataset.ids])
     pictures = rerendered(world, dataset.ids, frames, 64)
     rows = reliance(Flags(), DataLoader(dataset, 8), index.classes, pictures, ways=("blurred",))
     right = accuracy(rows)
     drawn = right.loc["rendered"]
-    assert (
-        drawn[["nothing", "hand", "object", "hand and object", "background", "all but mark"]]
-        >= 0.95
-    ).all() and drawn["mark"] <= 0.3
+    assert (drawn[["nothing", "evidence", "distractor"]] >= 0.95).all() and drawn["flags"] < 0.5
     assert right.loc["blurred", "nothing"] >= 0.9 and right.loc["blurred", "background"] <= 0.5
     assert (
-        set(rows["part"]) == {*parts_of(world), "control"}
+        set(rows["part"]) == {*parts_of(world), *BOX_PARTS}
         and rows.groupby(["way", "part"]).size().eq(20).all()
     )
 
@@ -285,7 +283,11 @@ def test_a_clip_drawn_again_is_the_clip(marked, tmp_path):
         boxes |= json.loads(part.read_text())
     for id, c in world["clips"].items():
         scene = scene_of(world, id)
-        frames, found = draw_scene(scene, mark_colour(c["target"]))
+        frames, found = draw_scene(scene, mark_colour(c["flags"]))
+        found = [
+            {k.removeprefix("evidence "): b for k, b in f.items() if k.startswith("evidence")}
+            for f in found
+        ]
         write_clip(frames, tmp_path / "again.webm")
         assert (tmp_path / "again.webm").read_bytes() == (
             marked / FOLDER / f"{id}.webm"
@@ -322,21 +324,18 @@ def test_the_networks_meet_it_as_they_meet_the_clip(marked):
 def test_what_is_not_taken_away_stays(marked):
     world = known_world(marked)
     for id in [i for i, c in world["clips"].items() if c["split"] == "validation"][:6]:
-        scene, mark = scene_of(world, id), mark_colour(world["clips"][id]["target"])
+        scene, mark = scene_of(world, id), mark_colour(world["clips"][id]["flags"])
         whole, boxes = draw_scene(scene, mark)
         gone = {p: without_part(scene, p, mark) for p in parts_of(world)}
-        assert (
-            (gone["nothing"] == whole).all()
-            and (gone["hand"] != whole).any()
-            and (gone["mark"][:, 8:] == whole[:, 8:]).all()
-        )
-        assert (
-            np.abs(gone["all but mark"][:, 8:].astype(int) - gone["hand and object"][:, 8:]).mean()
-            > 5
-        )
-        _, stay = draw_scene(scene, mark, ("hand", "sleeve"))
+        assert (gone["nothing"] == whole).all() and (gone["flags"][:, 8:] == whole[:, 8:]).all()
+        for role, (first, last) in scene.spans.items():
+            moments = np.arange(scene.n)
+            own = (moments >= first) & (moments <= last)
+            assert (gone[role][~own] == whole[~own]).all()
+            assert (gone[role][own] != whole[own]).any((1, 2, 3)).all()
+        _, stay = draw_scene(scene, mark, ("evidence hand", "evidence sleeve"))
         for before, after in zip(boxes, stay):
-            assert "hand" not in after
+            assert "evidence hand" not in after
             for k in before.keys() & after.keys():
                 (x1, y1, x2, y2), (u1, v1, u2, v2) = before[k], after[k]
                 assert u1 <= x1 and v1 <= y1 and u2 >= x2 and v2 >= y2, "less hides it now"
@@ -360,7 +359,10 @@ def test_twins_share_a_scene_and_files_are_drawn_anew_when_asked_for_other_frame
         (kept[p][i] == drawn[p][i]).all() for p in parts_of(world) for i in ids
     )
     for i, at in zip(ids, frames):
-        assert (rerendered(world, [i], at[None], 32, ["hand"])["hand"][i] == drawn["hand"][i]).all()
+        assert (
+            rerendered(world, [i], at[None], 32, ["evidence"])["evidence"][i]
+            == drawn["evidence"][i]
+        ).all()
     rerendered(world, ids, frames[:, ::-1], 32, file=file)
     assert file.stat().st_mtime_ns != made and list(tmp_path.iterdir()) == [file]
 

@@ -138,10 +138,10 @@ def test_a_finished_run_is_done_and_so_are_its_maps(run):
 def test_the_command_shows_every_run_of_both_worlds(run, capsys):
     results = run.parents[1]
     notebook(run, "train", "The disk is full")
-    assert len(status_of(load_study("demo"), results)) == 6
+    assert len(status_of(load_study("demo"), results)) == 8
     status("demo", results)
     said = capsys.readouterr().out
-    assert "demo: 5 waiting, 1 failed" in said and "shortcut/2d-multi-s0" in said
+    assert "demo: 7 waiting, 1 failed" in said and "distractor/2d-multi-s0" in said
     assert "3d-scratch-s0: The disk is full" in said
 
 

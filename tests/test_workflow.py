@@ -55,7 +55,7 @@ def test_events_are_told_and_counted(tracker):
         tracker.feed(e)
         for e in (
             event("job_info", 3, "train", experiment="2d-multi", seed="0"),
-            event("job_info", 4, "shortcut_train", experiment="2d-multi", seed="0"),
+            event("job_info", 4, "distractor_train", experiment="2d-multi", seed="0"),
             event("job_info", 0, "all"),
             event("progress"),
             event("job_finished", 3),
@@ -64,19 +64,19 @@ def test_events_are_told_and_counted(tracker):
     ]
     assert (
         told[:4]
-        == ["started  train 2d-multi-s0", "started  shortcut train 2d-multi-s0"] + [None] * 2
+        == ["started  train 2d-multi-s0", "started  distractor train 2d-multi-s0"] + [None] * 2
     )
     assert told[4].startswith("finished train 2d-multi-s0 in ") and told[5] is None
-    assert list(tracker.running) == ["shortcut_train 2d-multi-s0"]
+    assert list(tracker.running) == ["distractor_train 2d-multi-s0"]
     share, text = tracker.state()
-    epochs = load_study("demo-shortcut").experiments["2d-multi"].epochs
+    epochs = load_study("demo-distractor").experiments["2d-multi"].epochs
     assert 0 < share < 1
-    assert text.startswith(f"shortcut train 2d-multi-s0 epoch 0/{epochs}; about ")
+    assert text.startswith(f"distractor train 2d-multi-s0 epoch 0/{epochs}; about ")
 
 
 def test_every_job_of_the_plan_is_one_that_the_workflow_can_start(tracker):
     assert set(tracker.jobs) == set(tracker.needs) == set(tracker.seconds)
-    assert "shortcut_gradcam 3d-scratch-s0" in tracker.needs["validation"]
+    assert "distractor_sources 3d-scratch-s0" in tracker.needs["validation"]
     assert len(pending_jobs(load_study("smoke"), "/nowhere")) < len(tracker.jobs)
 
 
@@ -145,15 +145,15 @@ def test_what_is_left_is_as_long_as_its_order_allows():
     assert time_left(seconds, needs, 2) == 10 + 5 + 4 + 3
     assert time_left(dict(d=3, b=4), needs, 2) == 4
     assert time_left({}, needs, 2) == 0
-    beside = dict(shortcut_cache=[], b=[])
-    assert time_left(dict(shortcut_cache=8, b=4), beside, 2) == 8
-    assert time_left(dict(shortcut_cache=8, b=4), beside, 4) == 4
+    beside = dict(distractor_cache=[], b=[])
+    assert time_left(dict(distractor_cache=8, b=4), beside, 2) == 8
+    assert time_left(dict(distractor_cache=8, b=4), beside, 4) == 4
 
 
 def test_the_estimate_follows_the_machine(tracker):
     names = [name for name in tracker.needs if "demo_data" in name or "audit" in name]
     before = tracker.state()[1]
-    on_both = lambda name: 1 if name.startswith("shortcut_") else 2
+    on_both = lambda name: 1 if name.startswith("distractor_") else 2
     tracker.took = {name: 3 * tracker.seconds[name] / on_both(name) for name in names}
     minutes = [
         float(text.split("about ")[1].split(" ")[0]) for text in (before, tracker.state()[1])
@@ -179,11 +179,15 @@ TOOK = {  # seconds from start to end of each job of a study of nine clips a spl
     "reliance r(2+1)d 1": (43.1, 50.3),
     "reliance r(2+1)d 0": (50.3, 57.3),
     "reliance 2d-multi 1": (57.3, 63.4),
-    "gradcam r(2+1)d 0": (37.3, 67.5),
-    "gradcam 2d-multi 0": (63.4, 83.9),
-    "gradcam r(2+1)d 1": (67.5, 91.2),
+    "sources r(2+1)d 0": (37.3, 52.4),
+    "gradcam r(2+1)d 0": (52.4, 67.5),
+    "sources 2d-multi 0": (63.4, 73.7),
+    "gradcam 2d-multi 0": (73.7, 83.9),
+    "sources r(2+1)d 1": (67.5, 79.3),
+    "gradcam r(2+1)d 1": (79.3, 91.2),
     "chapter 04a_attention": (91.2, 97.9),
-    "gradcam 2d-multi 1": (84.0, 100.4),
+    "sources 2d-multi 1": (84.0, 92.2),
+    "gradcam 2d-multi 1": (92.2, 100.4),
     "validation": (100.5, 114.0),
     "chapter 03_train": (98.0, 125.7),
     "chapter 01_models2d": (125.7, 137.1),
@@ -322,7 +326,7 @@ def test_seconds_are_summed_by_step_the_longest_first(tmp_path):
     files = {
         "benchmarks/train-2d-multi-s0": 5,
         "benchmarks/train-3d-scratch-s0": 7,
-        "shortcut/benchmarks/gradcam-2d-multi-s0": 2,
+        "distractor/benchmarks/sources-2d-multi-s0": 2,
         "benchmarks/chapter-00_data": 30,
     }
     for name, seconds in files.items():
@@ -333,7 +337,7 @@ def test_seconds_are_summed_by_step_the_longest_first(tmp_path):
     assert [tuple(row.values()) for row in rows] == [
         ("chapter", 1, 30),
         ("train", 2, 12),
-        ("shortcut_gradcam", 1, 2),
+        ("distractor_sources", 1, 2),
     ]
 
 

@@ -228,8 +228,6 @@ PARTS_TAKEN = {  # part and way in reliance.parquet: in words
     ("hand and object", "blurred"): "both blurred",
     ("control", "blurred"): "control blurred",
     ("background", "blurred"): "background blurred",
-    ("mark", "rendered"): "without flags (drawn)",
-    ("all but mark", "rendered"): "flags only (drawn)",
 }
 
 

@@ -24,14 +24,16 @@ SOURCES = {
 
 # %% ../../nbs/analysis/simulated.ipynb #simulated-04-1
 def scored_maps(rng: np.random.Generator, right: float = 1.0) -> pd.DataFrame:
-    "Made-up scores of sources of maps as a run of Grad-CAM writes them (sources.parquet); `right` 0 makes maps that know nothing."
-    known = {"noise": 0.2, "even": 0.2, "middle": 0.3}
+    "Made-up scores of sources of maps as a run writes them (sources.parquet); `right` 0 makes maps that know nothing."
+    known = {"noise": 0.2, "even": 0.2, "middle": 0.3, "edges": 0.2, "edges x motion": 0.3}
     levels = {("", k): (v * 4, v) for k, v in known.items()}
     for source, ratio in SOURCES.items():
         levels |= {
             (source, "own"): (1 + right * (ratio - 1), 0.2 + 0.5 * right),
             (source, "another clip"): (1.0, 0.2),
             (source, "random weights"): (1.1, 0.2),
+            (source, "activation norm"): (1.1, 0.2),
+            (source, "random above"): (1.1, 0.2),
             (source, "right"): (4.0, 1.0),
         }
     rows = [

@@ -22,7 +22,7 @@ def join_label(rule: str, *of: object) -> str:
 
 
 def job_label(job: Job, prefix: str = "") -> str:
-    "Label of a study's job; `prefix` is that of its rule: '', or 'shortcut_' in the second world."
+    "Label of a study's job; `prefix` is that of its rule: '', or 'distractor_' in the second world."
     return join_label(prefix + job.step, job.of, job.seed)
 
 
@@ -34,7 +34,7 @@ def display_name(name: str) -> str:
 
 def world_places(study: Study, results: str | Path) -> list[tuple[Study, Path, str]]:
     "A study and its second world, each with its folder of results and the prefix of its rules."
-    places = ((Path(results), ""), (Path(results) / "shortcut", "shortcut_"))
+    places = ((Path(results), ""), (Path(results) / "distractor", "distractor_"))
     return [(world, *place) for world, place in zip(worlds_of(study), places)]
 
 # %% ../../nbs/jobs/durations.ipynb #workflow-08-1
@@ -47,7 +47,7 @@ def needs_of(study: Study, results: str | Path) -> dict[str, list[str]]:
         for job, needs in jobs_of(world, bool(prefix)).items()
     }
     if "validation" in found:
-        found["validation"] += [job for job in found if job.startswith("shortcut_")]
+        found["validation"] += [job for job in found if job.startswith("distractor_")]
     first = {"demo_data", "audit", "cache", "train"}
     return dict(sorted(found.items(), key=lambda job: job[0].split()[0] not in first))
 
@@ -79,9 +79,12 @@ def expected_seconds(
         exp = study.experiments[job.of]
         of_clip = 0.0012 + exp.n_frames / study.frames * (0.010 if exp.is_3d else 0.0077)
         return AROUND_TRAINING + clips * exp.epochs * pixels * of_clip
+    if step == "sources":
+        inner = study.data.demo and study.data.demo.distractor
+        some = sizes["validation"] if inner else classes * min(cam.choice_per_class, train)
+        return 3 + pixels * (1.5 * cam.references + 0.4 * some)
     if step == "gradcam":
-        many = 1.5 * cam.references + 0.3 * classes * min(cam.choice_per_class, train)
-        return 5 + pixels * (many + 0.09 * classes * looked)
+        return 5 + pixels * 0.09 * classes * looked
     if step == "reliance":
         return 2 + pixels * 0.08 * len(cam.paint) * classes * looked
     of_step = dict(demo_data=2 + 0.072 * clips, audit=1 + 0.008 * clips, cache=2 + 0.016 * clips)
@@ -92,7 +95,7 @@ def expected_seconds(
 def cores_of_label(name: str, cores: int) -> int:
     "Cores that the job of a label takes of all, by `cores_of`."
     step = name.split()[0]
-    return cores_of(step.removeprefix("shortcut_"), cores, step.startswith("shortcut_"))
+    return cores_of(step.removeprefix("distractor_"), cores, step.startswith("distractor_"))
 
 # %% ../../nbs/jobs/durations.ipynb #workflow-08-2
 def time_left(
@@ -128,7 +131,7 @@ def former_pace(
     "How much slower than expected the jobs of studies were when they last ran, 1 where none did. One that was cut short, or has grown since, is left out."
     took = []
     for folder, study in folders.items():
-        inner = folder.name == "shortcut"
+        inner = folder.name == "distractor"
         for job in jobs_of(study, inner):
             spent = (seconds_taken(folder, job) or 0) * cores_of(job.step, cores, inner)
             took.append((spent, expected_seconds(study, job, sizes[folder])))
@@ -174,7 +177,7 @@ def job_seconds(
 ) -> dict[str, float]:
     "Expected seconds of every job of the studies on one core, by label; of trainings, those of the tables."
     found = {}
-    for world, table, prefix in zip(studies, tables, ("", "shortcut_")):
+    for world, table, prefix in zip(studies, tables, ("", "distractor_")):
         sizes = sizes_of(world)
         for job in jobs_of(world, bool(prefix)):
             own = table["seconds"].get(job.of, 0) + AROUND_TRAINING

@@ -54,10 +54,10 @@ def input_digests(
     found |= STEPS[job.step].inputs(study, results, job, files)
     found |= {need.name: record(results, need)["results"] for need in read_by(study, job, inner)}
     if job.step == "validation" and study.second_world:
-        second, folder = load_study(study.second_world), Path(results) / "shortcut"
+        second, folder = load_study(study.second_world), Path(results) / "distractor"
         for need in jobs_of(second, inner=True):
             if need.step in STEPS["validation"].needs:
-                found[f"shortcut {need.name}"] = record(folder, need)["results"]
+                found[f"distractor {need.name}"] = record(folder, need)["results"]
     return found
 
 # %% ../../nbs/jobs/records.ipynb #digests-11

@@ -81,10 +81,20 @@ def _of_training(study, job):
     return exp, own.is_3d, own.flat, job.seed, study.data.size
 
 
+def _of_sources(study, job):
+    cam, shortcut = study.cam, study.experiments[job.of].shortcut_of
+    return (
+        cam.sources,
+        cam.choice_per_class,
+        cam.references,
+        shortcut,
+        study.frames,
+        study.data.size,
+    )
+
+
 def _of_maps(study, job):
-    cam = study.cam
-    decided = cam.sources, cam.choice_per_class, cam.references, cam.per_class
-    return *decided, study.frames, study.data.size
+    return study.cam.sources, study.cam.per_class, study.frames, study.data.size
 
 # %% ../../nbs/jobs/steps.ipynb #steps-05-2
 def _of_all(study, job):
@@ -168,7 +178,7 @@ TRAINED = (
     *("predictions.parquet", "weights.safetensors"),
 )
 GRADCAM = (
-    *("attention.parquet", "attention_clips.parquet", "sources.parquet"),
+    *("attention.parquet", "attention_clips.parquet"),
     *("fields.csv", "faithfulness.csv", "sanity.csv"),
 )
 
@@ -209,6 +219,17 @@ STEPS = dict(
         gpu=True,
         priority=3,
     ),
+    sources=Step(
+        "the sources of maps",
+        needs=("train",),
+        each="run",
+        notebook="gradcam/sources_run",
+        settings=_of_sources,
+        inputs=_world,
+        leaves=("sources.parquet",),
+        gpu=True,
+        priority=1,
+    ),
     gradcam=Step(
         "the maps",
         needs=("train",),
@@ -234,7 +255,7 @@ STEPS = dict(
     ),
     validation=Step(
         "the validation",
-        needs=("gradcam", "reliance"),
+        needs=("sources", "gradcam", "reliance"),
         notebook="analysis/validation_run",
         settings=_of_validation,
         fills=("tables_validation",),
@@ -243,7 +264,7 @@ STEPS = dict(
     ),
     analysis=Step(
         "the analysis",
-        needs=("audit", "train", "gradcam", "reliance", "validation"),
+        needs=("audit", "train", "sources", "gradcam", "reliance", "validation"),
         notebook="analysis/analysis_run",
         settings=_of_all,
         leaves=("variables.yml",),
@@ -254,13 +275,13 @@ STEPS = dict(
     chapter=Step("the chapters", after=("cache",), each="chapter", inputs=_of_chapter, shown=True),
     render=Step(
         "the report",
-        needs=("analysis", "chapter", "gradcam", "reliance"),
+        needs=("analysis", "chapter", "sources", "gradcam", "reliance"),
         calls=("report.site:stage", "report.site:render"),
         settings=_of_all,
         inputs=_of_pages,
     ),
 )
-IN_SECOND_WORLD = ("demo_data", "audit", "cache", "train", "gradcam")
+IN_SECOND_WORLD = ("demo_data", "audit", "cache", "train", "sources")
 
 # %% ../../nbs/jobs/steps.ipynb #steps-08-1
 def is_validated(study: Study, inner: bool = False) -> bool:

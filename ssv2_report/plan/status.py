@@ -77,7 +77,7 @@ def row_of(run: Path, epochs: int) -> dict:
     if state == "running" and (line := LINE.search(text)):
         row |= dict(epoch=f"{line['epoch']}/{epochs}", rate=f"{float(line['rate']):.0f}")
         row |= dict(waiting=line["waiting"], left=f"{float(line['left']):.0f} min")
-    steps = ("gradcam", "reliance")
+    steps = ("sources", "gradcam", "reliance")
     row |= {step: _looked(run, step) for step in steps}
     books = [run / f"{step}_run.failed.ipynb" for step in ("train", *steps)]
     errors = [_error(book) for book in books if state != "running" or "train_run" not in book.name]
@@ -87,7 +87,7 @@ def row_of(run: Path, epochs: int) -> dict:
 def status_of(study: Study, results: str | Path) -> pd.DataFrame:  # Indexed by run
     "Rows of `row_of` for every run of a study and of its second world."
     rows = []
-    for world, folder in zip(worlds_of(study), (Path(results), Path(results) / "shortcut")):
+    for world, folder in zip(worlds_of(study), (Path(results), Path(results) / "distractor")):
         for name, seed in world.runs:
             run = run_folder(world, folder, name, seed)
             where = f"{folder.name}/" if folder != Path(results) else ""

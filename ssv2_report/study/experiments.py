@@ -40,7 +40,7 @@ class Demo(_Strict):
     val_per_class: int = Field(16, ge=1)
     size: int = Field(112, ge=32)  # side of the square frames, pixels
     seed: int = 0
-    shortcut: bool = False  # plant a mark in the background that gives the class away
+    distractor: bool = False  # two actors, of whom one carries the class, to judge maps by
 
 
 CLASS_GROUPS = ("reversal", "temporal18", "static16")  # what ssv2_report.data.clips calls them
@@ -74,6 +74,9 @@ class Experiment(_Strict):
     model: str  # a timm ResNet (2D), 'r3d_18', 'r2plus1d_18' or 'i3d:<timm ResNet>' (3D)
     init: str | None = (
         None  # experiment whose weights to start from, 'imagenet', 'kinetics' or a file of weights
+    )
+    shortcut_of: str | None = (
+        None  # in a world of two actors: the experiment beside which this one learns what the flags say, not the class
     )
     mean: tuple[float, float, float] | None = (
         None  # of the colours in [0, 1] that a file of weights knows; None: as it says, from scratch ImageNet's
@@ -137,7 +140,7 @@ class Cam(_Strict):
         6, ge=0
     )  # of these, spread evenly, clips for occlusion and integrated gradients, which take hundreds of passes
     per_class: int | None = None  # validation clips a class; None takes all
-    paint: list[Literal["blurred", "filled"]] = Field(
+    paint: list[Literal["blurred", "filled", "by frame"]] = Field(
         ["blurred"], min_length=1
     )  # how boxes are painted over to take a part away (gradcam/reliance)
     frames: int | None = Field(
@@ -214,7 +217,7 @@ class Study(_Strict):
     experiments: dict[str, Experiment] = Field(min_length=1)
     cam: Cam = Cam()
     second_world: str | None = (
-        None  # a study whose data hold a planted shortcut, to validate the measures of attention (analysis/validation)
+        None  # a study of two actors, in which sources of maps and measures of attention are judged (analysis/validation)
     )
     hypotheses: dict[str, Hypothesis] = {}
     left_out: LeftOut | None = None  # where this is a part of a study
@@ -546,7 +549,11 @@ def narrowed_study(
         k: v for k, v in changes.items() if k not in apart and k.rpartition(".")[0] not in missing
     }
     second = load_study(out.second_world, overrides=alike)
-    both = [name for name in second.experiments if name in out.experiments]
+    both = [
+        name
+        for name, exp in second.experiments.items()
+        if (exp.shortcut_of or name) in out.experiments
+    ]
     shared = [seed for seed in second.seeds if seed in out.seeds]
     return [out, sub_study(second, both, shared)] if both and shared else [out]
 

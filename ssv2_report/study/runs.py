@@ -33,6 +33,7 @@ from ssv2_report.data.clips import (
     load_index,
     read_classes,
 )
+from ..demo.answers import known_world
 from ssv2_report.models.net2d import (
     MEAN,
     STD,
@@ -53,6 +54,7 @@ def clips_of(
     split: str,  # train or validation
     results: str | Path | None = None,  # Folder whose audit says what is left out; None: nothing is
     per_class: int | None = None,  # At most so many clips of each class; None: as the study says
+    exp: Experiment | None = None,  # Whose targets: where it is a shortcut, what the flags say
 ) -> Index:
     """The clips of a study's split. ValueError when the audit is out of date or excludes more than
     `data.max_excluded`, FileNotFoundError when there is none."""
@@ -61,13 +63,17 @@ def clips_of(
         audit = load_audit(Path(results) / "audit.json", study.data.root)
         audit.of(study.data.classes).check(study.data.max_excluded)
         excluded = audit.excluded
-    return load_index(
+    index = load_index(
         study.data.root,
         splits=(split,),
         classes=study.data.classes,
         per_class=per_class or study.data.per_class,
         exclude=excluded,
     )
+    if exp and exp.shortcut_of:
+        known = known_world(study.data.root)["clips"]
+        index.clips["target"] = [known[i]["flags"] for i in index.clips["id"]]
+    return index
 
 
 def cache_of(
@@ -116,7 +122,7 @@ def datasets(
 ) -> tuple:  # Class names, the training set, and by order of frames the views of validation clips
     """What one run is trained and evaluated on. Of each of `data.clips.ORDERS` there is a list of
     data sets: the same clips at `exp.views`, moments x crops."""
-    train, held = (clips_of(study, split, results) for split in ("train", "validation"))
+    train, held = (clips_of(study, split, results, exp=exp) for split in ("train", "validation"))
     look = dict(n_frames=exp.n_frames, seed=seed)
     train_set = clip_set(study, train, results, train=True, min_area=exp.min_area, **look)
     look["cache"] = cache_of(study, held, results) if results else None
