@@ -211,8 +211,12 @@ def test_the_control_is_the_same_area_elsewhere():
 def test_frames_and_clips_without_boxes():
     batch = hand_and_corner(4)
     batch["known"][1, 0], batch["known"][2] = False, False
-    for share in part_shares(batch, True).values():
+    for share in part_shares(batch, True, by_frame=True).values():
         assert not share[1, 0].any() and not share[2].any()
+    for part, share in part_shares(batch, True).items():
+        assert (share == share[:, :1]).all() and not share[2].any(), "the paint moves"
+        known = dict(batch, known=torch.ones_like(batch["known"]))
+        assert (share[3] == part_shares(known, True)[part][3]).all()
     rows = reliance(Hand(), [batch], PAIR, ways=("blurred",))
     assert set(rows["id"]) == {"0", "1", "3"} and rows.attrs["without_boxes"] == 1
     none = reliance(Hand(), [{k: batch[k] for k in ("clip", "target", "id")}], PAIR)

@@ -55,10 +55,10 @@ def surroundings(
 def paint_over(
     clip: torch.Tensor,  # [B,C,T,H,W]
     share: torch.Tensor,  # [B,T,H,W], of each pixel, as `coverage` gives it
-    way: str,  # 'blurred' or 'filled'
+    way: str,  # 'filled', or 'blurred' or 'by frame', which blur
 ) -> torch.Tensor:  # [B,C,T,H,W]
     "Clips without what lies under `share`."
-    fill = surroundings(clip, 1 - share) if way == "blurred" else clip.mean((2, 3, 4), keepdim=True)
+    fill = surroundings(clip, 1 - share) if way != "filled" else clip.mean((2, 3, 4), keepdim=True)
     return torch.lerp(clip, fill.expand_as(clip), share[:, None])
 
 # %% ../../nbs/gradcam/reliance.ipynb #04e-011
@@ -83,11 +83,15 @@ BOX_PARTS = ("hand", "object", "hand and object", "background", "control")
 def part_shares(
     batch: dict,  # hand, object bool [B,T,H,W], known bool [B,T], id [B]
     soft: bool,  # As for `coverage`
+    by_frame: bool = False,  # Each frame's own boxes alone, whose path then shows
 ) -> dict:  # By part: float32 [B,T,H,W]
-    """What is painted over to take each part away; frames whose boxes are not known stay as they
-    are."""
+    """What is painted over to take each part away: in every frame all places where the part is in some frame whose boxes are known, so that
+    the paint does not move; nothing in a clip without known boxes."""
     known = batch["known"][:, :, None, None]
     hand, thing = batch["hand"] & known, batch["object"] & known
+    if not by_frame:
+        known = known.any(1, keepdim=True).expand_as(known)
+        hand, thing = (m.any(1, keepdim=True).expand_as(m) for m in (hand, thing))
     shares = {
         "hand": coverage(hand, soft),
         "object": coverage(thing, soft),
@@ -132,7 +136,7 @@ def _painted(batch, ways):
     clips = batch["clip"]
     for way in ways if len(clips) else ():
         yield way, "nothing", clips, np.zeros(len(clips))
-        for part, share in part_shares(batch, way == "blurred").items():
+        for part, share in part_shares(batch, way != "filled", way == "by frame").items():
             area = share.mean((1, 2, 3)).cpu().numpy()
             yield way, part, paint_over(clips, share, way), area
 
