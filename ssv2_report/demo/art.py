@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'PATTERNS', 'SHAPES', 'TUBS', 'PROFILES', 'OBJECTS', 'SKIN', 'SLEEVES', 'FINGERS', 'WINDOW', 'MATERIALS',
-           'PALETTES', 'MARK', 'Sprite', 'rgb', 'two', 'ink', 'sprite', 'shifted', 'blit', 'soft', 'pick', 'solid',
-           'shadow', 'capsule', 'hand', 'cloth', 'waves', 'bricks', 'ground', 'bunting']
+           'PALETTES', 'MARK', 'Sprite', 'rgb', 'two', 'ink', 'sprite', 'shifted', 'blit', 'soft', 'mixed', 'pick',
+           'solid', 'shadow', 'capsule', 'hand', 'cloth', 'waves', 'bricks', 'ground', 'bunting']
 
 # %% ../../nbs/demo/art.ipynb #00b-002
 from collections.abc import Callable
@@ -59,16 +59,20 @@ def sprite(
     size: int,  # Side of the frame in pixels
 ) -> Sprite:
     """Paint a window at twice the resolution and average it down; one empty pixel is left all
-    around."""
+    around. Colours lie in memory one after the other, each a whole picture, which numpy paints
+    three times as fast."""
     l, t = (int(np.floor(v * size)) for v in (x0, y0))
     r, b = (int(np.ceil(v * size)) for v in (x1, y1))
     x = (np.arange(2 * l, 2 * r, dtype=np.float32) + 0.5)[None] / (2 * size)
     y = (np.arange(2 * t, 2 * b, dtype=np.float32) + 0.5)[:, None] / (2 * size)
-    rgba = np.zeros((y.size, x.size, 4), np.float32)
-    paint(rgba, x, y, 1 / (2 * size))
-    rows = rgba[::2] + rgba[1::2]
-    small = 0.25 * (rows[:, ::2] + rows[:, 1::2])
-    return Sprite(np.pad(small, ((1, 1), (1, 1), (0, 0))), l - 1, t - 1)
+    large, small = (
+        np.zeros((4, h, w), np.float32).transpose(1, 2, 0)
+        for h, w in ((y.size, x.size), (b - t + 2, r - l + 2))
+    )
+    paint(large, x, y, 1 / (2 * size))
+    rows = large[::2] + large[1::2]
+    small[1:-1, 1:-1] = 0.25 * (rows[:, ::2] + rows[:, 1::2])
+    return Sprite(small, l - 1, t - 1)
 
 # %% ../../nbs/demo/art.ipynb #00b-008
 def shifted(
@@ -131,6 +135,15 @@ COLOURS = [
 ]
 
 # %% ../../nbs/demo/art.ipynb #00b-010-1
+def mixed(
+    mix: np.ndarray,  # How much of the second colour [h,w]
+    colours: list[np.ndarray],  # Two of them, rgb [3]
+) -> np.ndarray:  # [h,w,3]
+    "Two colours, mixed pixel by pixel."
+    first, second = (c[:, None, None] for c in colours)
+    return (first + mix * (second - first)).transpose(1, 2, 0)
+
+
 PATTERNS = dict(  # coordinates in periods -> how much of the second colour
     plain=lambda x, y: 0 * (x + y),
     striped=lambda x, y: soft(np.sin(2 * np.pi * x) + 0 * y, 3),
@@ -233,8 +246,8 @@ def solid(
         r = np.maximum(np.interp(v, ys, rs).astype(np.float32) * half, 1e-3)
         steep = np.sqrt(1 + np.minimum(np.interp(v, slope_at, slope).astype(np.float32) ** 2, 9))
         u = np.clip(x / r, -1, 1)
-        mix = PATTERNS[pattern](freq * u + phase, freq * v + phase)[..., None]
-        colour = _shade((1 - mix) * colours[0] + mix * colours[1], u, v, light)
+        mix = PATTERNS[pattern](freq * u + phase, freq * v + phase)
+        colour = _shade(mixed(mix, colours), u, v, light)
         ink(rgba, np.maximum((np.abs(x) - r) / steep, np.abs(y) - half), colour, px)
 
     m = wide + 0.02 + (0.6 * half if shape == "mug" else 0) + lean * half
@@ -363,21 +376,28 @@ def cloth(
     def paint(rgba, x, y, px):
         r = np.maximum(np.interp(y / tall, ys, rs).astype(np.float32) * wide, 1e-3)
         u, hem = x / r, y - tall - 0.012 * np.sin(2 * k * np.pi * x / wide + p)
-        mix = PATTERNS[pattern](f * u, 2 * f * y / tall)[..., None]
+        mix = PATTERNS[pattern](f * u, 2 * f * y / tall)
         trim = soft(hem + 0.035, 1 / px)[..., None]
         fold = (1 + 0.16 * np.sin(k * np.pi * u + p) - 0.12 * u**2)[..., None]
-        colour = (1 - trim) * ((1 - mix) * colours[0] + mix * colours[1]) + trim * rgb("f6f0e0")
+        colour = (1 - trim) * mixed(mix, colours) + trim * rgb("f6f0e0")
         edge = np.maximum((np.abs(x) - r) * 0.8, np.maximum(hem, -y))
         ink(rgba, edge, np.clip(colour * fold, 0, 1), px)
 
     return sprite(paint, -wide - 0.02, -0.02, wide + 0.02, tall + 0.03, size)
 
 # %% ../../nbs/demo/art.ipynb #00b-017w
-def waves(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, n: int = 5) -> np.ndarray:
+def waves(
+    x: np.ndarray,  # [1,w]
+    y: np.ndarray,  # [h,1]
+    rng: np.random.Generator,
+    n: int = 5,  # Waves
+) -> np.ndarray:  # [h,w]
     "Smooth noise of unit scale: plane waves of random direction and phase."
     ranges = (0, 6.2832), (0, 6.2832), (3.8, 10)
     a, p, f = (rng.uniform(lo, hi, n).astype(np.float32) for lo, hi in ranges)
-    return sum(np.sin(k * (np.cos(t) * x + np.sin(t) * y) + q) for t, q, k in zip(a, p, f)) / n**0.5
+    across, down = (f * np.cos(a))[:, None] * x, y * (f * np.sin(a)) + p
+    # the sine of a sum, so that no sine is taken of every pixel
+    return (np.cos(down) @ np.sin(across) + np.sin(down) @ np.cos(across)) / n**0.5
 
 
 def bricks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -443,14 +463,14 @@ def ground(
     def fill(x, y, material, colours):
         f, dx, dy = (float(rng.uniform(*v)) for v in ((4, 6), (0, 1), (0, 1)))
         noise = waves(f * x / 2, f * y / 2, rng)
-        mix = materials[material](f * x + dx, f * y + dy, noise)[..., None]
-        return (1 - mix) * colours[0] + mix * colours[1]
+        return mixed(materials[material](f * x + dx, f * y + dy, noise), colours)
 
     def paint(rgba, x, y, px):
-        w, t = fill(x, y, m1, two(palettes[wall])), fill(x, y, m2, two(palettes[table]))
         below = np.clip((y - edge) / px + 0.5, 0, 1)[..., None]
         dim = (1 - 0.25 * np.exp(-np.maximum(edge - y, 0) / 0.03))[..., None]
-        rgba[..., :3] = w * dim * (1 - below) + 0.92 * t * below
+        up, down = np.s_[: np.count_nonzero(below < 1)], np.s_[np.count_nonzero(below == 0) :]
+        rgba[up, :, :3] = fill(x, y[up], m1, two(palettes[wall])) * (dim * (1 - below))[up]
+        rgba[down, :, :3] += fill(x, y[down], m2, two(palettes[table])) * (0.92 * below)[down]
         rgba[..., :3] *= 1 + 0.05 * waves(x, y, rng, 3)[..., None]
 
     scene = sprite(paint, -0.06, -0.06, 1.06, 1.06, size).rgba[1:-1, 1:-1, :3]
