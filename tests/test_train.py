@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ssv2_report.study.runs as runs
+import ssv2_report.study.scores as scores
 import ssv2_report.train as train
 from ssv2_report.data.audit import audit
 from ssv2_report.jobs.launch import forks
@@ -518,49 +520,46 @@ def start_shared(*of, start=train.start_network):
     return net
 
 
-TWO = """
-import sys, json, torch
-sys.path.insert(0, {tests!r})
-from test_train import *
-train.start_network = start_shared
-out = Path(sys.argv[1])
-exp = experiment(epochs=4, batch_size=8, opt="sgd", lr=0.002, model={model!r})
-clips, val = Clips(43, noise=1.), Clips(13)     # plain clips sit on the kinks of ReLU and max-pool, where any rounding decides
-fit(exp, CLASSES, clips, val, out, seed=1)
-model = load_run(sys.argv[2])[0]
-p = predict(model, Clips(13), batch_size=4)
-rank = PartialState().process_index
-(out/f"seen-{{rank}}.json").write_text(json.dumps(clips.seen))
-if rank == 0:
-    write_table(p, out/"p.parquet")
-    (out/"p.json").write_text(json.dumps(metrics(p, CLASSES)))
-if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
-"""
+def shared_run(model, out, rank, processes, port):
+    "One of the processes of a run, as torchrun starts it; it predicts by the run of one process."
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(processes),
+        LOCAL_WORLD_SIZE=str(processes),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
+    torch.set_num_threads(1)
+    train.NO_GPU = scores.NO_GPU = True  # as of an import after the variables are set
+    train.start_network = start_shared
+    exp = experiment(epochs=4, batch_size=8, opt="sgd", lr=0.002, model=model)
+    # plain clips sit on the kinks of ReLU and max-pool, where any rounding decides
+    clips, val = Clips(43, noise=1.0), Clips(13)
+    fit(exp, CLASSES, clips, val, out[processes], seed=1)
+    p = predict(load_run(out[1])[0], Clips(13), batch_size=4)
+    (out[processes] / f"seen-{rank}.json").write_text(json.dumps(clips.seen))
+    if rank == 0:
+        write_table(p, out[processes] / "p.parquet")
+        (out[processes] / "p.json").write_text(json.dumps(metrics(p, CLASSES)))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("model", ["test_resnet", "i3d:test_resnet"])
 def test_processes_share_batches_and_give_what_one_gives(tmp_path, model):
-    (tmp_path / "two.py").write_text(TWO.format(tests=str(Path(__file__).parent), model=model))
     out = {n: tmp_path / str(n) for n in (1, 2)}
     for n in out:
         out[n].mkdir()
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                str(n),
-                str(tmp_path / "two.py"),
-                str(out[n]),
-                str(out[1]),
-            ],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        shares = [FORK.Process(target=shared_run, args=(model, out, r, n, port)) for r in range(n)]
+        for process in shares:
+            process.start()
+        for process in shares:
+            process.join(200)
+        assert [process.exitcode for process in shares] == [0] * n
     seen = {n: [json.loads((out[n] / f"seen-{r}.json").read_text()) for r in range(n)] for n in out}
     halves = [
         pair
