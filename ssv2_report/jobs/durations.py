@@ -87,7 +87,7 @@ def expected_seconds(
         return 5 + pixels * 0.09 * classes * looked
     if step == "reliance":
         return 2 + pixels * 0.08 * len(cam.paint) * classes * looked
-    of_step = dict(demo_data=2 + 0.072 * clips, audit=1 + 0.008 * clips, cache=2 + 0.016 * clips)
+    of_step = dict(demo_data=2 + 0.047 * clips, audit=1 + 0.008 * clips, cache=2 + 0.016 * clips)
     usual = dict(validation=22, analysis=32, chapter=8, render=7)
     return of_step.get(step) or usual.get(step, 10)
 
