@@ -4,12 +4,8 @@ import gc
 import os
 import tempfile
 import traceback
-from multiprocessing import get_context
 
-FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["torch", "timm", "accelerate", "scipy.stats", "matplotlib.pyplot", "pandas", "execnb.shell"]
-)
+from forked import FORKS, fork
 
 
 def _run(path, folder, out, place, parameters):
@@ -40,9 +36,7 @@ def _run(path, folder, out, place, parameters):
 
 def run_book(path, folder, out=None, place=None, **parameters):
     "Run a notebook from top to bottom, at `place` or where it lies; AssertionError with what went wrong."
-    args = (path, folder, out, place or path.parent, parameters)
-    process = FORKS.Process(target=_run, args=args)
-    process.start()
+    process = fork(_run, path, folder, out, place or path.parent, parameters)
     process.join(400)
     if process.exitcode is None:
         process.kill()
@@ -68,8 +62,7 @@ def _run_as_job(root, name, out, gpus, env, parameters, told):
 def run_as_job(root, name, out, gpus=0, **parameters):
     "`run_notebook` for a project at `root` in a process of its own, as in a job; raises what it does."
     heard, told = FORKS.Pipe(False)
-    args = (root, name, out, gpus, dict(os.environ), parameters, told)
-    (process := FORKS.Process(target=_run_as_job, args=args)).start()
+    process = fork(_run_as_job, root, name, out, gpus, dict(os.environ), parameters, told)
     told.close()
     try:
         error = heard.recv()

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -22,6 +21,7 @@ import pytest
 import torch
 import yaml
 from accelerate import PartialState
+from forked import FORKS, fork
 from safetensors.torch import load_file, save_file
 from test_launch import ready
 from torch.distributed.nn.functional import all_reduce
@@ -56,8 +56,6 @@ from ssv2_report.train import (
 
 CLASSES = ["Folding something", "Unfolding something", "Holding something"]
 TIMES = ["seconds", "clips_per_s", "waiting", "memory_gb"]
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["ssv2_report.train"])
 
 
 class Clips(torch.utils.data.Dataset):
@@ -179,14 +177,8 @@ def demo_run(root, out, phase=None, limit=None, **kw):
     (out / "metrics.json").write_text(json.dumps(metrics(p, classes)))
 
 
-def started(*args, **kw):
-    process = FORK.Process(target=demo_run, args=args, kwargs=kw)
-    process.start()
-    return process
-
-
 def finished(*args, **kw):
-    process = started(*args, **kw)
+    process = fork(demo_run, *args, **kw)
     process.join()
     assert process.exitcode == 0
     return args[1]
@@ -199,8 +191,8 @@ def undisturbed(world, tmp_path_factory):
 
 def disturb(world, out, sign, where, rng):
     "Start a run, send it a signal at a random instant of a kind, and return where it was hit and how long it then took to end."
-    phase = FORK.Value("i", 0)
-    process = started(world, out, phase)
+    phase = FORKS.Value("i", 0)
+    process = fork(demo_run, world, out, phase)
     while phase.value == 0:
         time.sleep(0.001)
     until = time.time() + rng.uniform(0, 2)
@@ -554,9 +546,7 @@ def test_processes_share_batches_and_give_what_one_gives(tmp_path, model):
         out[n].mkdir()
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        shares = [FORK.Process(target=shared_run, args=(model, out, r, n, port)) for r in range(n)]
-        for process in shares:
-            process.start()
+        shares = [fork(shared_run, model, out, rank, n, port) for rank in range(n)]
         for process in shares:
             process.join(200)
         assert [process.exitcode for process in shares] == [0] * n
@@ -951,8 +941,7 @@ def limited(out, kind, limit, said, **kw):
 def told(out, *args, **kw):
     "What a run says that may not use more of something."
     said = out.parent / "said.txt"
-    process = FORK.Process(target=limited, args=(out, *args, said), kwargs=kw)
-    process.start()
+    process = fork(limited, out, *args, said, **kw)
     process.join(300)
     return said.read_text()
 
