@@ -1,6 +1,12 @@
 "Processes of tests are forks of one that has imported what takes seconds."
 
+import os
+import runpy
+import sys
+import tempfile
 from multiprocessing import get_context
+from pathlib import Path
+from subprocess import CompletedProcess
 
 FORKS = get_context("forkserver")
 IMPORTED = [
@@ -16,3 +22,22 @@ def fork(target, *args, **kwargs):
     process = FORKS.Process(target=target, args=args, kwargs=kwargs)
     process.start()
     return process
+
+
+def _become(command, outputs, env):
+    for number, path in enumerate(outputs, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = command
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+
+
+def ssv2(*args, **env):
+    "The command, as a program of its own would end and what it would print, without colours."
+    command = ["ssv2_report.cli", *map(str, args)]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = fork(_become, command, outputs, os.environ | dict(NO_COLOR="1") | env)
+        process.join()
+        return CompletedProcess(command, process.exitcode, *(p.read_text() for p in outputs))

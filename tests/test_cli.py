@@ -12,6 +12,7 @@ import psutil
 import pytest
 import yaml
 from books import run_as_job
+from forked import ssv2
 from jobs import heeded
 from nbformat.v4 import new_code_cell, new_notebook, writes
 from worlds import dump, make
@@ -23,15 +24,6 @@ from ssv2_report.machine.processes import folder_lock, process_identity
 from ssv2_report.plan.check import expected_clips
 from ssv2_report.plan.places import check_data, check_writable
 from ssv2_report.study.experiments import load_study
-
-
-def ssv2(*args):
-    return subprocess.run(
-        [sys.executable, "-m", "ssv2_report.cli", *args],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "NO_COLOR": "1"},
-    )
 
 
 @pytest.mark.parametrize(
