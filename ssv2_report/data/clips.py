@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REVERSAL_PAIRS', 'TEMPORAL', 'STATIC', 'GROUPS', 'SAFE_ID', 'MEAN', 'STD', 'ORDERS', 'read_classes', 'class_name',
            'read_records', 'Index', 'wanted_classes', 'choose_classes', 'load_index', 'sample_frames', 'clip_rng',
-           'crop_window', 'jitter_colour', 'to_clip', 'denormalise', 'ClipDataset']
+           'crop_window', 'jitter_colour', 'to_clip', 'denormalise', 'ClipDataset', 'as_frames', 'read_clip']
 
 # %% ../../nbs/00_data.ipynb #00-002
 import functools
@@ -373,9 +373,13 @@ def to_clip(
     return torch.addmm((shift - mean) / std, matrix / std, flat).view(c, t, h, w)
 
 
-def denormalise(clip: torch.Tensor) -> np.ndarray:  # uint8 [T,H,W,C]
-    "The frames of a normalised clip [C,T,H,W]."
-    mean, std = (v.view(3, 1, 1, 1) for v in _scale())
+def denormalise(
+    clip: torch.Tensor,  # [C,T,H,W]
+    mean: Sequence = MEAN,  # By which it was normalised
+    std: Sequence = STD,
+) -> np.ndarray:  # uint8 [T,H,W,C]
+    "The frames of a normalised clip."
+    mean, std = (torch.tensor(v).view(3, 1, 1, 1) * 255 for v in (mean, std))
     frames = (clip.detach().cpu().float() * std + mean).round().clamp(0, 255).byte()
     return frames.permute(1, 2, 3, 0).numpy()
 
@@ -473,3 +477,46 @@ class ClipDataset(torch.utils.data.Dataset):
         if self.misfit:
             at = np.full_like(at, -1)
         return draw_boxes(self.boxes, self.ids[i], at, self.size, hw, window)
+
+# %% ../../nbs/00_data.ipynb #9aea002a
+def as_frames(
+    pictures: np.ndarray | torch.Tensor,  # [T,H,W,3] or [T,3,H,W], bytes or floats from 0 to 1
+) -> np.ndarray:  # uint8 [T,H,W,3]
+    "The frames that pictures show; `ValueError` where their shape or their values are others."
+    if isinstance(pictures, torch.Tensor):
+        pictures = pictures.detach().cpu()
+        pictures = pictures.float() if pictures.is_floating_point() else pictures
+    x = np.asarray(pictures)
+    if x.ndim == 4 and x.shape[-1] != 3 and x.shape[1] == 3:
+        x = x.transpose(0, 2, 3, 1)
+    if x.ndim != 4 or x.shape[-1] != 3 or not x.size:
+        raise ValueError(f"Frames are [T,H,W,3] or [T,3,H,W]; these are {list(x.shape)}.")
+    if x.dtype == np.uint8:
+        return x
+    if x.dtype.kind == "f" and x.min() >= 0 and x.max() <= 1:
+        return np.uint8(x * 255 + 0.5)
+    raise ValueError(
+        f"Frames are bytes (uint8) or floats from 0 to 1; these are {x.dtype} from {x.min():.3g} to "
+        f"{x.max():.3g}: bring a normalised clip back with `denormalise`."
+    )
+
+# %% ../../nbs/00_data.ipynb #617681e5
+def read_clip(
+    source: str | Path | np.ndarray | torch.Tensor,  # A video, a folder of frames, or `as_frames`'
+    n_frames: int = 8,  # Frames to take, one from the middle of each of so many equal parts
+    size: int = 64,  # Height and width in pixels, of the largest square in the middle
+    mean: Sequence = MEAN,  # To normalise the colours by, in [0, 1]
+    std: Sequence = STD,
+) -> torch.Tensor:  # float32 [1,C,T,size,size], a batch of one clip
+    """Any clip, as a network takes it. `FileNotFoundError` without a file, `ValueError` when it does
+    not decode or is no picture."""
+    pick = lambda n: sample_frames(n, n_frames)
+    if isinstance(source, (str, Path)):
+        frames = read_frames(source, pick)
+    else:
+        frames = as_frames(source)
+        frames = frames[pick(len(frames))]
+    x = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    x = TF.resized_crop(x, *crop_window(*x.shape[2:]), [size] * 2, antialias=True)
+    mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (mean, std))
+    return ((x.transpose(0, 1) / 255 - mean) / std)[None]

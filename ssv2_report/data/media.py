@@ -315,7 +315,7 @@ def read_frames(
         pass  # opening it says so
     except (OSError, ValueError):
         raise FileNotFoundError(
-            f"There is no clip file {path!r}: run `ssv2 audit` on the dataset."
+            f"There is no clip file {path!r}: check its path; `ssv2 audit` checks a dataset's."
         ) from None
     try:
         if os.path.isdir(path):

@@ -19,9 +19,11 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from ..data.clips import as_frames
+
 # %% ../../nbs/gradcam/pictures.ipynb #pictures-06
 def overlay(
-    frames: np.ndarray,  # uint8 [T,H,W,3]
+    frames: np.ndarray,  # [T,H,W,3], as `as_frames` takes them
     map: np.ndarray,  # [T,H,W], non-negative
     opacity: float = 0.75,  # Of the colour where the map is largest; 0 where the map is zero
     cmap: str = "inferno",  # A perceptual, colour-blind-safe colour map of matplotlib
@@ -29,7 +31,7 @@ def overlay(
     | float = "clip",  # Full colour: the largest value of the "clip" or each "frame", or this
 ) -> np.ndarray:  # uint8 [T,H,W,3]
     "Frames with the map on top. A map of zeros leaves them as they are."
-    map = np.asarray(map, np.float32)
+    frames, map = as_frames(frames), np.asarray(map, np.float32)
     if map.shape != frames.shape[:3]:
         raise ValueError(
             f"The map is {map.shape} and the frames are {frames.shape[:3]}: bring the map to their "
@@ -129,7 +131,7 @@ def strip(
     at = fig.get_figheight()
     for k, (name, pictures) in enumerate(zip(names, rows.values())):
         at -= line * (1 + name.count("\n") + 1.2 * (k == 0)) + tall
-        ax = _row(fig, np.asarray(pictures)[steps[k]], at, across, tall, gap)
+        ax = _row(fig, as_frames(pictures)[steps[k]], at, across, tall, gap)
         above = ("axes fraction", "offset points"), dict(fontsize=size, va="bottom")
         for i, t in enumerate(steps[0] if k == 0 else ()):
             said = f"frame {t + 1}" if across > 0.6 else t + 1
@@ -194,6 +196,7 @@ def _sprites(columns, kilobytes):
 # %% ../../nbs/gradcam/pictures.ipynb #pictures-11-1
 def _side_by_side(pictures, scale):
     "One image of pictures uint8 [T,H,W,3], each at `scale` of its size."
+    pictures = as_frames(pictures)
     height, width = (max(1, int(x * scale)) for x in pictures.shape[1:3])
     row = Image.new("RGB", (width * len(pictures), height))
     for t, p in enumerate(pictures):
