@@ -124,13 +124,46 @@ def test_the_explorer_goes_to_any_clip_by_its_id():
     c["id"].value = " 7 "
     assert c["clip"].value == "7" and not c["note"].value
     assert ("z (7)", "7") in c["clip"].options
-    before = bytes(c["left_image"].value)
     for wrong in ("<b>99</b>", "one", "7.0"):
         c["id"].value = wrong
         assert "There is no clip" in c["note"].value and "<b>" not in c["note"].value
-        assert c["clip"].value == "7" and bytes(c["left_image"].value) == before
+        assert c["clip"].value is None and c["left_image"].layout.visibility == "hidden"
+        for name in ("left_image", "left_text", "left_legend", "right_image", "right_text"):
+            assert not c[name].value, "nothing is left of the clip before"
+        c["method"].value = "hirescam" if c["method"].value == "gradcam" else "gradcam"
     c["id"].value = "1"
     assert c["clip"].value == "1" and not c["note"].value and len(c["clip"].options) == 2
+    c["id"].value = "99"
+    c["clip"].value = "7"
+    assert c["left_text"].value and not c["note"].value
+    assert c["left_image"].layout.visibility == "visible"
+
+
+def test_the_explorer_opens_on_the_frame_with_most_of_the_map_and_says_what_colours_mean():
+    class Third(nn.Module):
+        "Sees red in the third frame alone."
+
+        def __init__(self):
+            super().__init__()
+            self.red = nn.Conv3d(3, 2, 1, bias=False)
+
+        def forward(self, clip):
+            seen = torch.zeros_like(clip)
+            seen[:, :, 2] = clip[:, :, 2].abs()
+            return self.red(seen).abs().mean((2, 3, 4))
+
+    torch.manual_seed(0)
+    clips = {"one": known(1, hand=np.ones((4, 16, 16), bool))}
+    nets = {name: Third() for name in "ab"}
+    for net in nets.values():
+        net.red.weight.data.abs_()
+    c = explorer(clips, nets, {"a": ["red"], "b": ["red"]}, list("xy")).controls
+    assert c["frame"].value == 3 == c["play"].value, "a player that starts at 1 would turn it back"
+    for side in ("left", "right"):
+        assert "times an even map" in c[f"{side}_legend"].value
+        assert ">hand<" in c[f"{side}_legend"].value and ">object<" not in c[f"{side}_legend"].value
+    c["boxes"].value = False
+    assert ">hand<" not in c["left_legend"].value
 
 
 def test_the_explorer_marks_right_and_wrong():
@@ -301,7 +334,16 @@ def test_from_the_command_to_the_first_map_and_on(browser, lab):
     id.fill("404")
     id.press("Enter")
     page.get_by_text("There is no clip '404' here.").wait_for()
+    images.first.wait_for(state="hidden")
 
     models = page.locator("select", has=page.locator("option", has_text="3D from scratch, seed 1"))
+    change(lambda: id.fill("16") or id.press("Enter"))
     change(lambda: models.first.select_option("3D from scratch, seed 1"))
+
+    for _ in range(2):  # a reload, and one of what JupyterLab has saved
+        page.keyboard.press("Control+s")
+        page.wait_for_timeout(1000)
+        page.reload()
+        images.nth(1).wait_for()
+        assert images.count() == 2 and "(12)" in chosen(0)
     page.context.close()
