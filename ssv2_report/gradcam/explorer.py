@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'TRUE', 'PREDICTED', 'NOTHING', 'full_colour', 'picture', 'legend', 'verdict', 'name_of', 'explorer',
-           'red_square_example', 'OnDemand', 'clips_to_explore', 'study_explorer']
+           'red_square_example', 'clip_viewer', 'OnDemand', 'clips_to_explore', 'study_explorer']
 
 # %% ../../nbs/gradcam/explorer.ipynb #00000002
 import base64
@@ -284,6 +284,40 @@ def red_square_example() -> dict:
         layers={"2D": ["1", "0"], "3D": ["1", "0"]},
         classes=["left to right", "right to left"],
     )
+
+# %% ../../nbs/gradcam/explorer.ipynb #viewer-1
+def clip_viewer(
+    clips: Mapping,  # As `explorer` takes them
+    offered: dict[str, str],  # What the list of clips says -> id
+    height: int = 256,  # Of the picture, in pixels
+) -> w.VBox:  # Its widgets are in `.controls`, a dict
+    "Widgets to look at any clip and its boxes, frame by frame."
+    c = dict(
+        clip=_choice("Clip", list(offered.items()), next(iter(offered.values())), width="560px"),
+        boxes=w.Checkbox(value=True, description="Boxes"),
+        play=w.Play(interval=250, min=1, max=1),
+        frame=w.IntSlider(description="Frame", min=1, max=1),
+        image=w.Image(format="png", layout=dict(align_self="flex-start")),
+        legend=w.HTML(),
+    )
+    w.link((c["play"], "value"), (c["frame"], "value"))
+
+    def draw(_=None):
+        item = clips[c["clip"].value]
+        c["frame"].max = c["play"].max = len(item["frames"])
+        boxes = tuple(k for k in OUTLINES if k in item and c["boxes"].value)
+        c["image"].value = picture(
+            item, c["frame"].value - 1, None, boxes=bool(boxes), height=height
+        )
+        c["legend"].value = legend(None, 0, boxes)
+
+    for name in ("clip", "boxes", "frame"):
+        c[name].observe(draw, "value")
+    draw()
+    rows = [(c["clip"], c["boxes"]), (c["play"], c["frame"]), (c["image"],), (c["legend"],)]
+    box = w.VBox([w.HBox(row) for row in rows])
+    box.controls = c
+    return box
 
 # %% ../../nbs/gradcam/explorer.ipynb #00000016
 class OnDemand(Mapping):
