@@ -19,7 +19,7 @@ from torch import nn
 from worlds import CLASSES, make, write_study
 
 from ssv2_report.data.audit import audit as audit_dataset
-from ssv2_report.gradcam.explorer import TRUE, explorer, study_explorer, verdict
+from ssv2_report.gradcam.explorer import TRUE, clip_viewer, explorer, study_explorer, verdict
 from ssv2_report.study.experiments import load_study, run_folder
 from ssv2_report.study.runs import build_model, save_run
 
@@ -164,6 +164,24 @@ def test_the_explorer_opens_on_the_frame_with_most_of_the_map_and_says_what_colo
         assert ">hand<" in c[f"{side}_legend"].value and ">object<" not in c[f"{side}_legend"].value
     c["boxes"].value = False
     assert ">hand<" not in c["left_legend"].value
+
+
+def test_clips_alone_are_shown_frame_by_frame_with_their_boxes():
+    clips = {
+        "a": known(0, hand=np.eye(16, dtype=bool)[None].repeat(4, 0)),
+        "b": dict(frames=np.zeros((7, 8, 8, 3), np.uint8)),
+    }
+    c = clip_viewer(clips, {"first": "a", "second": "b"}).controls
+    shown = [bytes(c["image"].value)]
+    for change in (dict(boxes=False), dict(frame=3), dict(clip="b")):
+        ((name, value),) = change.items()
+        c[name].value = value
+        shown.append(bytes(c["image"].value))
+    assert len(set(shown)) == 4 and c["frame"].max == 7 == c["play"].max
+    c["boxes"].value = True
+    assert ">hand<" not in c["legend"].value, "the second clip has no boxes"
+    c["clip"].value = "a"
+    assert c["frame"].value == 3 and c["frame"].max == 4 and ">hand<" in c["legend"].value
 
 
 def test_the_explorer_marks_right_and_wrong():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torchvision.models._api import WeightsEnum
@@ -15,10 +16,12 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import ssv2_report
-from ssv2_report import explain, read_clip
+from ssv2_report import ClipDataset, explain, load_run, read_clip
 from ssv2_report.cli import GROUPS, app
-from ssv2_report.data.clips import as_frames, denormalise
+from ssv2_report.data.clips import Index, as_frames, denormalise
 from ssv2_report.gradcam.pictures import overlay
+from ssv2_report.study.experiments import Experiment
+from ssv2_report.train import fit
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {k: v for k, v in get_command(app).commands.items() if not v.hidden}
@@ -75,6 +78,21 @@ class Red(torch.nn.Module):
 
     def forward(self, clip):
         return self.red(clip).relu().mean((2, 3, 4))
+
+
+def test_a_run_that_is_read_says_which_clips_it_takes(tmp_path):
+    names = [f"{k}.mp4" for k in range(2)]
+    for name in names:
+        write_video(tmp_path / name, square(8, 32, 32))
+    table = dict(id=list("ab"), target=[0, 1], path=[str(tmp_path / name) for name in names])
+    clips = ClipDataset(Index(tmp_path, ["x", "y"], pd.DataFrame(table)), 2, 32)
+    look = dict(n_frames=2, epochs=1, batch_size=2, stages=1, output_stride=8)
+    exp = Experiment(title="t", model="test_resnet", **look)
+    fit(exp, ["x", "y"], clips, clips, tmp_path / "run")
+    model, settings, classes = load_run(tmp_path / "run")
+    clip = read_clip(table["path"][0], settings.n_frames, settings.size)
+    assert clip.shape == (1, 3, 2, 32, 32)
+    assert explain(model, clip, classes=classes).name in classes
 
 
 def test_one_clip_is_explained_where_the_evidence_is():
