@@ -90,6 +90,7 @@ class Experiment(_Strict):
     maxpool: bool = True  # of a timm backbone's stem; R3D-18 and R(2+1)D-18 have none
     dropout: float = Field(0.0, ge=0, lt=1)  # share of the head's inputs left out in training
     n_frames: int = Field(8, ge=1)
+    size: int | None = Field(None, ge=16)  # of its frames, pixels; None: data.size
     min_area: float = Field(
         0.6, gt=0, le=1
     )  # smallest random window in training, as a share of the centre square

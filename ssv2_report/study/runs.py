@@ -210,7 +210,8 @@ def _read_run(path) -> tuple[dict, dict]:
 def load_run(
     path: str | Path,  # Of a run's folder, or of its file of weights
 ) -> tuple[torch.nn.Module, Experiment, list[str]]:
-    """The trained network of a run in evaluation mode, its settings and its classes;
+    """The trained network of a run in evaluation mode, its settings (with `n_frames` and `size` of the
+    clips that it saw) and its classes;
     FileNotFoundError where there is none, ValueError where its file is damaged or has settings that
     there are no more."""
     path = Path(path)
