@@ -87,6 +87,16 @@ def _controls(offered, classes, method):
     return c
 
 # %% ../../nbs/gradcam/explorer.ipynb #00000007-2
+@lru_cache(maxsize=32)
+def _colours(opacity):
+    "The colours of a map over grey, from none to full, as an image in HTML."
+    shape = (1, 12, 160)
+    value = np.broadcast_to(np.linspace(0, 1, 160), shape)
+    ramp = overlay(np.full((*shape, 3), 128, np.uint8), value, opacity, scale=1.0)
+    uri = base64.b64encode(_png(Image.fromarray(ramp[0]))).decode()
+    return f'<img src="data:image/png;base64,{uri}" alt="colours of the map">'
+
+
 def legend(
     map: np.ndarray | None,  # [T,H,W]
     opacity: float,  # Of the full colour
@@ -95,13 +105,8 @@ def legend(
     "What the colours of a map and of the boxes mean."
     said = ""
     if map is not None and map.any():
-        grey = np.full((1, 12, 160, 3), 128, np.uint8)
-        ramp = overlay(
-            grey, np.broadcast_to(np.linspace(0, 1, 160), (1, 12, 160)), opacity, scale=1.0
-        )
-        uri = base64.b64encode(_png(Image.fromarray(ramp[0]))).decode()
         full = f"{full_colour(map) / map.mean():.1f} times an even map or more"
-        said = f'0 <img src="data:image/png;base64,{uri}" alt="colours of the map"> {full}<br>'
+        said = f"0 {_colours(opacity)} {full}<br>"
     style = "background:#777;color:#fff;padding:0 .4em;border:2px solid rgb"
     said += " ".join(f'<span style="{style}{OUTLINES[name]}">{name}</span>' for name in boxes)
     return f'<div style="white-space:normal;line-height:1.6">{said}</div>'
