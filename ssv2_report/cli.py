@@ -670,7 +670,7 @@ def figures(
     print(f"{len(table)} figures and tables in {out}, described in {out / 'captions.csv'}")
 
 # %% ../nbs/cli/cli.ipynb #c019-3
-@command("Look", "explore demo --clip 100012")
+@command("Look", "explore demo")
 def explore(
     study: StudyName = "demo",
     results: Results = None,
