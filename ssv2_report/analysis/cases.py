@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Cases', 'named_answer', 'scene_twins', 'select_cases', 'case_clips', 'relative_map', 'colour_scale', 'opening_frame',
-           'rows_of_cases', 'case_rows', 'reversed_answer', 'answers_sentence', 'places_sentence', 'save_case',
-           'draw_cases']
+           'rows_of_cases', 'case_rows', 'place_of_case', 'typical_clip', 'save_case', 'draw_cases', 'draw_typical']
 
 # %% ../../nbs/analysis/cases.ipynb #ca-02
 from collections.abc import Iterator
@@ -17,10 +16,18 @@ import numpy as np
 import pandas as pd
 
 from .evidence import Evidence
-from .tables import choose_cases, listing, literal, percent, save_figure
+from .summary import Place, compare_places, plain_names
+from ssv2_report.analysis.tables import (
+    SURE,
+    choose_cases,
+    literal,
+    mean_over_seeds,
+    percent,
+    save_figure,
+)
 from ..data.clips import ClipDataset, denormalise
 from ..gradcam.maps import normalise, resize_maps
-from ..gradcam.pictures import Player, enlarged, outlined, overlay, player, strip
+from ..gradcam.pictures import Player, enlarged, outlined, overlay, player, still, strip
 from ..study.runs import boxes_of, clips_of
 
 # %% ../../nbs/analysis/cases.ipynb #ca-05
@@ -41,11 +48,13 @@ class Cases:
         return rows.iloc[0] if len(rows) else None
 
     def verdict(self, experiment: str, id: str) -> str:
-        "What a network says of a clip: right or not, the class and its probability."
+        "What a network says of a clip: right (✓), wrong (✗) or unsure (?), the class and its probability."
         row = self.answer(experiment, id)
         if row is None:
             return "–"
         label, probability = named_answer(row, self.evidence.classes)
+        if row["certainty"] < SURE:
+            return f"? {label} ({probability}, unsure)"
         return f"{'✓' if row['right'] else '✗'} {label} ({probability})"
 
 
@@ -122,76 +131,72 @@ def rows_of_cases(
     id: str,
     name: str,  # Of the clip's own row
     top: float,  # Full colour in times an even map, as `colour_scale` gives it
-    of: str = "",  # Follows a network's title in the name of its row
     networks: list[str] | None = None,  # By default those that are shown
-) -> dict[str, np.ndarray]:  # Pictures uint8 [T,H,W,3] by name
+) -> dict[
+    str, tuple[str, np.ndarray]
+]:  # By 'clip' and network: a name and pictures uint8 [T,H,W,3]
     "The frames of a clip, then each network's map over them, named by what the network says."
     item = clips[list(clips.ids).index(id)]
     known = {k: enlarged(item[k]) for k in ("hand", "object") if k in item}
     frames = enlarged(denormalise(item["clip"]))
-    rows = {name: outlined(frames, known)}
+    rows = {"clip": (name, outlined(frames, known))}
     for e in networks or cases.networks:
         if (m := relative_map(cases, e, id)) is not None:
-            title = f"{cases.evidence.titles[e]}{of}: {cases.verdict(e, id)}"
-            rows[title] = outlined(overlay(frames, enlarged(m), scale=top), known)
+            title = f"{cases.evidence.titles[e]}: {cases.verdict(e, id)}"
+            rows[e] = title, outlined(overlay(frames, enlarged(m), scale=top), known)
     return rows
 
 
 def case_rows(cases: Cases, clips: ClipDataset, case: tuple, top: float) -> tuple[dict, dict]:
-    """`rows_of_cases` of a case (a row of `Cases.table` as `itertuples` gives it) and of its
-    reversed twin, {} where it has none."""
+    """Of a case (a row of `Cases.table` as `itertuples` gives it) the pictures by name, and of its reversed twin, by the name of the row that each
+    belongs to, a name and pictures: {} where it has none."""
     rows, twin = rows_of_cases(cases, clips, case.id, case.label, top), cases.twins.get(case.id)
+    own = dict(rows.values())
     if not twin:
-        return rows, {}
+        return own, {}
     answers = cases.answers
     label = cases.evidence.classes[answers.loc[answers["id"] == twin, "target"].iloc[0]]
-    return rows, rows_of_cases(cases, clips, twin, f"reversed: {label}", top, ", reversed")
+    turned = rows_of_cases(cases, clips, twin, f"The same frames backwards: {label}", top)
+    return own, {rows[k][0]: row for k, row in turned.items() if k in rows}
 
 # %% ../../nbs/analysis/cases.ipynb #ca-13
-def reversed_answer(cases: Cases, experiment: str, id: str) -> tuple[str, str]:
-    """`named_answer` of a network for a clip's reversed twin, or else for its own frames in
-    reversed order; empty texts where there is neither."""
-    evidence = cases.evidence
-    twin = cases.answer(experiment, cases.twins.get(id))
-    if twin is not None:
-        return named_answer(twin, evidence.classes)
-    rows = evidence.scored[evidence.scored["order"] == "reversed"]
-    rows = rows[(rows["experiment"] == experiment) & (rows["seed"] == cases.seed)]
-    rows = rows[rows["id"] == id]
-    return named_answer(rows.iloc[0], evidence.classes) if len(rows) else ("", "")
+def place_of_case(
+    cases: Cases,
+    id: str,
+    places: list[Place] | tuple = (),  # Of `compare_places`
+) -> str:
+    "Which of the two networks' maps of a clip lies more on the object, or on hand and object, by how much, and whether that goes against the mean of all clips."
+    evidence, (flat, deep, *_) = cases.evidence, cases.evidence.compared
+    measure = next(
+        (f"ratio_{k}" for k in ("object", "both") if f"ratio_{k}" in evidence.measures), ""
+    )
+    rows = evidence.cam[evidence.cam["seed"] == cases.seed]
+    if not measure or flat == deep:
+        return ""
+    by_clip = mean_over_seeds(rows, measure, [flat, deep])
+    if id not in by_clip.index or by_clip.loc[id].isna().any():
+        return ""
+    a, b = by_clip.loc[id, [deep, flat]]
+    where = "the object" if measure == "ratio_object" else "hand and object"
+    names = plain_names(evidence)
+    said = f"On {where}, {names[1]} has {a:.1f} times what an even map has, and {names[0]} {b:.1f}"
+    clear = next((p for p in places if p.name == measure[6:]), None)
+    if clear and clear.said in ("larger", "smaller") and (a > b) != (clear.said == "larger"):
+        said += f"; this goes against the mean of all clips ({clear.deep:.1f} and {clear.flat:.1f})"
+    return said + "."
 
 
-def answers_sentence(cases: Cases, id: str) -> str:
-    "What the shown networks call a clip and its twin, or its frames backwards."
-    other = "its reversed twin" if id in cases.twins else "its frames backwards"
-    said = []
-    for e in cases.networks:
-        if (row := cases.answer(e, id)) is None:
-            continue
-        (a, p), (b, q) = named_answer(row, cases.evidence.classes), reversed_answer(cases, e, id)
-        text = f"the clip *{literal(a)}* ({p})"
-        if a == b:
-            text = f"both the clip and {other} *{literal(a)}* ({p} and {q})"
-        elif b:
-            text += f" and {other} *{literal(b)}* ({q})"
-        said.append(f"{cases.evidence.names[e]} calls {text}")
-    return "; ".join(said) + "."
-
-
-def places_sentence(cases: Cases, id: str) -> str:
-    "How much of the shown networks' maps lies on hand and object, or over how many frames it is spread."
-    evidence = cases.evidence
-    rows = evidence.cam[(evidence.cam["seed"] == cases.seed) & (evidence.cam["id"] == id)]
-    rows = rows.set_index("experiment")
-    m = next((m for m in ("ratio_both", "effective_frames") if m in evidence.measures), None)
-    known = {e: rows[m][e] for e in cases.networks if m and e in rows.index and rows[m][e] >= 0}
-    if not known:
-        return "No map of it can be measured."
-    times = " times as much" * (m == "ratio_both")
-    values = listing([f"{v:.1f}{times} for {evidence.names[e]}" for e, v in known.items()])
-    if m == "ratio_both":
-        return f"Compared with an even map, their maps have on hand and object {values}."
-    return f"Over so many of {evidence.n_frames} frames their maps are spread: {values}."
+def typical_clip(cases: Cases) -> str:
+    "The clip whose difference of the two networks' maps on the object is nearest its mean over all clips; without boxes, the first case."
+    evidence, (flat, deep, *_) = cases.evidence, cases.evidence.compared
+    rows = evidence.cam[evidence.cam["seed"] == cases.seed]
+    if "ratio_object" not in evidence.measures:
+        return cases.table["id"].iloc[0]
+    by_clip = mean_over_seeds(rows, "ratio_object", [flat, deep])
+    apart = (by_clip[deep] - by_clip[flat]).dropna()
+    if apart.empty:
+        return cases.table["id"].iloc[0]
+    return (apart - apart.mean()).abs().idxmin()
 
 # %% ../../nbs/analysis/cases.ipynb #ca-16
 def save_case(
@@ -202,33 +207,46 @@ def save_case(
     top: float,  # Full colour in times an even map
     folder: str | Path,
     width: float,  # Of the strip, in inches
-) -> list[Player]:  # What a page shows of it
+) -> Player:  # What a page shows of it
     "Save a case as players/caseN.html and, for print, as a strip named caseN in a folder."
-    own, reverse = case_rows(cases, clips, case, top)
-    look = dict(rows=2 if reverse else 1, start=opening_frame(cases, case.id), bar=top)
-    play = player(own | reverse, title=case.label, **look)
+    own, turned = case_rows(cases, clips, case, top)
+    start = opening_frame(cases, case.id)
+    play = player(own, title=case.label, start=start, bar=top, strips=True, below=turned)
     players = Path(folder) / "players"
     players.mkdir(parents=True, exist_ok=True)
     (players / f"case{number}.html").write_text(play.html)
-    save_figure(fig := strip(own | reverse, width=width, bar=top), folder, f"case{number}")
+    save_figure(fig := strip(own, width=width, bar=top, below=turned), folder, f"case{number}")
     plt.close(fig)
-    if not reverse:
-        return [play]
-    play.columns, play.bar = own, None  # in print two pictures, between which a page may end
-    return [play, Player("<!-- in print alone -->", reverse, top)]
+    return play
 
 
 def draw_cases(
     cases: Cases, clips: ClipDataset, folder: str | Path, width: float
-) -> Iterator[tuple[str, list[Player], str]]:  # Title, what a page shows, what is said below it
+) -> Iterator[tuple[str, Player, str]]:  # Title, what a page shows, what is said below it
     """Save all cases in a folder, strips `width` inches wide, and of the first alone every
     network's map: the README's picture, readme.png."""
-    top = colour_scale(cases)
+    top, places = colour_scale(cases), compare_places(cases.evidence)
     for i, case in enumerate(cases.table.itertuples(), 1):
         shown = save_case(cases, clips, i, case, top, folder, width)
         if i == 1:
             every = list(cases.evidence.titles)
-            rows = rows_of_cases(cases, clips, case.id, case.label, top, networks=every)
-            (Path(folder) / "readme.png").write_bytes(player(rows, bar=top)._repr_png_())
-        said = f"{answers_sentence(cases, case.id)} {places_sentence(cases, case.id)}"
-        yield f"Case {i}, {case.kind}: {literal(case.label)}", shown, said
+            rows = dict(rows_of_cases(cases, clips, case.id, case.label, top, every).values())
+            (Path(folder) / "readme.png").write_bytes(still(rows, bar=top)._repr_png_())
+        yield (
+            f"Case {i}, {case.kind}: {literal(case.label)}",
+            shown,
+            place_of_case(cases, case.id, places),
+        )
+
+
+def draw_typical(
+    cases: Cases, clips: ClipDataset, folder: str | Path, width: float
+) -> Player:  # What a page shows of it
+    "Save the `typical_clip` with the maps of the two compared networks as a strip named attention in a folder."
+    id, (flat, deep, *_) = typical_clip(cases), cases.evidence.compared
+    label = cases.evidence.classes[cases.answer(deep, id)["target"]]
+    top, networks = colour_scale(cases), list(dict.fromkeys((flat, deep)))
+    rows = dict(rows_of_cases(cases, clips, id, label, top, networks).values())
+    save_figure(fig := strip(rows, width=width, bar=top), folder, "attention")
+    plt.close(fig)
+    return still(rows, title=label, bar=top)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PARTS_TAKEN', 'PLACES', 'estimate_texts', 'accuracy_texts', 'clips_by_column', 'top5_texts', 'dot_figure',
-           'bar_styles', 'order_figure', 'accuracy_by_class', 'gain_by_class', 'extreme_classes', 'class_figure',
-           'class_table', 'accuracy_by_pair', 'pair_table', 'widest_pairs', 'Learning', 'epochs_to_target',
-           'epoch_table', 'by_part_taken', 'reliance_table', 'attention_estimates', 'attention_table', 'clips_measured',
+           'bar_styles', 'accuracy_by_class', 'gain_by_class', 'extreme_classes', 'class_figure', 'class_table',
+           'accuracy_by_pair', 'pair_table', 'widest_pairs', 'Learning', 'epochs_to_target', 'epoch_table',
+           'by_part_taken', 'reliance_table', 'attention_estimates', 'attention_table', 'clips_measured',
            'place_figure', 'shares_by_frame', 'largest_frames', 'empty_maps', 'empty_table', 'empty_words']
 
 # %% ../../nbs/analysis/estimates.ipynb #es-02
@@ -75,7 +75,8 @@ def dot_figure(
     **axes: object,  # Set on the axes
 ) -> tuple[plt.Figure, plt.Axes]:
     "Estimates with intervals: a block of rows for each entry of `found`, a mark for each network."
-    height = 0.6 + (heights[0] * len(titles) + heights[1]) * len(found)
+    drawn = {e for t in found.values() for e in t.index[t["mean"].notna()]}
+    height = 0.6 + (heights[0] * len(drawn) + heights[1]) * len(found)
     fig, ax = plt.subplots(layout="constrained", figsize=(width, height))
     rows = [t.rename_axis("experiment").reset_index().assign(group=g) for g, t in found.items()]
     table = pd.concat(rows, ignore_index=True)
@@ -92,21 +93,6 @@ def bar_styles(titles: dict[str, str]) -> dict[str, dict]:
         e: dict(color=style["color"], label=titles[e], hatch=hatch, edgecolor="white", lw=0)
         for (e, style), hatch in zip(look(titles).items(), ["", "////", "", "...."] * len(titles))
     }
-
-
-def order_figure(found: dict[str, pd.DataFrame], titles: dict, width: float) -> plt.Figure:
-    "Bars of top-1 with intervals, a group for each order of frames in `found` and a bar a network; arguments as for `dot_figure`."
-    fig, ax = plt.subplots(layout="constrained", figsize=(width, 2.5))
-    for e, style in bar_styles(titles).items():
-        o = pd.DataFrame([t.loc[e] for t in found.values()]) * 100
-        reach = [(o["mean"] - o["lo"]).clip(0), (o["hi"] - o["mean"]).clip(0)]
-        ticks = dict(yerr=reach, error_kw=dict(lw=0.8, capsize=2))
-        x = np.arange(len(o)) + side_by_side(titles, 0.8)[e]
-        ax.bar(x, o["mean"], 0.76 / len(titles), **ticks, **style)
-    ax.set_xticks(range(len(found)), list(found))
-    ax.set(ylabel="top-1 (%)", ylim=(0, 105))
-    legend(fig, ax)
-    return fig
 
 # %% ../../nbs/analysis/estimates.ipynb #es-11
 def accuracy_by_class(ordered: pd.DataFrame, titles: dict[str, str]) -> pd.DataFrame:
@@ -342,4 +328,4 @@ def empty_words(empty: pd.DataFrame, source: str, names: dict[str, str]) -> str:
     if rows.empty:
         return ""
     said = "; ".join(f"{names[r.experiment]}, {r.empty} of {r.maps}" for r in rows.itertuples())
-    return f"Maps that are zero everywhere are left out: {said} (@tbl-empty)."
+    return f"Maps that are zero everywhere are left out: {said}."

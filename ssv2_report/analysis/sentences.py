@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['GROUP_WORDS', 'PLACES_JUDGED', 'HYPOTHESIS_GROUPS', 'FINDINGS', 'METHOD_NAMES', 'CASE_KINDS', 'means_sentence',
-           'compute_sentence', 'curves_sentence', 'pairs_sentence', 'class_extremes', 'when_sentence', 'clips_a_class',
-           'shown_classes', 'shown_pairs', 'alike_sentence', 'group_sentence', 'study_words', 'lost_words',
-           'part_words', 'seed_words', 'grid_sentence', 'limit_words', 'audit_words', 'pair_words', 'hypothesis_groups',
-           'group_words', 'finding_words', 'method_name', 'source_words', 'loss_clause', 'reliance_words', 'case_words',
-           'known_words', 'epoch_words', 'validation_words']
+           'range_sentence', 'compute_sentence', 'curves_sentence', 'pairs_sentence', 'class_extremes', 'when_sentence',
+           'clips_a_class', 'shown_classes', 'shown_pairs', 'alike_sentence', 'see_words', 'group_sentence',
+           'dataset_name', 'study_words', 'lost_words', 'part_words', 'seed_words', 'grid_sentence', 'limit_words',
+           'audit_words', 'pair_words', 'hypothesis_groups', 'group_words', 'verdict_words', 'finding_words',
+           'method_name', 'source_words', 'loss_clause', 'reliance_words', 'case_words', 'known_words', 'epoch_words',
+           'validation_words']
 
 # %% ../../nbs/analysis/sentences.ipynb #se-02
 import pandas as pd
@@ -16,17 +17,18 @@ import pandas as pd
 from .cases import Cases
 from .estimates import Learning, by_part_taken
 from .evidence import Evidence
-from .stats import bootstrap
+from .stats import FEWEST_SCENES, VERDICTS, bootstrap
+from .summary import without_part
 from ssv2_report.analysis.tables import (
     CLIP_MEASURES,
     RELIANCE,
-    WAYS_TAKEN,
     cell,
-    findings,
+    difference,
     listing,
     literal,
-    outcome,
+    number,
     percent,
+    verdict_in_words,
     with_interval,
     with_noun,
 )
@@ -51,6 +53,24 @@ def means_sentence(
     return ". ".join(f"{g.capitalize()}: {said}" for g, said in words.items()) + "."
 
 
+def range_sentence(
+    what: str,  # Begins the sentence
+    found: pd.DataFrame,  # A row a network with a column mean
+    names: dict[str, str],  # Of the networks
+    factor: float = 100,  # What means are multiplied by
+    unit: str = "\u00a0%",
+) -> str:
+    "From which to which network a value runs, in words, for a caption; empty without any."
+    mean = found["mean"].reindex(list(names)).astype(float).dropna()
+    said = lambda e: f"{number(factor * mean[e], 0)}{unit} ({names[e]})"
+    if mean.empty:
+        return ""
+    low, high = mean.idxmin(), mean.idxmax()
+    if mean[low] == mean[high]:
+        return f"{what} is {number(factor * mean[low], 0)}{unit} for all networks."
+    return f"{what} runs from {said(low)} to {said(high)}."
+
+
 def compute_sentence(evidence: Evidence) -> str:
     "Compute and accuracy of every network."
     top1 = evidence.accuracies["all classes"]["mean"]
@@ -62,11 +82,9 @@ def compute_sentence(evidence: Evidence) -> str:
 
 
 def curves_sentence(curves: pd.DataFrame, names: dict[str, str]) -> str:
-    "The last validation top-1 of each network's learning curve, as `Learning.curves` holds them."
+    "From which to which network the last validation top-1 of a curve runs, as `Learning.curves` holds them."
     last = {e: curves[e].dropna().iloc[-1] for e in names if e in curves}
-    return (
-        "At the end: " + "; ".join(f"{names[e]} – {percent(v, 0)}" for e, v in last.items()) + "."
-    )
+    return range_sentence("After the last epoch, top-1", pd.DataFrame(dict(mean=last)), names)
 
 
 def pairs_sentence(evidence: Evidence) -> str:
@@ -93,10 +111,9 @@ def class_extremes(gain: pd.Series, evidence: Evidence) -> str:
 
 
 def when_sentence(largest: dict[str, int], names: dict[str, str]) -> str:
-    "In which frame the maps of each network are largest, as `largest_frames` found it."
-    return "; ".join(
-        f"{n}: largest in frame {largest[e]}" for e, n in names.items() if e in largest
-    )
+    "In which frame the maps of each network are largest, as `largest_frames` found it; empty for none."
+    said = listing([f"{largest[e]} ({n})" for e, n in names.items() if e in largest])
+    return f"Beyond what padding makes, maps are strongest in frame {said}." if said else ""
 
 # %% ../../nbs/analysis/sentences.ipynb #se-08
 def clips_a_class(ordered: pd.DataFrame) -> str:
@@ -134,6 +151,41 @@ def alike_sentence(common: dict) -> str:
         return ""
     return f"Alike for all: {'; '.join(f'{k} {v}' for k, v in common.items())}."
 
+
+def see_words(
+    evidence: Evidence,
+    judged: pd.DataFrame,  # Of `judge_hypotheses`
+    reliances: dict[tuple, pd.DataFrame],  # Of `Evidence.accuracies_without`
+    told: dict[str, str],  # Of `abstract_words`
+) -> dict[str, str]:
+    "What is to be seen in a figure or table, as the first sentence of its caption; empty where there is nothing."
+    names, accuracies = evidence.names, evidence.accuracies
+    question = "which of the pair" if evidence.pairs else "all classes"
+    left = without_part(reliances, "hand and object")
+    counts = judged["verdict"].value_counts()
+    words = VERDICTS | dict(depends="dependent on the source of maps")
+    verdicts = listing([f"{counts[v]} {word}" for v, word in words.items() if v in counts])
+    of = with_noun(len(judged), "hypothesis", "hypotheses")
+    asked = {
+        "all classes": "On all classes, accuracy",
+        "which of the pair": "Telling the two classes of a pair apart, accuracy",
+    }
+    ranges = {
+        q: range_sentence(said, accuracies[q], names)
+        for q, said in asked.items()
+        if q in accuracies
+    }
+    return dict(
+        place=told["place"],
+        attention=told["numbers"],
+        accuracy=ranges["all classes"],
+        order=ranges[question],
+        reliance=""
+        if left is None
+        else range_sentence("Without hand and object, accuracy", left, names),
+        hypotheses=f"Of {of}: {verdicts}." if len(judged) else "No hypothesis was declared.",
+    )
+
 # %% ../../nbs/analysis/sentences.ipynb #se-11
 GROUP_WORDS = dict(reversal="in time-reversal pairs", temporal="temporal", static="static")
 
@@ -142,6 +194,11 @@ def group_sentence(groups: dict[str, list[int]]) -> str:
     "How many classes each of the `class_groups` has."
     words = lambda g, n: GROUP_WORDS.get(g, "other" + "s" * (n > 1))
     return listing([f"{len(m)} {words(g, len(m))}" for g, m in groups.items()])
+
+
+def dataset_name(study: Study) -> str:
+    "What sentences call the dataset of a study."
+    return "a generated demo world" if study.data.demo else "Something-Something V2"
 
 
 def study_words(evidence: Evidence, seed: int) -> dict:
@@ -154,7 +211,7 @@ def study_words(evidence: Evidence, seed: int) -> dict:
     return dict(
         title=literal(study.title),
         name=study.name,
-        dataset="a generated demo world" if demo else "Something-Something V2",
+        dataset=dataset_name(study),
         demo=demo,
         counterbalanced=bool(demo and evidence.scenes),
         frames=evidence.n_frames,
@@ -294,8 +351,8 @@ HYPOTHESIS_GROUPS += ("three", "pretraining")
 
 
 def group_words(judged: pd.DataFrame, study: Study) -> dict[str, dict]:
-    """For each of `HYPOTHESIS_GROUPS`, what `judge_hypotheses` found about its hypotheses: clauses,
-    and whether any is supported, contradicted, depends on the source of maps, or all are open."""
+    """For each of `HYPOTHESIS_GROUPS`, whether `judge_hypotheses` judged any of its hypotheses, and whether any is supported, contradicted, depends on
+    the source of maps, or all are open."""
     hypotheses = study.hypotheses
     about = {name: hypothesis_groups(h, study.experiments) for name, h in hypotheses.items()}
     words = {}
@@ -303,8 +360,7 @@ def group_words(judged: pd.DataFrame, study: Study) -> dict[str, dict]:
         rows = judged.loc[[name for name in hypotheses if group in about[name]]]
         found = set(rows["verdict"]) if len(rows) else set()
         words[group] = dict(
-            said=outcome(rows, hypotheses) if found else "",
-            brief=outcome(rows, hypotheses, brief=True) if found else "",
+            any=bool(found),
             supported="supported" in found,
             contradicted="contradicted" in found,
             depends="depends" in found,
@@ -322,12 +378,37 @@ FINDINGS = dict(  # section of the report: measures of the hypotheses that it te
 )
 
 
+def _found(name, row, measure):
+    "A hypothesis by its name, and by what numbers it is judged, or why it is not."
+    if row["verdict"] == "depends":
+        said = cell(row["why"], "tbl-robustness")
+    elif row["why"]:
+        said = row["why"].removeprefix("not judged, ")
+    elif row["mean"] == row["mean"]:
+        said = cell(difference(row, measure, True), "tbl-hypotheses")
+    else:
+        said = "there are no clips to judge it by"
+    if row["verdict"] == "too few":
+        said += f", from {row['scenes']:.0f} of at least {FEWEST_SCENES} scenes"
+    return f"*{literal(name)}* ({said})"
+
+
+def verdict_words(judged: pd.DataFrame, hypotheses: dict[str, Hypothesis]) -> str:
+    "What `judge_hypotheses` found about hypotheses, by their names: a sentence for each verdict, in the order of `VERDICTS`."
+    text = []
+    for (verdict, scope), rows in judged.groupby(["verdict", "scope"], sort=False):
+        said = listing([_found(n, row, hypotheses[n].measure) for n, row in rows.iterrows()])
+        words = verdict_in_words(verdict, scope)
+        text.append((list(VERDICTS).index(verdict), f"{words[0].upper()}{words[1:]}: {said}."))
+    return " ".join(sentence for _, sentence in sorted(text, key=lambda t: t[0]))
+
+
 def finding_words(judged: pd.DataFrame, hypotheses: dict[str, Hypothesis]) -> dict[str, str]:
     "What `judge_hypotheses` found about the hypotheses of each section of the report (`FINDINGS`)."
     words = {}
     for section, measures in FINDINGS.items():
         names = [name for name, h in hypotheses.items() if h.measure in measures]
-        said = findings(judged.loc[names], hypotheses) if names else ""
+        said = verdict_words(judged.loc[names], hypotheses) if names else ""
         words[section] = said or "No hypothesis about this was declared."
     return words
 
@@ -386,17 +467,12 @@ def source_words(evidence: Evidence) -> dict:
     )
 
 # %% ../../nbs/analysis/sentences.ipynb #se-21
-def _without(reliances, part) -> pd.DataFrame | None:
-    "Accuracies of the networks as a part is taken away in the best way that there is."
-    return next((reliances[part, w] for w in WAYS_TAKEN if (part, w) in reliances), None)
-
-
 def loss_clause(evidence: Evidence, reliances: dict[tuple, pd.DataFrame], experiment: str) -> str:
     """The part without which a network loses most accuracy, if more than 2 points and its lead over
     the others has an interval that leaves out zero; or that it is not shown to be better than chance,
     so that no loss means anything. Empty without measures.
     `reliances`: as `Evidence.accuracies_without` gives them."""
-    if not _without(reliances, "nothing").loc[experiment, "lo"] > 1 / len(evidence.classes):
+    if not without_part(reliances, "nothing").loc[experiment, "lo"] > 1 / len(evidence.classes):
         return "; that is not shown to be better than chance, so it has nothing to lose"
     parts = {"uses_hand": "the hand", "uses_object": "the object"}
     parts |= {"uses_background": "its background"}
@@ -419,10 +495,10 @@ def loss_clause(evidence: Evidence, reliances: dict[tuple, pd.DataFrame], experi
 
 def reliance_words(evidence: Evidence, reliances: dict[tuple, pd.DataFrame]) -> dict:
     """What the networks use, by accuracies as parts are taken away (`Evidence.accuracies_without`):
-    one sentence a network, and a brief one for all."""
+    one sentence a network."""
 
     def left(e, part):
-        found = _without(reliances, part)
+        found = without_part(reliances, part)
         return "–" if found is None else cell(percent(found.loc[e, "mean"], 0), "tbl-reliance")
 
     names, both = evidence.names, "hand and object"
@@ -437,18 +513,14 @@ def reliance_words(evidence: Evidence, reliances: dict[tuple, pd.DataFrame]) -> 
         f"and on {left(e, 'background')} {elsewhere}{loss_clause(evidence, reliances, e)}."
         for e in networks
     ]
-    falls = [f"from {left(e, 'nothing')} to {left(e, both)} for {names[e]}" for e in networks]
-    stays = listing([f"{left(e, 'background')} for {names[e]}" for e in networks])
     return dict(
         done=bool(networks and by_part_taken(reliances)),
         networks=" ".join(said),
-        brief=f"Without {both}, the share of {clips} that is right goes {listing(falls)}; "
-        f"{elsewhere} it is {stays}.",
     )
 
 # %% ../../nbs/analysis/sentences.ipynb #se-24
 CASE_KINDS = {
-    "3D right, 2D wrong": "that 3D gets right and 2D wrong",
+    "3D right, 2D not": "that 3D gets right and 2D does not",
     "all right": "that all get right",
     "all wrong": "that all get wrong",
     "least certain": "of which the networks are least certain",
@@ -459,7 +531,7 @@ def case_words(cases: Cases) -> dict:
     "Of which kinds there are case studies, and of which there are none."
     kinds = dict(CASE_KINDS)
     if len(set(cases.evidence.is_3d.values())) < 2:
-        del kinds["3D right, 2D wrong"]
+        del kinds["3D right, 2D not"]
     found = set(cases.table["kind"])
     return dict(
         kinds=listing([f"clips {v}" for k, v in kinds.items() if k in found]),

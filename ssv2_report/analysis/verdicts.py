@@ -304,36 +304,36 @@ def known_map_text(evidence: Evidence, measure: str) -> str:
     return "".join(f"; {name} {means[k]:.2f}" for k, name in names.items() if k in means)
 
 
-def hypothesis_row(evidence: Evidence, h: Hypothesis, judged: pd.Series) -> dict:
-    "A hypothesis and what was found about it, a row of `judge`, in words."
+def hypothesis_row(evidence: Evidence, name: str, judged: pd.Series) -> dict:
+    "A hypothesis of the study by its name, and what was found about it, a row of `judge`, in words."
+    h, titles = evidence.study.hypotheses[name], evidence.titles
     scale = (100, 1) if h.measure in SHARES else (1, 2)
     anew = dict(mean=judged["mean"], lo=judged["arch_lo"], hi=judged["arch_hi"])
     anew = with_interval(anew, *scale, "+")
-    titles = evidence.titles
     about = (
         f"{titles[h.of]} – {titles[h.over]}{margin_text(h)}{known_map_text(evidence, h.measure)}"
     )
     mark = VERDICT_MARKS.get(judged["verdict"], "–")
     if judged["scope"] == IN_ONE_RUN:  # one seed describes, and concludes nothing
         mark = "·"
-    how = f": {judged['why']}" if judged["verdict"] == "depends" else ""
     return {
-        "hypothesis": f"{h.says[0].upper()}{h.says[1:]} ({about})",
+        "hypothesis": name,
+        "verdict": f"{mark}\u00a0{verdict_in_words(judged['verdict'], judged['scope'])}",
         "difference": with_interval(judged, *scale, "+"),
         "trained anew": anew[anew.find("[") :] if np.isfinite(judged["arch_lo"]) else "–",
         "p": p_text(judged["p_holm"], judged["p_at_most"]),
         "d": number(judged["d"], sign="+"),
         "scenes": int(judged["scenes"]),
-        "verdict": f"{mark}\u00a0{verdict_in_words(judged['verdict'], judged['scope'])}{how}",
+        "what it says": f"{h.says[0].upper()}{h.says[1:]} ({about})",
     }
 
 
 def hypothesis_table(evidence: Evidence, judged: pd.DataFrame) -> pd.DataFrame:
     """`hypothesis_row` of each hypothesis that `judge_hypotheses` judged; the column 'trained anew'
     only where there are seeds enough for any."""
-    declared = evidence.study.hypotheses
-    rows = [hypothesis_row(evidence, declared[n], row) for n, row in judged.iterrows()]
-    columns = ["hypothesis", "difference", "trained anew", "p", "d", "scenes", "verdict"]
+    rows = [hypothesis_row(evidence, name, row) for name, row in judged.iterrows()]
+    columns = ["hypothesis", "verdict", "difference", "trained anew", "p", "d", "scenes"]
+    columns += ["what it says"]
     table = pd.DataFrame(rows, columns=columns)
     tried = (table["trained anew"] != "–").any()
     return table if tried else table.drop(columns="trained anew")

@@ -72,5 +72,26 @@ local function aligned(tbl)
   return tbl
 end
 
+-- Outputs of a cell from one heading to the next, as those of a case, stay on one page.
+local function kept(div)
+  if not div.classes:includes 'cell' then return nil end
+  local function headed(block)
+    return block.t == 'Header' or block.content and type(block.content[1]) == 'userdata' and headed(block.content[1])
+  end
+  local blocks, open = pandoc.Blocks {}, false
+  for _, block in ipairs(div.content) do
+    if headed(block) then
+      if open then blocks:insert(pandoc.RawBlock('typst', ']')) end
+      blocks:insert(pandoc.RawBlock('typst', '#block(breakable: false)['))
+      open = true
+    end
+    blocks:insert(block)
+  end
+  if not open then return nil end
+  blocks:insert(pandoc.RawBlock('typst', ']'))
+  div.content = blocks
+  return div
+end
+
 if not FORMAT:match 'typst' then return { { Link = link } } end
-return { { RawBlock = read }, { Table = aligned, Link = link } }
+return { { RawBlock = read }, { Div = kept, Table = aligned, Link = link } }

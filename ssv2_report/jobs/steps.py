@@ -429,14 +429,18 @@ def _of_page(study, results):
     return found | {f"{name}_run": job for name, job in shown.items()}
 
 
+def _written():
+    "The pages that no job executes: the report and its appendix."
+    nbs = project_root() / "nbs"
+    return {"index": nbs / "index.ipynb", "appendix": nbs / "report" / "appendix.ipynb"}
+
+
 def pages_of(study: Study, results: str | Path) -> dict[str, Path]:
     "The executed notebooks that the report shows, by page."
-    pages = {"index": project_root() / "nbs" / "index.ipynb"}
     jobs = _of_page(study, results)
-    return pages | {page: executed_of(study, results, job) for page, job in jobs.items()}
+    return _written() | {page: executed_of(study, results, job) for page, job in jobs.items()}
 
 
 def sources_of_pages(study: Study) -> dict[str, Path]:
     "The notebooks as they are now whose executed copies `pages_of` names, by page."
-    pages = {"index": project_root() / "nbs" / "index.ipynb"}
-    return pages | {page: notebook_of(job) for page, job in _of_page(study, "").items()}
+    return _written() | {page: notebook_of(job) for page, job in _of_page(study, "").items()}

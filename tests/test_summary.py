@@ -1,0 +1,133 @@
+"""The abstract that a run writes, for runs that end in different ways."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from test_verdicts import made_up
+
+from ssv2_report.analysis.summary import MOST_WORDS, abstract_words, compare_places, words_of
+from ssv2_report.analysis.verdicts import compare_sources, judge_hypotheses
+
+
+def abstract(evidence):
+    "As a reader sees it, without links and marks."
+    judged = judge_hypotheses(evidence, compare_sources(evidence))
+    places = compare_places(evidence)
+    left = evidence.accuracies_without()
+    words = abstract_words(evidence, judged, places, left, "a dataset")
+    text = f"{words['answer']} {words['scope']}"
+    assert len(words_of(text)) <= MOST_WORDS, text
+    seen = re.sub(r"\[([^\]]+)\]\([^)]*\)(\{[^}]*\})?|\*\*", r"\1", text).replace("\u00a0", " ")
+    for sentence in re.split(r"(?<=[.!?]) ", seen):
+        assert len(words_of(sentence)) <= 30, sentence
+        assert sentence[0].isupper() or sentence[0].isdigit(), sentence
+    assert not re.search(r"nan|–|  |\.\.|[\[\]{}*]", seen), seen
+    return seen
+
+
+def shifted(evidence, by):
+    "The same runs, whose maps have more on a place: by (source, experiment, place)."
+    measured = evidence.measured.copy()
+    for (source, experiment, place), more in by.items():
+        rows = (measured["method"] == source) & (measured["experiment"] == experiment)
+        measured.loc[rows, f"ratio_{place}"] += more
+    return replace(evidence, measured=measured)
+
+
+SOURCES = ("layer1:layercam", "layer2:gradcam")
+
+
+@pytest.fixture(scope="module")
+def better(tmp_path_factory):
+    "Runs in which 3D tells the order and its maps have more on the object, at every source."
+    evidence = made_up(tmp_path_factory.mktemp("better"), seeds=[0], clips=60)
+    return shifted(evidence, {(s, "3d-scratch", "object"): 2.0 for s in SOURCES})
+
+
+def test_3d_is_better_and_looks_more_at_the_object(better):
+    said = abstract(better)
+    assert said.startswith(
+        "The maps of the 3D network lie more on the object than those of the 2D network, "
+        "with no clear difference on the hand."
+    )
+    assert re.search(r"3D network is right on \d+ % of the clips and the 2D network on \d+ %", said)
+    assert (
+        "the 2 that passed our tests agree on the object and the hand." in said and "once" in said
+    )
+    object, hand = compare_places(better)
+    assert (object.said, hand.said) == ("larger", "unclear")
+    assert f"has {object.deep:.2f} on the object and the 2D network {object.flat:.2f}" in said
+
+
+def test_nothing_is_found(tmp_path):
+    said = abstract(made_up(tmp_path, seeds=[0], deep=0.0, clips=60))
+    assert said.startswith("We find no clear difference between the maps of the 3D network")
+    assert "we cannot tell them apart" in said and " more on " not in said
+
+
+def test_the_opposite_is_found(tmp_path):
+    evidence = made_up(tmp_path, seeds=[0], deep=-4.0, clips=60)
+    less = {(s, "3d-scratch", place): -2.0 for s in SOURCES for place in ("object", "hand")}
+    said = abstract(shifted(evidence, less))
+    assert said.startswith("The maps of the 3D network lie less on the object and the hand than")
+    assert re.search(
+        r"the 2D network is right on \d+ % of the clips, more than the 3D network", said
+    )
+
+
+def test_there_are_no_boxes(tmp_path):
+    said = abstract(made_up(tmp_path, seeds=[0], boxes=False, clips=60))
+    assert said.startswith("Where these networks look, we cannot tell: the clips came without")
+    assert "Without hand and object" not in said and "sources" not in said
+
+
+def test_maps_are_refused(tmp_path):
+    said = abstract(made_up(tmp_path, seeds=[0], right=0.0, clips=60))
+    assert said.startswith("Where these networks look, we cannot tell: none of the 2 sources")
+    assert "on the object" not in said and "agree" not in said
+
+
+def test_sources_of_maps_disagree(better):
+    turned = {("layer1:layercam", "3d-scratch", "object"): -4.0}
+    said = abstract(shifted(better, turned))
+    assert "more on the object than" not in said and "less on the object" not in said
+    assert "depends on the layer" in said and "disagree on the object" in said
+    hand = {(s, "3d-scratch", "hand"): 2.0 for s in SOURCES}
+    both = abstract(shifted(better, turned | hand))
+    assert both.startswith("The maps of the 3D network lie more on the hand than")
+    assert "agree on the hand but disagree on the object." in both
+
+
+def test_three_seeds_speak_of_architectures(tmp_path):
+    said = abstract(made_up(tmp_path, seeds=[0, 1, 2], clips=60))
+    assert "3 times" in said and "hold for the architectures or for these networks" in said
+    assert "one run" not in said
+
+
+def test_what_is_missing_is_said(tmp_path):
+    evidence = made_up(tmp_path, seeds=[0, 1], without=("3d-scratch-s0", "3d-scratch-s1"))
+    said = abstract(evidence)
+    assert "are not compared: runs or maps are missing" in said
+    assert "Of 8 runs, 2 are missing or without maps." in said and "twice" in said
+    part = evidence.study.model_copy(update=dict(left_out="half of it"))
+    assert "Only a part of the study was run." in abstract(replace(evidence, study=part))
+
+
+def test_grids_differ(tmp_path):
+    said = abstract(made_up(tmp_path, seeds=[0], grids={"3d-scratch": 1}))
+    assert "are not compared: their grids differ" in said
+
+
+def test_one_network_is_alone(better):
+    experiments = {"2d-multi": better.study.experiments["2d-multi"]}
+    alone = better.study.model_copy(update=dict(experiments=experiments, hypotheses={}))
+    said = abstract(replace(better, study=alone))
+    assert "the maps of 2D, eight frames have" in said and "one network once" in said
+    assert "than" not in said.replace("More than", "")
+
+
+def test_a_difference_that_no_hypothesis_names_is_described(better):
+    bare = better.study.model_copy(update=dict(hypotheses={}))
+    said = abstract(replace(better, study=bare))
+    assert "which is chance" in said and "pretraining" not in said
