@@ -15,7 +15,12 @@ from ssv2_report.jobs.steps import CHAPTERS
 from ssv2_report.study.experiments import load_study, write_study
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["index", *CHAPTERS, *(f"{k}_run" for k in ("train", "gradcam", "reliance", "analysis"))]
+PAGES = [
+    "index",
+    "appendix",
+    *CHAPTERS,
+    *(f"{k}_run" for k in ("train", "gradcam", "reliance", "analysis")),
+]
 
 
 @pytest.fixture(scope="session")
@@ -168,11 +173,12 @@ def test_report_has_its_seven_sections_and_numbered_figures(browser, report):
 
 def test_players_move(browser, report):
     page, wrong = open_page(browser, report / "index.html", 1280)
-    players = page.locator(".ssv2-player")
+    players = page.locator(".ssv2-player:has(input)")
     assert players.count() >= 1
     for i in range(players.count()):
         player = players.nth(i)
         player.scroll_into_view_if_needed()
+        player.locator("summary").click()
         slider, view = player.locator("input[type=range]"), player.locator(".ssv2-view").first
         before = view.screenshot()
         at = "5" if slider.input_value() != "5" else "3"
@@ -205,7 +211,7 @@ def test_figures_are_vectors_that_turn_dark_with_the_page(browser, report):
     )
     page = context.new_page()
     page.goto((report / "index.html").as_uri())
-    drawings = page.locator("main figure > img, main figure :not(.ssv2-view) > img")
+    drawings = page.locator("main figure img:not(.ssv2-player img)")
     assert drawings.count() >= 5
     for i in range(drawings.count()):
         assert drawings.nth(i).get_attribute("src").endswith(".svg")

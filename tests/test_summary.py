@@ -48,7 +48,7 @@ def better(tmp_path_factory):
 def test_3d_is_better_and_looks_more_at_the_object(better):
     said = abstract(better)
     assert said.startswith(
-        "The maps of the 3D network lie more on the object than those of the 2D network, "
+        "The attention maps of the 3D network lie more on the object than those of the 2D network, "
         "with no clear difference on the hand."
     )
     assert re.search(r"3D network is right on \d+ % of the clips and the 2D network on \d+ %", said)
@@ -62,7 +62,9 @@ def test_3d_is_better_and_looks_more_at_the_object(better):
 
 def test_nothing_is_found(tmp_path):
     said = abstract(made_up(tmp_path, seeds=[0], deep=0.0, clips=60))
-    assert said.startswith("We find no clear difference between the maps of the 3D network")
+    assert said.startswith(
+        "We find no clear difference between the attention maps of the 3D network"
+    )
     assert "we cannot tell them apart" in said and " more on " not in said
 
 
@@ -70,7 +72,9 @@ def test_the_opposite_is_found(tmp_path):
     evidence = made_up(tmp_path, seeds=[0], deep=-4.0, clips=60)
     less = {(s, "3d-scratch", place): -2.0 for s in SOURCES for place in ("object", "hand")}
     said = abstract(shifted(evidence, less))
-    assert said.startswith("The maps of the 3D network lie less on the object and the hand than")
+    assert said.startswith(
+        "The attention maps of the 3D network lie less on the object and the hand than"
+    )
     assert re.search(
         r"the 2D network is right on \d+ % of the clips, more than the 3D network", said
     )
@@ -95,7 +99,7 @@ def test_sources_of_maps_disagree(better):
     assert "depends on the layer" in said and "disagree on the object" in said
     hand = {(s, "3d-scratch", "hand"): 2.0 for s in SOURCES}
     both = abstract(shifted(better, turned | hand))
-    assert both.startswith("The maps of the 3D network lie more on the hand than")
+    assert both.startswith("The attention maps of the 3D network lie more on the hand than")
     assert "agree on the hand but disagree on the object." in both
 
 

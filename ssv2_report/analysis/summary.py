@@ -99,7 +99,7 @@ def _alone(evidence):
         return f"With 1 for an even map, the maps of {names[1]} have {link} on hand and object."
     differ = grids.get(flat) != grids.get(deep) and {flat, deep} <= set(grids)
     why = "their grids differ" if differ else "runs or maps are missing"
-    return f"The maps of {names[1]} and {names[0]} are not compared: {why}."
+    return f"The attention maps of {names[1]} and {names[0]} are not compared: {why}."
 
 
 def place_sentence(evidence: Evidence, places: list[Place]) -> str:
@@ -111,14 +111,14 @@ def place_sentence(evidence: Evidence, places: list[Place]) -> str:
     if more or less:
         words = " and ".join(filter(None, [more and f"more on {more}", less and f"less on {less}"]))
         but = f", with no clear difference on {unclear}" if unclear else ""
-        return f"The maps of {deep} lie {words} than those of {flat}{but}."
+        return f"The attention maps of {deep} lie {words} than those of {flat}{but}."
     if depends := _on(places, "depends"):
         return (
-            f"Whether the maps of {deep} or those of {flat} lie more on {depends}, "
+            f"Whether the attention maps of {deep} or those of {flat} lie more on {depends}, "
             "depends on the layer and the method they are made by."
         )
     if unclear:
-        return f"We find no clear difference between the maps of {deep} and {flat} on {unclear}."
+        return f"We find no clear difference between the attention maps of {deep} and {flat} on {unclear}."
     return _alone(evidence)
 
 

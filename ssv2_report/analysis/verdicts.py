@@ -6,8 +6,8 @@
 __all__ = ['DIRECTIONS', 'OTHER_MEASURES', 'VERDICT_MARKS', 'possible_range', 'compare_on', 'rows_of_clips', 'compare_maps',
            'map_similarity', 'compare_by_source', 'compare_sources', 'direction', 'sources_disagree',
            'why_not_believed', 'evaluate_hypothesis', 'failed_measures', 'is_about_maps', 'judge_hypotheses',
-           'margin_text', 'known_map_text', 'hypothesis_row', 'hypothesis_table', 'robustness_table', 'lineage_table',
-           'network_table', 'attention_differences', 'blind_to_order', 'known_answers']
+           'margin_text', 'known_map_text', 'hypothesis_row', 'hypothesis_table', 'test_table', 'robustness_table',
+           'lineage_table', 'network_table', 'attention_differences', 'blind_to_order', 'known_answers']
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-02
 from itertools import combinations
@@ -305,14 +305,9 @@ def known_map_text(evidence: Evidence, measure: str) -> str:
 
 
 def hypothesis_row(evidence: Evidence, name: str, judged: pd.Series) -> dict:
-    "A hypothesis of the study by its name, and what was found about it, a row of `judge`, in words."
-    h, titles = evidence.study.hypotheses[name], evidence.titles
+    "A hypothesis of the study by its name, what was found about it (a row of `judge`), and what it says, in words."
+    h = evidence.study.hypotheses[name]
     scale = (100, 1) if h.measure in SHARES else (1, 2)
-    anew = dict(mean=judged["mean"], lo=judged["arch_lo"], hi=judged["arch_hi"])
-    anew = with_interval(anew, *scale, "+")
-    about = (
-        f"{titles[h.of]} – {titles[h.over]}{margin_text(h)}{known_map_text(evidence, h.measure)}"
-    )
     mark = VERDICT_MARKS.get(judged["verdict"], "–")
     if judged["scope"] == IN_ONE_RUN:  # one seed describes, and concludes nothing
         mark = "·"
@@ -320,21 +315,33 @@ def hypothesis_row(evidence: Evidence, name: str, judged: pd.Series) -> dict:
         "hypothesis": name,
         "verdict": f"{mark}\u00a0{verdict_in_words(judged['verdict'], judged['scope'])}",
         "difference": with_interval(judged, *scale, "+"),
-        "trained anew": anew[anew.find("[") :] if np.isfinite(judged["arch_lo"]) else "–",
         "p": p_text(judged["p_holm"], judged["p_at_most"]),
-        "d": number(judged["d"], sign="+"),
-        "scenes": int(judged["scenes"]),
-        "what it says": f"{h.says[0].upper()}{h.says[1:]} ({about})",
+        "what it says": h.says[0].upper() + h.says[1:],
     }
 
 
 def hypothesis_table(evidence: Evidence, judged: pd.DataFrame) -> pd.DataFrame:
-    """`hypothesis_row` of each hypothesis that `judge_hypotheses` judged; the column 'trained anew'
-    only where there are seeds enough for any."""
+    "`hypothesis_row` of each hypothesis that `judge_hypotheses` judged."
     rows = [hypothesis_row(evidence, name, row) for name, row in judged.iterrows()]
-    columns = ["hypothesis", "verdict", "difference", "trained anew", "p", "d", "scenes"]
-    columns += ["what it says"]
-    table = pd.DataFrame(rows, columns=columns)
+    columns = ["hypothesis", "verdict", "difference", "p", "what it says"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_table(evidence: Evidence, judged: pd.DataFrame) -> pd.DataFrame:
+    """What each hypothesis compares, and what its verdict rests on besides: columns hypothesis, comparison, trained anew (only where there are seeds
+    enough for any), d, scenes."""
+    rows, titles = [], evidence.titles
+    for name, row in judged.iterrows():
+        h = evidence.study.hypotheses[name]
+        scale = (100, 1) if h.measure in SHARES else (1, 2)
+        anew = dict(mean=row["mean"], lo=row["arch_lo"], hi=row["arch_hi"])
+        anew = with_interval(anew, *scale, "+")
+        margin, known = margin_text(h), known_map_text(evidence, h.measure)
+        rows.append({"hypothesis": name, "comparison": f"{titles[h.of]} – {titles[h.over]}"})
+        rows[-1]["comparison"] += margin + known
+        rows[-1]["trained anew"] = anew[anew.find("[") :] if np.isfinite(row["arch_lo"]) else "–"
+        rows[-1] |= dict(d=number(row["d"], sign="+"), scenes=int(row["scenes"]))
+    table = pd.DataFrame(rows, columns=["hypothesis", "comparison", "trained anew", "d", "scenes"])
     tried = (table["trained anew"] != "–").any()
     return table if tried else table.drop(columns="trained anew")
 

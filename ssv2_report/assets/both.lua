@@ -72,7 +72,8 @@ local function aligned(tbl)
   return tbl
 end
 
--- Outputs of a cell from one heading to the next, as those of a case, stay on one page.
+-- Outputs of a cell from one heading to the next, as those of a case, stay on one page: they float, and
+-- the text goes on beside them.
 local function kept(div)
   if not div.classes:includes 'cell' then return nil end
   local function headed(block)
@@ -82,7 +83,7 @@ local function kept(div)
   for _, block in ipairs(div.content) do
     if headed(block) then
       if open then blocks:insert(pandoc.RawBlock('typst', ']')) end
-      blocks:insert(pandoc.RawBlock('typst', '#block(breakable: false)['))
+      blocks:insert(pandoc.RawBlock('typst', '#place(auto, float: true, clearance: 2em)['))
       open = true
     end
     blocks:insert(block)

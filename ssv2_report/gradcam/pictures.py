@@ -194,7 +194,7 @@ _CSS = (
     ".ssv2-player{margin:1em 0;max-width:100%;font:inherit;color:inherit}"
     ".ssv2-player figure{min-width:0;margin:0!important;padding:0}"
     ".ssv2-player figcaption{font-size:.8em;line-height:1.3;margin:0;color:inherit}"
-    ".ssv2-strips{max-width:720px}"
+    ".ssv2-strips{max-width:620px}"
     ".ssv2-strips figcaption{padding:.45em 0 .15em}"
     ".ssv2-strips p{font-size:.8em;font-weight:600;line-height:1.3;margin:.9em 0 0}"
     ".ssv2-strips figure>div{position:relative;display:grid}"
