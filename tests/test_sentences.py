@@ -12,6 +12,8 @@ from test_verdicts import found, generated, made_up
 
 from ssv2_report.analysis import cases, sentences
 from ssv2_report.analysis.estimates import Learning
+from ssv2_report.analysis.stats import VERDICTS
+from ssv2_report.analysis.summary import Place
 from ssv2_report.analysis.verdicts import compare_sources, judge_hypotheses
 from ssv2_report.study.experiments import Hypothesis
 
@@ -52,11 +54,13 @@ def test_figures_have_texts(evidence):
     compute = sentences.compute_sentence(evidence)
     assert compute.count("GFLOPs") == 4 and compute.endswith("%.")
     curves = pd.DataFrame(dict(a=[0.1, 0.5, np.nan]))
-    assert sentences.curves_sentence(curves, NAMES) == "At the end: A – 50\u00a0%."
+    said = sentences.curves_sentence(curves, NAMES)
+    assert said == "After the last epoch, top-1 is 50\u00a0% for all networks."
     assert sentences.pairs_sentence(evidence).count("–") >= 4
     none = replace(evidence, about={k: dict(classes=["x"]) for k in evidence.about})
     assert sentences.pairs_sentence(none) == ""
-    assert sentences.when_sentence(dict(b=3), NAMES) == "B: largest in frame 3"
+    assert sentences.when_sentence(dict(b=3), NAMES).endswith("strongest in frame 3 (B).")
+    assert sentences.when_sentence({}, NAMES) == ""
 
 
 def test_classes_at_the_ends_are_named(evidence):
@@ -198,26 +202,52 @@ def test_groups_and_sections_follow_the_verdicts(evidence):
     as_if = judged.assign(verdict="contradicted", scope="these networks", why="")
     order = sentences.group_words(as_if, evidence.study)["order"]
     assert order["contradicted"] and not order["supported"] and not order["open"]
-    assert order["said"].startswith("contradict the claim that")
     undecided = sentences.group_words(judged.assign(verdict="undecided"), evidence.study)
     depends = judged.assign(verdict="depends", scope="", why="larger at stem, smaller at layer2")
     place = sentences.group_words(depends, evidence.study)["place"]
-    assert place["depends"] and not place["open"]
-    for form in ("said", "brief"):
-        assert place[form].startswith(
-            "give an answer that depends on the source of maps on whether "
-        )
-        assert "larger at stem, smaller at layer2" in place[form]
-    assert undecided["order"]["open"]
+    assert place["depends"] and not place["open"] and undecided["order"]["open"]
     none = evidence.study.model_copy(update=dict(hypotheses={}))
-    assert sentences.group_words(judged[:0], none)["order"] == dict(
-        said="", brief="", supported=False, contradicted=False, depends=False, open=False
-    )
+    assert not any(sentences.group_words(judged[:0], none)["order"].values())
     finds = sentences.finding_words(as_if, evidence.study.hypotheses)
-    assert finds["order"].startswith("**Contradicted for these networks**")
+    assert finds["order"].startswith("The hypotheses *order* ([")
+    assert finds["order"].endswith("are contradicted for these networks.")
+    said = sentences.finding_words(depends, evidence.study.hypotheses)["attention"]
+    assert "([larger at stem, smaller at layer2](" in said
+    assert said.endswith("depend on the source of maps.")
     assert set(sentences.finding_words(judged[:0], {}).values()) == {
         "No hypothesis about this was declared."
     }
+
+
+def test_every_verdict_has_its_words(evidence):
+    assert list(sentences.BECAME) == list(VERDICTS)
+    judged = judge_hypotheses(evidence, compare_sources(evidence))
+    hypotheses = evidence.study.hypotheses
+    one = judged.iloc[[0]].assign(verdict="too few", why="", scope="")
+    said = sentences.verdict_words(one, hypotheses)
+    assert said.startswith("The hypothesis *order* (") and "of at least 12 scenes)" in said
+    assert said.endswith("has too few scenes to judge.")
+    lost = judged.iloc[[0]].assign(verdict="not judged", why="not judged, since it rains", scope="")
+    assert "*order* (since it rains) is not judged." in sentences.verdict_words(lost, hypotheses)
+    both = pd.concat([judged.iloc[[1]].assign(verdict="undecided", scope=""), one])
+    said = sentences.verdict_words(both, hypotheses)
+    assert said.index("undecided") < said.index("too few")
+
+
+def test_captions_say_what_to_see(evidence):
+    judged = judge_hypotheses(evidence, compare_sources(evidence))
+    told = dict(place="Here.", numbers="1 and 2.")
+    left = evidence.accuracies_without()
+    see = sentences.see_words(evidence, judged, left, told, {"3d-scratch": 2})
+    assert see["order"].startswith("Telling the two classes of a pair apart, accuracy runs from ")
+    assert re.search(r"^Without hand and object, accuracy runs from \d+", see["reliance"])
+    assert see["when"].endswith("frame 2 (3D from scratch).")
+    counted = [int(n) for n in re.findall(r"(?:: |, | and )(\d+) ", see["hypotheses"])]
+    assert sum(counted) == len(judged)
+    bare = replace(evidence, about={k: dict(classes=["x"]) for k in evidence.about})
+    see = sentences.see_words(of(bare, hypotheses={}), judged[:0], {}, told, {})
+    assert see["order"].startswith("On all classes") and see["reliance"] == ""
+    assert see["hypotheses"] == "No hypothesis was declared."
 
 
 # --- maps and use
@@ -249,9 +279,9 @@ def test_reliance_is_told_with_what_a_network_loses_most_by(evidence):
     ways = {(p, "blurred"): found(left) for p in ("nothing", "hand and object", "background")}
     words = sentences.reliance_words(evidence, ways)
     assert words["done"] and words["networks"].count(" is right on [50") == 2
-    assert "with all but hand and object painted over" in words["brief"]
+    assert "with all but hand and object painted over" in words["networks"]
     drawn = sentences.reliance_words(evidence, ways | {("background", "rendered"): found(left)})
-    assert "on another background" in drawn["brief"]
+    assert "on another background" in drawn["networks"]
     missing = {k: v for k, v in ways.items() if k[0] != "background"}
     assert "and on – " in sentences.reliance_words(evidence, missing)["networks"]
     none = replace(evidence, taken=evidence.taken[:0])
@@ -326,36 +356,54 @@ def test_kinds_that_need_both_sorts_of_networks_are_not_missed(selected):
     assert "3D" not in words["kinds"] + words["none"]
 
 
-def test_a_clip_is_answered_with_its_twin_or_its_frames_backwards(selected):
-    id = next(i for i in selected.table["id"] if i in selected.twins)
-    assert "its reversed twin" in cases.answers_sentence(selected, id)
-    twin = selected.answer("3d-scratch", selected.twins[id])
-    named = cases.named_answer(twin, selected.evidence.classes)
-    assert cases.reversed_answer(selected, "3d-scratch", id) == named
-    alone = replace(selected, twins={})
-    assert "its frames backwards" in cases.answers_sentence(alone, id)
-    scored = selected.evidence.scored
-    back = scored[(scored["order"] == "reversed") & (scored["experiment"] == "3d-scratch")]
-    back = back[(back["seed"] == selected.seed) & (back["id"] == id)].iloc[0]
-    named = cases.named_answer(back, selected.evidence.classes)
-    assert cases.reversed_answer(alone, "3d-scratch", id) == named
-    ordered = replace(selected.evidence, scored=selected.evidence.ordered)
-    assert cases.reversed_answer(replace(alone, evidence=ordered), "3d-scratch", id) == ("", "")
-    said = cases.answers_sentence(replace(alone, evidence=ordered), id)
-    assert "backwards" not in said and said.count(" calls the clip *") == 3
-    same = selected.answers.assign(pred=0)
-    assert "calls both the clip and" in cases.answers_sentence(replace(selected, answers=same), id)
-
-
-def test_where_maps_of_a_case_lie_is_told(selected):
+def test_an_unsure_answer_is_neither_right_nor_wrong(selected):
     id = selected.table["id"][0]
-    said = cases.places_sentence(selected, id)
-    assert said.startswith("Compared with an even map") and said.count(" times as much for ") == 3
-    evidence = selected.evidence
-    bare = replace(evidence, measured=evidence.measured.assign(ratio_both=np.nan))
-    said = cases.places_sentence(replace(selected, evidence=bare), id)
-    assert said.startswith("Over so many of 4 frames their maps are spread: ")
-    assert cases.places_sentence(selected, "no clip") == "No map of it can be measured."
+    answers = selected.answers
+    mark = lambda certainty, right: replace(
+        selected, answers=answers.assign(certainty=certainty, right=right)
+    ).verdict("3d-scratch", id)
+    assert mark(0.51, True).startswith("? ") and mark(0.51, True).endswith("(51\u00a0%, unsure)")
+    assert mark(0.51, False).startswith("? ")
+    assert mark(0.6, True).startswith("✓ ") and mark(0.9, False).startswith("✗ ")
+
+
+def of_object(selected, deep, flat):
+    "The same cases, whose maps have so much on the object for each clip."
+    measured = selected.evidence.measured.copy()
+    own = measured["method"] == selected.evidence.source
+    for experiment, values in {"3d-scratch": deep, "2d-multi": flat}.items():
+        rows = own & (measured["experiment"] == experiment)
+        measured.loc[rows, "ratio_object"] = measured.loc[rows, "id"].map(values)
+    return replace(selected, evidence=replace(selected.evidence, measured=measured))
+
+
+def test_a_case_says_when_it_goes_against_the_mean(selected):
+    ids = list(selected.answers["id"].unique())
+    odd, *others = ids
+    deep = dict.fromkeys(others, 3.0) | {odd: 1.0}
+    cases_of = of_object(selected, deep, dict.fromkeys(ids, 2.0))
+    places = [Place("object", 2.9, 2.0, 0.9, "larger")]
+    said = cases.place_of_case(cases_of, odd, places)
+    assert said == (
+        "On the object, the 3D network has 1.0 times what an even map has, and the 2D network 2.0; "
+        "this goes against the mean of all clips (2.9 and 2.0)."
+    )
+    with_it = cases.place_of_case(cases_of, others[0], places)
+    assert "against the mean" not in with_it and "has 3.0 times" in with_it
+    unclear = [Place("object", 2.9, 2.0, 0.9, "unclear")]
+    assert "against the mean" not in cases.place_of_case(cases_of, odd, unclear)
+    assert cases.place_of_case(cases_of, "no clip", places) == ""
+
+
+def test_the_first_figure_shows_the_clip_nearest_the_mean(selected):
+    ids = list(selected.answers["id"].unique())
+    apart = {id: float(k == 3) + 9.0 * (k == 5) for k, id in enumerate(ids)}  # their mean is 0.33
+    deep = {id: 2.0 + apart[id] for id in ids} | {ids[7]: 2.3}
+    shown = of_object(selected, deep, dict.fromkeys(ids, 2.0))
+    assert cases.typical_clip(shown) == ids[7]
+    measured = selected.evidence.measured.assign(ratio_object=np.nan)
+    bare = replace(selected, evidence=replace(selected.evidence, measured=measured))
+    assert cases.typical_clip(bare) == selected.table["id"].iloc[0]
 
 
 class Clips:
@@ -393,17 +441,20 @@ def test_cases_are_drawn_for_page_and_print(selected, tmp_path):
     selected = replace(selected, table=with_twin)
     vars(selected.evidence)["scenes"] = {}
     own, reverse = cases.case_rows(selected, Clips(), next(with_twin.itertuples()), 2.0)
-    assert len(own) == len(reverse) == 1 + 3 and next(iter(reverse)).startswith("reversed: ")
-    assert all(", reversed: " in name for name in [*reverse][1:])
-    assert next(iter(own.values())).shape[0] == 4
+    assert len(own) == 1 + 3 and list(reverse) == list(own)
+    (heading, frames), *maps = reverse.values()
+    assert heading.startswith("The same frames backwards: ") and len(frames) == 4
+    assert [name.partition(":")[0] for name, _ in maps] == [k.partition(":")[0] for k in [*own][1:]]
     ((title, shown, said),) = cases.draw_cases(selected, Clips(), tmp_path, 6)
-    assert title.startswith(f"Case 1, {with_twin['kind'].iloc[0]}: ") and len(shown) == 2
-    assert said.endswith(cases.places_sentence(selected, with_twin["id"].iloc[0]))
+    assert title.startswith(f"Case 1, {with_twin['kind'].iloc[0]}: ") and shown.below
+    assert said == cases.place_of_case(selected, with_twin["id"].iloc[0])
+    first = cases.draw_typical(selected, Clips(), tmp_path, 6)
+    assert len(first.columns) == 3 and "<input" not in first.html
     files = {str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()}
-    assert {"players/case1.html", "case1.png", "case1.pdf", "readme.png"} <= files
+    assert {"players/case1.html", "case1.png", "case1.pdf", "readme.png", "attention.svg"} <= files
     alone = replace(selected, twins={})
     ((_, shown, _),) = cases.draw_cases(alone, Clips(), tmp_path, 6)
-    assert len(shown) == 1
+    assert not shown.below
 
 
 # --- the rest

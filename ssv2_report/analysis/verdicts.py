@@ -6,8 +6,9 @@
 __all__ = ['DIRECTIONS', 'OTHER_MEASURES', 'VERDICT_MARKS', 'possible_range', 'compare_on', 'rows_of_clips', 'compare_maps',
            'map_similarity', 'compare_by_source', 'compare_sources', 'direction', 'sources_disagree',
            'why_not_believed', 'evaluate_hypothesis', 'failed_measures', 'is_about_maps', 'judge_hypotheses',
-           'margin_text', 'known_map_text', 'hypothesis_row', 'hypothesis_table', 'test_table', 'robustness_table',
-           'lineage_table', 'network_table', 'attention_differences', 'blind_to_order', 'known_answers']
+           'margin_text', 'known_map_text', 'hypothesis_row', 'hypothesis_table', 'comparison_table',
+           'robustness_table', 'lineage_table', 'network_table', 'attention_differences', 'blind_to_order',
+           'known_answers']
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-02
 from itertools import combinations
@@ -327,7 +328,7 @@ def hypothesis_table(evidence: Evidence, judged: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def test_table(evidence: Evidence, judged: pd.DataFrame) -> pd.DataFrame:
+def comparison_table(evidence: Evidence, judged: pd.DataFrame) -> pd.DataFrame:
     """What each hypothesis compares, and what its verdict rests on besides: columns hypothesis, comparison, trained anew (only where there are seeds
     enough for any), d, scenes."""
     rows, titles = [], evidence.titles
