@@ -376,8 +376,8 @@ def test_on_a_dozen_clips_nothing_is_said_that_cannot_be(study, tmp_path):
         check(x, (-1, 1)) for x in lineage[["its own", "of other seeds"]].to_numpy().ravel()
     )
     assert seen > 80
-    assert "for the 2D network from [0\u00a0%]" in v["abstract"]["scope"]
     flat, deep = v["reliance"]["networks"].split(". ")
+    assert "is right on [0\u00a0%]" in flat
     assert "of 12 clips" in flat and "loses nothing" not in v["reliance"]["networks"]
     assert "not shown to be better than chance" in flat and "loses most without" in deep
     assert "Of each class: 1 to 2 clips." in v["caption"]["classes"]
@@ -608,12 +608,12 @@ def test_sentences_tables_and_figures_follow_the_predictions(study, tmp_path):
     first = page(results, before)
     assert "which is chance" in abstract(first) and "cannot tell them apart" not in abstract(first)
     assert "Something-Something V2" in abstract(first) and "demo world." not in first
-    assert "that is where the networks come apart" in first
+    assert "That is where the networks come apart" in first
     after = again(study, tmp_path, deep=0.0, as_printed=True)
     second = page(tmp_path, after)
     assert "we cannot tell them apart" in abstract(second)
     assert "That question stays open in this run" in second
-    assert "that is where the networks come apart" not in second
+    assert "That is where the networks come apart" not in second
     for name in ("hypotheses", "accuracy", "groups", "pairs", "networks"):
         assert (tmp_path / "tables" / f"{name}.csv").read_text() != (
             results / "tables" / f"{name}.csv"
@@ -632,7 +632,7 @@ def test_the_abstract_says_so_when_3d_is_worse(study, tmp_path):
     worse = page(tmp_path, again(study, tmp_path, deep=-4.0))
     assert "more than the 3D network with" in abstract(worse)
     assert "The result contradicts the hypothesis" in worse
-    assert "that is where the networks come apart" not in worse
+    assert "That is where the networks come apart" not in worse
 
 
 def test_the_sections_are_short_and_of_one_spelling(study):
@@ -746,14 +746,15 @@ def test_a_hypothesis_about_named_classes_of_networks_with_three_seeds(study, tm
         ),
     )
     table = pd.read_csv(tmp_path / "tables" / "hypotheses.csv")
+    compared = pd.read_csv(tmp_path / "tables" / "comparisons.csv")
     lineage = pd.read_csv(tmp_path / "tables" / "lineage.csv").loc[
         0, "difference"
     ]  # made-up maps descend from none
     assert re.match(r"-?0\.0\d", lineage.replace("\u2212", "-")), lineage
     assert (
-        list(table["scenes"]) == [120, 24]
-        and "at least 5 points" in table["hypothesis"][0]
-        and table["trained anew"].str.startswith("[").all()
+        list(compared["scenes"]) == [120, 24]
+        and "at least 5 points" in compared["comparison"][0]
+        and compared["trained anew"].str.startswith("[").all()
     )
     assert "supported" in table["verdict"][0] and "supported" not in table["verdict"][1]
     assert v["finds"]["order"].startswith("The hypothesis *all* (")

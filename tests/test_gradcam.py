@@ -20,7 +20,16 @@ from ssv2_report.gradcam.maps import (
     normalise,
     resize_maps,
 )
-from ssv2_report.gradcam.pictures import enlarged, outline, outlined, overlay, player, strip
+from ssv2_report.gradcam.pictures import (
+    enlarged,
+    muted,
+    outline,
+    outlined,
+    overlay,
+    player,
+    still,
+    strip,
+)
 from ssv2_report.models import net2d, net3d
 
 
@@ -658,24 +667,45 @@ def test_normalise():
         normalise(torch.tensor([[[[torch.nan]]]]))
 
 
-def test_overlay_scales_and_leaves_frames_where_there_is_nothing():
-    frames = np.full((2, 4, 4, 3), 100, np.uint8)
-    map = np.zeros((2, 4, 4))
-    assert np.array_equal(overlay(frames, map), frames)
-    map[0, 0, 0], map[1, 1, 1] = 2, 1
+def test_overlay_scales_and_leaves_muted_frames_where_there_is_nothing():
+    frames = np.full((2, 8, 8, 3), 100, np.uint8)
+    map = np.zeros((2, 8, 8))
+    assert np.array_equal(overlay(frames, map), muted(frames))
+    map[0, :4, :4], map[1, :4, :4] = (
+        2,
+        1,
+    )  # of a square without its border, on which lines are drawn
     clip, each, fixed = (
         overlay(frames, map),
         overlay(frames, map, scale="frame"),
         overlay(frames, map, scale=1.0),
     )
-    assert np.array_equal(clip[0, 1:], frames[0, 1:]) and not np.array_equal(
-        clip[1, 1, 1], clip[0, 0, 0]
-    )
-    assert np.array_equal(each[1, 1, 1], each[0, 0, 0]) and np.array_equal(
-        fixed[1, 1, 1], clip[0, 0, 0]
-    )
+    assert np.array_equal(clip[0, 4:], muted(frames)[0, 4:])
+    assert not np.array_equal(clip[1, 2, 2], clip[0, 2, 2])
+    assert np.array_equal(each[1, 2, 2], each[0, 2, 2])
+    assert np.array_equal(fixed[1, 2, 2], clip[0, 2, 2])
     with pytest.raises(ValueError, match="resize_maps"):
         overlay(frames, map[:1])
+
+
+def test_a_map_shows_what_lies_below_even_where_it_is_largest():
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (1, 32, 32, 3), np.uint8)
+    assert (muted(frames) == muted(frames)[..., :1]).all()
+    shown = overlay(frames, np.ones((1, 32, 32))).astype(float).mean(-1)[0, 1:-1, 1:-1]
+    below = muted(frames)[0, 1:-1, 1:-1, 0].astype(float)
+    assert np.corrcoef(shown.ravel(), below.ravel())[0, 1] > 0.99
+    assert np.ptp(shown) > 0.35 * np.ptp(below)
+
+
+def test_lines_are_drawn_at_the_levels_that_the_scale_names():
+    map = np.tile(np.linspace(0, 1, 65), (1, 9, 1))
+    plain, drawn = (overlay(np.full((1, 9, 65, 3), 90, np.uint8), m) for m in (map * 0, map))
+    lines = [
+        np.flatnonzero((drawn[0, 4] == line).all(-1)) for line in (drawn[0, 4, 16], drawn[0, 4, 32])
+    ]
+    assert [list(x) for x in lines] == [[16], [32]]  # a quarter and half of full colour
+    assert "lines at 2.5 and 5 times" in still({"a": plain}, bar=10.0).html
 
 
 def test_outline_draws_the_border_only():
@@ -711,7 +741,7 @@ def test_a_strip_has_its_frames_over_the_whole_width_and_names_over_nothing(widt
     rows = {f"{k} {verdict}": np.zeros((8, 6, 6, 3), np.uint8) for k in "abc"}
     fig = strip(rows, width=width, bar=10.0)
     fig.canvas.draw()
-    boxes = [ax.get_window_extent() for ax in fig.axes[:-1]]
+    boxes = [ax.get_window_extent() for ax in fig.axes]
     assert min(b.x0 for b in boxes) < 1 and max(b.x1 for b in boxes) > 0.99 * fig.bbox.width
     texts = [t for ax in fig.axes for t in (*ax.texts, ax.title) if t.get_text()]
     said = [t.get_window_extent() for t in texts]
@@ -744,12 +774,31 @@ def test_player_is_self_contained_small_and_escaped():
 
 
 def test_a_player_opens_where_it_is_told_and_says_what_full_colour_is():
-    p = player(columns(), rows=2, start=5, bar=12.0)
+    p = player(columns(), start=5, bar=12.0)
     assert 'value="5"' in p.html and ">frame 6 of 8</output>" in p.html
-    assert "12 times an even map or more" in p.html and "max-width:440px" in p.html
+    assert "12 times an even map or more" in p.html
     assert "even map" not in player(columns()).html
     fig = strip(columns(), bar=12.0)
-    assert [x.get_text() for x in fig.axes[-1].get_xticklabels()][-1].startswith("12 times")
+    assert [x.get_text() for x in fig.axes[-1].texts][-1].startswith("12 times")
+
+
+def test_a_reversed_clip_stands_under_the_same_moments():
+    own = columns(names=("clip", "2D"))
+    turned = {name: (f"{name} backwards", own[name][::-1]) for name in own}
+    fig = strip(own, below=turned)
+    rows = [ax.images[0].get_array()[0, :, 0] for ax in fig.axes]
+    assert len(rows) == 3 and np.array_equal(rows[1], rows[2])  # the clip itself is not repeated
+    said = [text.get_text() for text in fig.axes[2].texts]
+    assert said[:2] == ["frame 8", "frame 7"] and said[-1] == "clip backwards\n2D backwards"
+    p = player(own, strips=True, below=turned)
+    strips = re.findall(r'<img src="([^"]+)" alt="([^"]+), 8 frames side by side"', p.html)
+    assert [name for _, name in strips] == ["clip", "2D", "2D backwards"]
+    assert strips[1][0] == strips[2][0]
+    views = re.findall(r'data-of="(\d)" data-alt="([^,]+),[^>]*?( data-back="1")?>', p.html)
+    assert [(int(k), name, bool(back)) for k, name, back in views] == [
+        *((0, "clip", False), (0, "clip backwards", True)),
+        *((1, "2D", False), (2, "2D backwards", True)),
+    ]
 
 
 def test_boxes_are_outlined_on_pictures_of_any_size():

@@ -212,11 +212,11 @@ def use_sentence(evidence: Evidence, reliances: dict[tuple, pd.DataFrame]) -> st
     if whole is None or left is None or not whole["mean"][list(networks)].notna().all():
         return ""
     link = lambda x: cell(percent(x, 0), "tbl-reliance")
-    falls = [
-        f"for {name} from {link(whole['mean'][e])} to {link(left['mean'][e])}"
+    said = [
+        f"{name} is right on {link(left['mean'][e])}, from {link(whole['mean'][e])}"
         for e, name in networks.items()
     ]
-    return f"Without hand and object, the share of clips that is right goes {listing(falls)}."
+    return f"Without hand and object, {listing(said)}."
 
 # %% ../../nbs/analysis/summary.ipynb #7d2e04e4
 def sources_sentence(evidence: Evidence, places: list[Place]) -> str:

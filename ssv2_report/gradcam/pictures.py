@@ -60,8 +60,10 @@ def overlay(
     colours = colormaps[cmap]
     alpha = opacity * np.clip(value / 0.4, 0, 1)[..., None]
     shown = np.uint8((1 - alpha) * muted(frames) + alpha * 255 * colours(value)[..., :3] + 0.5)
-    for level in CONTOURS if opacity else ():
-        shown = outline(shown, value >= level, [255 * c for c in colours(2 * level)[:3]])
+    beyond = lambda x: np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))[: x.ndim], "edge")
+    for level in CONTOURS if opacity else ():  # no line runs along the edge of a picture
+        line = [255 * c for c in colours(2 * level)[:3]]
+        shown = outline(beyond(shown), beyond(value >= level), line)[:, 1:-1, 1:-1]
     return shown
 
 # %% ../../nbs/gradcam/pictures.ipynb #pictures-06-1
@@ -122,12 +124,13 @@ def _scale_words(bar):
 def _colour_bar(fig, bar, size):
     "A bar below a strip that says what full colour is."
     across, up = fig.get_size_inches()
-    ax = fig.add_axes([0.18 / across, 0.06 / up, 1.4 / across, 0.12 / up])
+    ax = fig.add_axes([0.18 / across, 0.08 / up, 1.4 / across, 0.12 / up])
     ax.imshow(_ramp()[0], aspect="auto")
     ax.set_axis_off()
+    said = _scale_words(bar) if across > 5 else _scale_words(bar).replace("; ", "\n")
     place = dict(xycoords="axes fraction", va="center", fontsize=size)
     ax.annotate("0", (-0.04, 0.5), ha="right", **place)
-    ax.annotate(_scale_words(bar), (1.03, 0.5), ha="left", **place)
+    ax.annotate(said, (1.03, 0.5), ha="left", **place)
 
 # %% ../../nbs/gradcam/pictures.ipynb #pictures-07-1
 def _row(fig, pictures, bottom, width, height, gap):
