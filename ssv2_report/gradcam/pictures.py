@@ -124,7 +124,7 @@ def _scale_words(bar):
 def _colour_bar(fig, bar, size):
     "A bar below a strip that says what full colour is."
     across, up = fig.get_size_inches()
-    ax = fig.add_axes([0.18 / across, 0.08 / up, 1.4 / across, 0.12 / up])
+    ax = fig.add_axes([0.18 / across, 0.08 / up, min(1.4, 0.3 * across) / across, 0.12 / up])
     ax.imshow(_ramp()[0], aspect="auto")
     ax.set_axis_off()
     said = _scale_words(bar) if across > 5 else _scale_words(bar).replace("; ", "\n")
