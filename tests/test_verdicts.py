@@ -364,7 +364,7 @@ def test_similarity_is_of_runs_of_one_seed(evidence):
 def test_why_maps_are_not_believed(evidence):
     doubt = lambda why, **kw: replace(evidence, choice=dict(interpretable=False, why=why), **kw)
     assert verdicts.why_not_believed(evidence) == ""
-    assert "know nothing" in verdicts.why_not_believed(doubt("x"))
+    assert "did not pass our tests" in verdicts.why_not_believed(doubt("x"))
     assert "too few clips" in verdicts.why_not_believed(doubt("a: too few scenes"))
     assert "no boxes" in verdicts.why_not_believed(doubt("", sources=evidence.sources[:0]))
 
@@ -393,7 +393,7 @@ def test_what_cannot_be_measured_or_believed_is_not_judged(evidence, tmp_path):
     h, e = with_hypothesis(evidence, measure="pointing")
     assert "right maps from wrong" in verdicts.evaluate_hypothesis(e, h, {"pointing"})["why"]
     doubt = replace(e, choice=e.choice | dict(interpretable=False, why="x"))
-    assert "do better than maps that know nothing" in verdicts.evaluate_hypothesis(doubt, h)["why"]
+    assert "did not pass our tests" in verdicts.evaluate_hypothesis(doubt, h)["why"]
     bare = made_up(tmp_path, boxes=False)
     for measure, why in dict(pointing="boxes to measure it", uses_hand="take anything").items():
         h, e = with_hypothesis(bare, measure=measure)

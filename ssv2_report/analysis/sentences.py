@@ -457,8 +457,8 @@ def source_words(evidence: Evidence) -> dict:
     judged, believed = len(rows) > 0, bool(len(rows) and choice["interpretable"])
     doubted = judged and not believed
     bad = rows.loc[~rows["interpretable"].astype(bool), "experiment"]
-    few = "there are too few clips to tell them from maps that know nothing"
-    worse = "they are not shown to do better than maps that know nothing"
+    few = "there are too few clips to judge them by"
+    worse = "they did not pass our tests"
     mean = lambda x: percent(rows[x].mean(), 0) if judged else ""
     of_bound = lambda x: percent((rows[x] / rows["bound"]).mean(), 0) if judged else ""
     held = _held(evidence, evidence.cam) if judged else ""

@@ -177,7 +177,7 @@ def why_not_believed(evidence: Evidence) -> str:
         return "there are no boxes to judge the maps it is about by"
     if "too few scenes" in evidence.choice["why"]:
         return "there are too few clips with boxes and maps that are not zero to judge its maps by"
-    return "the maps it is about are not shown to do better than maps that know nothing"
+    return "the maps it is about did not pass our tests"
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-11
 OTHER_MEASURES = dict(  # that are not of a clip's map: the table of the runs that it needs
