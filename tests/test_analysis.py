@@ -528,7 +528,7 @@ def test_one_network_without_pairs_or_boxes_gives_a_true_report(study, tmp_path)
     v = again(study, tmp_path, edit=strange, yaml=raw, boxes=False)
     text = page(tmp_path, v)
     assert "fig-pairs" not in re.sub(r"(?m)^\{\{.*", "", text) and "which of the pair" not in text
-    assert "We trained one network once, on 10 classes" in abstract(text)
+    assert "One network was trained once on 10 classes" in abstract(text)
     assert "Epochs to" not in text
     assert r"What \<b\>costs\</b\> \$5 \& \`x\`?" in text and r"2D\_a \*b\* \$5\$" in text
     assert "The audit excludes 1 of 130 training and validation clips (1 truncated)" in text

@@ -1111,3 +1111,15 @@ def test_columns_of_words_begin_at_the_left_and_others_do_not():
     assert left == ["kind", "a ball", "a cup"]
     spanned = pd.concat({"above": table}, axis=1).to_html()
     assert "text-align: left" not in _words_left(spanned)
+
+
+def test_what_the_report_embeds_is_labelled_and_shown_once():
+    nbs = ROOT / "nbs"
+    shown = []
+    for page in ("index", "report/appendix"):
+        text = (nbs / f"{page}.ipynb").read_text(encoding="utf-8")
+        for source, label in re.findall(r"embed (\w+)\.ipynb#([\w-]+)", text):
+            made = (nbs / "analysis" / f"{source}.ipynb").read_text(encoding="utf-8")
+            assert f"#| label: {label}\\n" in made, (page, label)
+            shown.append(label)
+    assert len(shown) == len(set(shown)) > 25

@@ -53,7 +53,9 @@ def test_3d_is_better_and_looks_more_at_the_object(better):
     )
     assert re.search(r"3D network is right on \d+ % of the clips and the 2D network on \d+ %", said)
     assert (
-        "the 2 that passed our tests agree on the object and the hand." in said and "once" in said
+        "Of 2 sources of maps, the 2 that passed our tests agree on the object and the hand."
+        in said
+        and "once" in said
     )
     object, hand = compare_places(better)
     assert (object.said, hand.said) == ("larger", "unclear")
@@ -127,7 +129,7 @@ def test_one_network_is_alone(better):
     experiments = {"2d-multi": better.study.experiments["2d-multi"]}
     alone = better.study.model_copy(update=dict(experiments=experiments, hypotheses={}))
     said = abstract(replace(better, study=alone))
-    assert "the maps of 2D, eight frames have" in said and "one network once" in said
+    assert "the maps of 2D, eight frames have" in said and "One network was trained once" in said
     assert "than" not in said.replace("More than", "")
 
 

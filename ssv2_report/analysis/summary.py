@@ -114,7 +114,7 @@ def place_sentence(evidence: Evidence, places: list[Place]) -> str:
         return f"The attention maps of {deep} lie {words} than those of {flat}{but}."
     if depends := _on(places, "depends"):
         return (
-            f"Whether the attention maps of {deep} or those of {flat} lie more on {depends}, "
+            f"Whether the attention maps of {deep} or those of {flat} lie more on {depends} "
             "depends on the layer and the method they are made by."
         )
     if unclear:
@@ -197,7 +197,7 @@ def pretraining_sentence(evidence: Evidence, judged: pd.DataFrame) -> str:
         return f"2D pretraining {verb} the accuracy of a 3D network from {without} to {with_it}."
     if row["verdict"] == "smaller":
         return f"2D pretraining changes a 3D network's accuracy by less than matters ({without}, then {with_it})."
-    return f"Whether 2D pretraining helps a 3D network, we cannot tell: {without} without, {with_it} with it."
+    return f"Whether 2D pretraining helps 3D is undecided ({without} without, {with_it} with it)."
 
 # %% ../../nbs/analysis/summary.ipynb #058b11f5
 def without_part(reliances: dict[tuple, pd.DataFrame], part: str) -> pd.DataFrame | None:
@@ -212,11 +212,11 @@ def use_sentence(evidence: Evidence, reliances: dict[tuple, pd.DataFrame]) -> st
     if whole is None or left is None or not whole["mean"][list(networks)].notna().all():
         return ""
     link = lambda x: cell(percent(x, 0), "tbl-reliance")
-    said = [
-        f"{name} is right on {link(left['mean'][e])}, from {link(whole['mean'][e])}"
-        for e, name in networks.items()
-    ]
-    return f"Without hand and object, {listing(said)}."
+    (flat, name), *others = networks.items()
+    said = f"{name} is right on {link(left['mean'][flat])} ({link(whole['mean'][flat])} with them)"
+    for e, other in others:
+        said += f" and {other} on {link(left['mean'][e])} ({link(whole['mean'][e])})"
+    return f"Without hand and object, {said}."
 
 # %% ../../nbs/analysis/summary.ipynb #7d2e04e4
 def sources_sentence(evidence: Evidence, places: list[Place]) -> str:
@@ -225,11 +225,11 @@ def sources_sentence(evidence: Evidence, places: list[Place]) -> str:
         return ""
     tried = with_noun(evidence.sources["source"].nunique(), "source")
     if len(evidence.usable) < 2:
-        return f"We tried {tried} of maps, and only one passed our tests."
+        return f"Of {tried} of maps, only one passed our tests."
     agree, disagree = _on(places, "larger", "smaller", "unclear"), _on(places, "depends")
     both = [agree and f"agree on {agree}", disagree and f"disagree on {disagree}"]
     how = " but ".join(filter(None, both))
-    return f"We tried {tried} of maps; the {len(evidence.usable)} that passed our tests {how}."
+    return f"Of {tried} of maps, the {len(evidence.usable)} that passed our tests {how}."
 
 
 def scope_sentences(evidence: Evidence, dataset: str) -> str:
@@ -237,15 +237,15 @@ def scope_sentences(evidence: Evidence, dataset: str) -> str:
     seeds, runs = len(evidence.study.seeds), len(evidence.study.runs)
     times = {1: "once", 2: "twice"}.get(seeds, f"{seeds} times")
     n = len(evidence.titles)
-    trained = f"each of {n} networks" if n > 1 else "one network"
+    trained = f"Each of {n} networks" if n > 1 else "One network"
     if seeds == 1:
-        allows = "this describes one run and concludes nothing about architectures"
+        allows = "one run, from which nothing follows about architectures"
     elif seeds == 2:
-        allows = "that is too few to conclude anything about architectures"
+        allows = "too few to conclude anything about architectures"
     else:
         allows = "verdicts say whether they hold for the architectures or for these networks"
     classes = with_noun(len(evidence.classes), "class", "classes")
-    said = [f"We trained {trained} {times}, on {classes} of {dataset}: {allows}."]
+    said = [f"{trained} was trained {times} on {classes} of {dataset}: {allows}."]
     if evidence.simulated:
         said = ["All runs are simulated: nothing was trained, and nothing is concluded."]
     lost = {
