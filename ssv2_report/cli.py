@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GROUPS', 'app', 'StudyName', 'Results', 'Workers', 'Only', 'Seeds', 'Changes', 'INTERRUPTED', 'command',
            'show_version', 'options', 'absolute_study', 'split_option', 'select_study', 'demo_data', 'audit', 'any_job',
-           'show_progress', 'do_one', 'do_run_job', 'train', 'sources', 'gradcam', 'reliance', 'cache', 'validate',
-           'analyse', 'chapter', 'render', 'gpus_to_use', 'show_rows', 'check', 'weights', 'check_first',
+           'show_progress', 'do_one', 'do_run_job', 'train', 'adopt', 'sources', 'gradcam', 'reliance', 'cache',
+           'validate', 'analyse', 'chapter', 'render', 'gpus_to_use', 'show_rows', 'check', 'weights', 'check_first',
            'refuse_unfinished', 'reproduce', 'show_prices', 'say_total', 'plan', 'figures', 'explore', 'status',
            'print_error', 'main']
 
@@ -308,6 +308,17 @@ def train(
     "Train one experiment. An interrupted training goes on from its checkpoint; a finished one is left as it is."
     do_run_job(study, "train", results, name, seeds, changes, replace=replace)
 
+
+@command("Steps", "adopt ssv2-published videomae")
+def adopt(
+    study: StudyName,
+    name: Annotated[str, typer.Argument(help="An experiment of the study, with weights.")],
+    results: Results = None,
+    changes: Changes = None,
+):
+    "Take one network as others trained it, and evaluate it."
+    do_run_job(study, "adopt", results, name, None, changes)
+
 # %% ../nbs/cli/cli.ipynb #c010-3
 @command("Steps", "sources demo 3d-scratch")
 def sources(
@@ -436,7 +447,7 @@ def check(
 # %% ../nbs/cli/cli.ipynb #c019k-2
 @command("Check", "weights ssv2")
 def weights(study: StudyName = "demo", only: Only = None, changes: Changes = None):
-    "Download the pretrained weights that a study starts from, for machines without internet, and check those given as files."
+    "Download the pretrained weights that a study starts from or adopts, for machines without internet; check those given as files, and say their licences."
     from ssv2_report.plan.check import check_weights
 
     s = select_study(study, only, changes=changes)[0]
@@ -546,9 +557,12 @@ def show_prices(
     )
     for row in table.itertuples():
         exp, took = study.experiments[row.Index], row.seconds / seconds
+        start, pace = os.path.basename(exp.init or "scratch"), f"{row.clips_per_s:,.0f}"
+        if exp.is_adopted:  # and only evaluated
+            start, pace = "its authors'", "–"
         shown.add_row(
-            *(row.Index, os.path.basename(exp.init or "scratch"), f"{row.params / 1e6:.2f}"),
-            *(f"{row.gflops:.2f}", f"{row.clips_per_s:,.0f}", str(exp.epochs)),
+            *(row.Index, start, f"{row.params / 1e6:.2f}", f"{row.gflops:.2f}", pace),
+            "–" if exp.is_adopted else str(exp.epochs),
             *(f"{took:.2f}", f"{took * len(study.seeds):.2f}"),
         )
     Console().print(shown)

@@ -11,6 +11,7 @@ import sys
 # %% ../nbs/cli/command.ipynb #command-04
 IN_OWN_PROCESS = (
     "train",
+    "adopt",
     "sources",
     "gradcam",
     "reliance",

@@ -183,6 +183,17 @@ class Evidence:
         runs = [(e, self.study.folder(e, seed)) for e, seed in self.study.runs]
         return {e: self.about[run]["cost"] for e, run in runs if run in self.about}
 
+    @cached_property
+    def published(self) -> dict[str, dict]:
+        "What `scores.published_check` found of each adopted network."
+        runs = [(e, self.about.get(self.study.folder(e, seed), {})) for e, seed in self.study.runs]
+        return {e: about["published"] for e, about in runs if "published" in about}
+
+    @cached_property
+    def unproven(self) -> dict[str, str]:
+        "Why an adopted network is not shown to be the one that was published, by network of which that is so."
+        return {e: c["why"] for e, c in self.published.items() if c["state"] in ("fails", "open")}
+
     @property
     def source(self) -> str:  # As 'layer2:gradcam'
         return self.choice["source"]

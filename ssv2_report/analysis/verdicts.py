@@ -199,6 +199,12 @@ def _needs(measure) -> str:
 def _why_impossible(evidence, h) -> str:
     "Why a hypothesis cannot be judged at all, for want of runs or boxes; empty where it can."
     study, needs = evidence.study, _needs(h.measure)
+    for e in filter(None, (h.of, h.over, h.to)):
+        if e in evidence.unproven:
+            name = study.experiments[e].title
+            return f"since {name} is not shown to be what was published: {evidence.unproven[e]}"
+        if needs == "history" and study.experiments[e].is_adopted:
+            return "since a network that others trained has no learning curve"
     runs = [study.folder(e, n) for e in (h.of, h.over, h.to) if e for n in study.seeds]
     if needed := [run for run in runs if run in evidence.missing[needs]]:
         return f"for want of the run{'s' * (len(needed) > 1)} {', '.join(needed)}"
@@ -268,6 +274,9 @@ def judge_hypotheses(
     found = {n: evaluate_hypothesis(evidence, h, left_out) for n, h in declared.items()}
     judged = judge(found, **margins)
     for name, h in declared.items():
+        of = [evidence.study.experiments[e] for e in (h.of, h.over, h.to) if e]
+        if judged.loc[name, "scope"] == IN_ONE_RUN and all(exp.is_adopted for exp in of):
+            judged.loc[name, "scope"] = "these networks"  # there are no others to be trained
         row = judged.loc[name]
         if not is_about_maps(h) or row["why"] or row["verdict"] in ("too few", "not judged"):
             continue

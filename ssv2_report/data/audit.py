@@ -117,10 +117,11 @@ class Audit:
         "Does training see all that the labels promise?"
         return self.lost.empty
 
-    def of(self, classes: Sequence | str | Path | None) -> "Audit":
-        "The audit of some classes, given as `load_index` takes them, and of records of no class."
+    def of(self, classes: Sequence | str | Path | None, splits: Sequence[str] = SPLITS) -> "Audit":
+        "The audit of some classes, given as `load_index` takes them, and of records of no class, in some splits."
         chosen = choose_classes(classes, self.classes)
-        part = lambda t: t[t["class_name"].isin([*chosen, ""])].reset_index(drop=True)
+        known = lambda t: t["class_name"].isin([*chosen, ""]) & t["split"].isin([*splits, ""])
+        part = lambda t: t[known(t)].reset_index(drop=True)
         return replace(
             self,
             table=part(self.table),
@@ -134,6 +135,8 @@ class Audit:
         "`unseen_classes` of the usable clips."
         usable = self.tally[(self.tally["why"] == "") & (self.tally["class_name"] != "")]
         each = usable.loc[usable.index.repeat(usable["records"])]
+        if "train" not in set(self.tally["split"]):
+            return [], 1.0
         return unseen_classes(*(each["class_name"][each["split"] == s] for s in SPLITS[:2]))
 
     def _losses(self):  # Records without which training goes, and by reason
@@ -141,13 +144,18 @@ class Audit:
         why = seen[seen["why"] != ""].groupby("why")["records"].sum()
         return int(why.sum()), int(seen["records"].sum()), why.sort_values(ascending=False)
 
+    def _kinds(self):
+        names = dict(train="training", validation="validation")
+        there = [word for split, word in names.items() if split in set(self.tally["split"])]
+        return " and ".join(there or names.values())
+
     def summary(self) -> str:
         "One sentence: how many clips training does without, and why."
         lost, n, why = self._losses()
         if not lost:
-            return f"The audit found all {n:,} training and validation clips sound."
+            return f"The audit found all {n:,} {self._kinds()} clips sound."
         reasons = ", ".join(f"{k:,} {reason}" for reason, k in why.items())
-        return f"The audit excludes {lost:,} of {n:,} training and validation clips ({reasons})."
+        return f"The audit excludes {lost:,} of {n:,} {self._kinds()} clips ({reasons})."
 
     def check(self, allowed: int = 0):  # How many clips training may do without
         """`ValueError` in one sentence when training would see less than the labels promise, but

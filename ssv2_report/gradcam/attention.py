@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from scipy.stats import rankdata
 
 from .maps import Targets, class_numbers, frozen, gradcam, normalise, resize_maps
+from ..models.protocol import draw_anew
 
 # %% ../../nbs/gradcam/attention.ipynb #00000008
 def oracle_maps(
@@ -314,9 +315,7 @@ def sanity(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for stage in weighted_blocks(model):
-            for m in model.get_submodule(stage).modules():
-                if hasattr(m, "reset_parameters"):
-                    m.reset_parameters()
+            draw_anew(model.get_submodule(stage))
             for (name, how), maps in gradcam(model, clip, targets, layers, methods)[0].items():
                 rho = rank_correlation(first[name, how].cpu(), maps.cpu())
                 rows = dict(stage=stage, clip=range(len(rho)), sanity=rho, layer=name, method=how)

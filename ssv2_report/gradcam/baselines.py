@@ -13,6 +13,7 @@ from torch import nn
 
 from .maps import frozen
 from ..models.net2d import batch_norms, stages
+from ..models.protocol import redraw
 
 # %% ../../nbs/gradcam/baselines.ipynb #baselines-06
 def edge_maps(
@@ -64,8 +65,7 @@ def randomised_above(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in above:
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            redraw(module)
     net.eval()
     for module in above:
         for norm in batch_norms(module):

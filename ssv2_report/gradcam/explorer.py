@@ -26,7 +26,9 @@ from ..data.clips import Index, denormalise
 from .maps import CAM_METHODS, gradcam, resize_maps
 from .pictures import OUTLINES, outlined, overlay
 from ..models.net2d import stages
+from ..models.protocol import contract_of
 from ..study.experiments import Study, load_study, run_folder
+from ..study.networks import REFERENCE
 from ..study.runs import clip_set, clips_of, load_run
 
 # %% ../../nbs/gradcam/explorer.ipynb #00000005
@@ -148,7 +150,10 @@ def _mapper(clips, models):
         chosen = None if target < 0 else target
         if versus >= 0:
             chosen = chosen, versus
-        maps, logits = gradcam(models[model], item["clip"][None], chosen, layer, method)
+        net, seen = models[model], item["clip"]
+        if (known := contract_of(net)) and (known.n_frames or known.size) and "as_taken" in item:
+            seen = item["as_taken"](known)  # by a network with frames or a size of its own
+        maps, logits = gradcam(net, seen[None], chosen, layer, method)
         return resize_maps(maps, item["frames"].shape[:3])[0].numpy(), logits.softmax(1)[0]
 
     return explain
@@ -392,7 +397,8 @@ def study_explorer(
     FileNotFoundError where none is trained, ValueError where `clip` is none of its clips."""
     s = load_study(study)
     folders = {run: run_folder(s, results, *run) for run in s.runs}
-    runs = {run: f for run, f in folders.items() if (f / "weights.safetensors").is_file()}
+    there = lambda f: any((f / name).is_file() for name in ("weights.safetensors", REFERENCE))
+    runs = {run: f for run, f in folders.items() if there(f)}
     if not runs:
         raise FileNotFoundError(
             f"No network of {s.name!r} is trained in {results}; run `ssv2 reproduce {s.name}` first."
@@ -404,7 +410,11 @@ def study_explorer(
     def item(id):
         d = data[at[id]]
         known = {k: d[k] for k in ("target", "hand", "object") if k in d}
-        return dict(clip=d["clip"], frames=denormalise(d["clip"]), **known)
+        return dict(clip=d["clip"], frames=denormalise(d["clip"]), as_taken=as_taken(id), **known)
+
+    def as_taken(id):
+        look = lambda c: dict(n_frames=c.n_frames, size=c.size)
+        return lambda contract: clip_set(s, index, **look(contract))[at[id]]["clip"]
 
     titles = {run: f"{s.experiments[run[0]].title}, seed {run[1]}" for run in runs}
     paths = {titles[run]: f for run, f in runs.items()}

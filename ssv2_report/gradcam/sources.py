@@ -42,7 +42,9 @@ from ssv2_report.gradcam.maps import (
     normalise,
     resize_maps,
 )
+from .rollout import ROLLOUTS, has_rollout, rollouts
 from ..models.net2d import batch_norms, stages
+from ..models.protocol import draw_anew
 from ..study.experiments import SEARCHED
 
 # %% ../../nbs/gradcam/sources.ipynb #04d-005
@@ -237,7 +239,8 @@ def all_sources(
 # %% ../../nbs/gradcam/sources.ipynb #04d-018-1
 def _layers(model, sources):
     "Source -> (dotted layer name, method) of the CAM sources."
-    cams = {s: tuple(s.rsplit(":", 1)) for s in sources if s not in REFERENCES}
+    beside = (*REFERENCES, *ROLLOUTS)
+    cams = {s: tuple(s.rsplit(":", 1)) for s in sources if s not in beside}
     if wrong := [s for s, parts in cams.items() if len(parts) != 2 or parts[1] not in CAM_METHODS]:
         raise ValueError(
             f"There is no source of maps '{wrong[0]}'; write a stage and a method, such as layer2:layercam, or one of {', '.join(REFERENCES)}."
@@ -248,6 +251,13 @@ def _layers(model, sources):
         known = {}
     return {s: (known.get(name, name), method) for s, (name, method) in cams.items()}
 
+
+def _judged_at(model, sources):
+    "Source -> dotted name of the layer whose baselines it is held against: its own, or of attention rolled out the last place."
+    last = [name for _, name in stages(model).items()][-1:] if {*ROLLOUTS} & {*sources} else []
+    found = {s: layer for s, (layer, _) in _layers(model, sources).items()}
+    return found | {s: last[0] for s in sources if s in ROLLOUTS}
+
 # %% ../../nbs/gradcam/sources.ipynb #04d-018-2
 def cam_sources(
     model: nn.Module,
@@ -255,6 +265,7 @@ def cam_sources(
 ) -> list[str]:
     "The CAM sources of a study: what it declares, or every stage and method. `ValueError` for one that does not exist."
     names = names or [s for s in all_sources(model) if s not in REFERENCES]
+    names = [*names, *ROLLOUTS] if has_rollout(model) and not {*ROLLOUTS} & {*names} else names
     known = stages(model)
     if wrong := [s for s in _layers(model, names) if s.rsplit(":", 1)[0] not in known]:
         raise ValueError(
@@ -278,6 +289,9 @@ def make_maps(
         layers, methods = (list(dict.fromkeys(x)) for x in zip(*cams.values()))
         found, logits = gradcam(model, clip, targets, layers, methods)
         maps |= {s: found[key] for s, key in cams.items()}
+    if {*ROLLOUTS} & {*sources}:
+        found, logits = rollouts(model, clip, targets)
+        maps |= found
     if "occlusion" in sources:
         maps["occlusion"], logits = occlusion(model, clip, targets, batch=batch)
     if "integrated gradients" in sources:
@@ -328,9 +342,7 @@ def random_network(
     net = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for layer in net.modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
+        draw_anew(net)
     for norm in batch_norms(net):
         norm.momentum = None
     with torch.no_grad():
@@ -447,7 +459,7 @@ def _given_rows(clips, truth, grid, seed):
 def _random_rows(model, clips, targets, truth, sources, draws, seed):
     "Maps of networks of random weights, and of this network with random weights above each stage."
     rows, by_layer = [], {}
-    for source, (layer, _) in _layers(model, sources).items():
+    for source, layer in _judged_at(model, sources).items():
         by_layer.setdefault(layer, []).append(source)
     for k in range(draws):
         fresh = random_network(model, clips[:64], seed + k)
@@ -466,14 +478,14 @@ def _own_rows(model, clips, targets, truth, sources):
     "Maps of the network itself, of another clip, of its activations alone, and the right ones."
     maps, correct = _batched(model, clips, targets, sources)
     right, other = oracle_maps(truth["hand"], truth["object"]), other_clips(targets)
-    layers, device = _layers(model, sources), next(model.parameters()).device
-    names = list(dict.fromkeys(layer for layer, _ in layers.values()))
+    layers, device = _judged_at(model, sources), next(model.parameters()).device
+    names = list(dict.fromkeys(layers.values()))
     found = [activation_norms(model, x.to(device), names) for x in clips.split(16)]
     norms = {k: _measured(torch.cat([f[k].cpu() for f in found]), truth) for k in names}
     grids = {tuple(m.shape[1:]) for m in maps.values()}
     bounds = {grid: _measured(resize_maps(right, grid), truth) for grid in grids}
     rows = []
-    for s, (layer, _) in layers.items():
+    for s, layer in layers.items():
         versions = {
             "own": _measured(maps[s], truth).assign(accuracy=correct),
             "another clip": _measured(maps[s][other], truth),

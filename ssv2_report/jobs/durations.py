@@ -48,7 +48,7 @@ def needs_of(study: Study, results: str | Path) -> dict[str, list[str]]:
     }
     if "validation" in found:
         found["validation"] += [job for job in found if job.startswith("distractor_")]
-    first = {"demo_data", "audit", "cache", "train"}
+    first = {"demo_data", "audit", "cache", "train", "adopt"}
     return dict(sorted(found.items(), key=lambda job: job[0].split()[0] not in first))
 
 # %% ../../nbs/jobs/durations.ipynb #workflow-08

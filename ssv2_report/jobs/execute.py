@@ -101,7 +101,7 @@ def _audit(study, results, workers):
 def _cache(study, results, workers):
     from ssv2_report.study.runs import cache_of, clips_of
 
-    for split in ("train", "validation"):
+    for split in study.data.splits:
         clips, progress = clips_of(study, split, results), ProgressLines(f"{split} clips cached")
         cache_of(study, clips, results, workers=workers, progress=progress)
 

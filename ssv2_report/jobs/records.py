@@ -115,14 +115,14 @@ def _of_cache(study, results) -> str:
     from ssv2_report.study.runs import cache_of, clips_of
 
     found = []
-    for split in ("train", "validation"):
+    for split in study.data.splits:
         index = clips_of(study, split, results)
         cache = cache_of(study, index, results)
         crc = [int(cache.records["table_crc"][cache.row(i)]) for i in index.clips["id"]]
         found.append(
             [split, index.classes, list(index.clips["id"]), index.clips["target"].tolist(), crc]
         )
-    return json_digest(study.data.size, found)
+    return json_digest(study.cache_size, found)
 
 # %% ../../nbs/jobs/records.ipynb #digests-13
 def _path(results, job):

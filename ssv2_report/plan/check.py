@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL_SIZES', 'expected_sizes', 'expected_clips', 'bytes_of_cache', 'bytes_of_run', 'step_memory',
-           'weights_to_fetch', 'fetch_weights', 'check_weights', 'untrained', 'check_requirements']
+           'weights_to_fetch', 'fetch_weights', 'fetch_adopted', 'check_weights', 'untrained', 'check_requirements']
 
 # %% ../../nbs/plan/check.ipynb #check-02
 import os
@@ -24,6 +24,7 @@ from ..data.clips import choose_classes, read_classes, read_records, wanted_clas
 from ..data.media import list_media
 from ..models.net2d import channels_last
 from ..study.experiments import PUBLISHED, Experiment, Study, run_folder
+from ..study.networks import load_adopted, source_digest, source_of
 from ..study.runs import build_model, check_study, is_run, precision_of, published
 from ..train import explain_oom, optimiser, peak_memory
 
@@ -37,7 +38,7 @@ def _records(study):
     "The records of a study's classes that have one, whatever an audit is to say of them."
     data = study.data
     chosen = choose_classes(data.classes, read_classes(data.root))
-    rows = read_records(data.root, tuple(OFFICIAL_SIZES), chosen)
+    rows = read_records(data.root, data.splits, chosen)
     rows = rows[(rows["target"] >= 0) & (rows["twice"] == "")]
     return rows.groupby(["split", "target"]).head(data.per_class) if data.per_class else rows
 
@@ -61,7 +62,8 @@ def expected_sizes(study: Study) -> dict[str, int]:  # By train, validation and 
         return clips | dict(classes=int(rows["target"].nunique()))
     n = _class_count(study)
     most = n * data.per_class if data.per_class else sum(OFFICIAL_SIZES.values())
-    clips = {split: min(most, count * n // 174) for split, count in OFFICIAL_SIZES.items()}
+    whole = {split: count * (split in data.splits) for split, count in OFFICIAL_SIZES.items()}
+    clips = {split: min(most, count * n // 174) for split, count in whole.items()}
     return clips | dict(classes=n)
 
 
@@ -76,7 +78,7 @@ def bytes_of_cache(
     clips: dict[str, int],  # Number by split
 ) -> tuple[float, float]:  # Raw, and as JPEG
     "Bytes that a cache of clips of average length and width takes."
-    raw = sum(clips.values()) * 51 * study.data.size**2 * 1.78 * 3
+    raw = sum(clips.values()) * 51 * study.cache_size**2 * 1.78 * 3
     return raw, raw / 12
 
 
@@ -85,6 +87,8 @@ def bytes_of_run(
     parameters: int,  # Of its network
 ) -> float:
     "Bytes of a run's weights, the best ones, and the last ones with the optimiser's state."
+    if exp.is_adopted:  # which is referred to
+        return 0.0
     return 4 * parameters * (5 if exp.opt.startswith("adam") else 4)
 
 # %% ../../nbs/plan/check.ipynb #check-04-2
@@ -149,6 +153,22 @@ def fetch_weights(
     return f"there{noticed}"
 
 
+def fetch_adopted(study: Study, exp: Experiment) -> str:
+    """Fetch and load an adopted network, and say where its weights lie, their digest and their
+    licence. ValueError where they cannot be had or do not fit."""
+    where = source_of(exp)
+    load_adopted(exp, _class_count(study) if study.data.demo else len(_all_classes(study)))
+    licence = exp.licence or "licence not stated"
+    return f"{where.name if exp.weights else exp.model}, {source_digest(where)[:8]}; {licence}"
+
+
+def _all_classes(study):
+    try:
+        return read_classes(study.data.root)
+    except FileNotFoundError:
+        return range(174)
+
+
 def check_weights(study: Study) -> list[dict]:
     """Load all weights from elsewhere that the experiments of a study start from, which fetches those
     that are missing: rows of `what`, `found` and what is `wrong`, as `check_requirements` has them."""
@@ -156,7 +176,9 @@ def check_weights(study: Study) -> list[dict]:
     for exp in study.experiments.values():
         if exp.init and os.path.isabs(exp.init) and not is_run(exp.init):
             wanted.setdefault(f"{exp.init} of {exp.model}", (exp, exp.init))
-    return [_row(what, lambda of=of: fetch_weights(*of)) for what, of in wanted.items()]
+    rows = [_row(what, lambda of=of: fetch_weights(*of)) for what, of in wanted.items()]
+    adopted = [exp for exp in study.experiments.values() if exp.is_adopted]
+    return rows + [_row(exp.title, lambda exp=exp: fetch_adopted(study, exp)) for exp in adopted]
 
 # %% ../../nbs/plan/check.ipynb #check-04x-2
 def _row(what, look):
@@ -171,7 +193,7 @@ def _data(study):
         return "a demo world, drawn where it is not there"
     rows, media = _records(study), list_media(study.data.root)
     said = []
-    for split in OFFICIAL_SIZES:
+    for split in study.data.splits:
         ids = rows.loc[rows["split"] == split, "id"]
         there = sum(bool(media.get(id)) for id in ids)
         if len(ids) and not there:
@@ -180,6 +202,8 @@ def _data(study):
             )
         said.append(f"{there:,} of {len(ids):,} {split} clips have a file")
     classes = dict(tuple(rows.groupby("split")["target"]))
+    if "train" not in study.data.splits:
+        return "; ".join(said)
     unseen, best = unseen_classes(*(classes.get(split, ()) for split in OFFICIAL_SIZES))
     chosen = choose_classes(study.data.classes, read_classes(study.data.root))
     sentence = explain_unseen_classes([chosen[k] for k in unseen], best)
@@ -191,7 +215,7 @@ def _audit(study, results):
         audit = load_audit(results / "audit.json", study.data.root)
     except (ValueError, OSError):
         return "will be made"
-    chosen = audit.of(study.data.classes)
+    chosen = audit.of(study.data.classes, study.data.splits)
     chosen.check(study.data.max_excluded)
     sentence = explain_unseen_classes(*chosen.unseen).removesuffix(".")
     return "; ".join(filter(None, [f"{len(audit.excluded):,} clips excluded", sentence]))
@@ -234,7 +258,7 @@ def _disk(study, results, todo):
 
 
 def _memory(study, exp):
-    used = step_memory(exp, study.data.size, _class_count(study), "cuda")
+    used = step_memory(exp, study.size_of(exp), _class_count(study), "cuda")
     return f"{used:.1f} of {torch.cuda.get_device_properties(0).total_memory / 1e9:.1f} GB"
 
 # %% ../../nbs/plan/check.ipynb #check-06-3
@@ -261,6 +285,12 @@ def check_requirements(study: Study, results: str | Path) -> list[dict]:
         what: lambda of=of: fetch_weights(*of)
         for what, of in weights_to_fetch(once.values()).items()
     }
-    for name, exp in once.items() if torch.cuda.is_available() else ():
+    looks |= {
+        exp.title: lambda exp=exp: fetch_adopted(study, exp)
+        for exp in once.values()
+        if exp.is_adopted
+    }
+    trained = {name: exp for name, exp in once.items() if not exp.is_adopted}
+    for name, exp in trained.items() if torch.cuda.is_available() else ():
         looks[f"memory of {name}"] = lambda exp=exp: _memory(study, exp)
     return [_row(what, look) for what, look in looks.items()]

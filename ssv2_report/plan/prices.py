@@ -7,6 +7,7 @@ __all__ = ['seconds_per_clip', 'run_seconds', 'prices']
 
 # %% ../../nbs/plan/prices.ipynb #plan-02
 import pandas as pd
+import torch
 
 from ..models.net2d import cost
 from .check import bytes_of_run, expected_clips
@@ -32,7 +33,11 @@ def run_seconds(
 ) -> float:
     "Seconds of one run: its epochs, then the last evaluation, all its views in four orders of frames."
     moments, crops = exp.views
-    epochs = exp.epochs * (clips["train"] * train + clips["validation"] * evaluate)
+    epochs = (
+        0
+        if exp.is_adopted
+        else exp.epochs * (clips["train"] * train + clips["validation"] * evaluate)
+    )
     return epochs + 4 * moments * crops * clips["validation"] * evaluate
 
 # %% ../../nbs/plan/prices.ipynb #plan-06p
@@ -43,9 +48,11 @@ def prices(
     pd.DataFrame
 ):  # By experiment: params, gflops, clips a second in training, seconds and bytes of a run
     "What each network of a study costs."
-    clips, size, rows = expected_clips(study), study.data.size, {}
+    clips, rows = expected_clips(study), {}
     for name, exp in study.experiments.items():
-        of = cost(build_model(exp, 174), (3, exp.n_frames, size, size))
+        with torch.device("meta"):
+            model = build_model(exp, 174)
+        of = cost(model, (3, exp.n_frames, *[study.size_of(exp)] * 2))
         a_clip = seconds_per_clip(exp, of["gflops"], tflops)
         seconds, kept = run_seconds(exp, clips, *a_clip), bytes_of_run(exp, of["params"])
         rows[name] = dict(of, clips_per_s=1 / a_clip[0], seconds=seconds, bytes=kept)

@@ -49,7 +49,8 @@ def state_of(run: Path) -> str:
         return "done"
     if line < 15:
         return "running"
-    error = _error(run / "train_run.failed.ipynb")
+    errors = [_error(run / f"{step}_run.failed.ipynb") for step in ("train", "adopt")]
+    error = next((e for e in errors if e is not None), None)
     begun = error is not None or (run / "checkpoint").is_dir()
     if error and not error.startswith("Stopped by SIGTERM"):
         return "failed"
@@ -79,7 +80,7 @@ def row_of(run: Path, epochs: int) -> dict:
         row |= dict(waiting=line["waiting"], left=f"{float(line['left']):.0f} min")
     steps = ("sources", "gradcam", "reliance")
     row |= {step: _looked(run, step) for step in steps}
-    books = [run / f"{step}_run.failed.ipynb" for step in ("train", *steps)]
+    books = [run / f"{step}_run.failed.ipynb" for step in ("train", "adopt", *steps)]
     errors = [_error(book) for book in books if state != "running" or "train_run" not in book.name]
     return row | dict(error=next(filter(None, errors), ""))
 
