@@ -206,6 +206,8 @@ def commit_text() -> str:
 def run_table(evidence: Evidence) -> pd.DataFrame:
     "How a run of a study was made: commit, time, packages, machine, and the command."
     study, hours = evidence.study, evidence.history["seconds"].sum() / 3600
+    trained = f"{60 * hours:.1f} min" if hours < 2 else f"{hours:.1f} h"
+    trained = "none" if study.is_adopted else trained
     gpus = sorted({a["gpus"] for a in evidence.about.values() if a.get("gpus")})
     packages = ("torch", "timm", "torchvision", "numpy", "scipy", "statsmodels")
     return pd.DataFrame(
@@ -213,7 +215,7 @@ def run_table(evidence: Evidence) -> pd.DataFrame:
             "commit": commit_text(),
             "study": f"experiments/{study.name}.yaml",
             "seeds": ", ".join(map(str, study.seeds)),
-            "training, all runs": f"{60 * hours:.1f} min" if hours < 2 else f"{hours:.1f} h",
+            "training, all runs": trained,
             "Python": platform.python_version(),
             "packages": ", ".join(f"{p} {version(p)}" for p in packages),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
