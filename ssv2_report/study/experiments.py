@@ -470,10 +470,8 @@ def _read_study(path, overrides=None) -> Study:
         raise ValueError(f"{path}: experiments must be a mapping from a name to its settings.")
     raw["experiments"] = {k: {**settings, **e} for k, e in experiments.items()}
     _override(raw, overrides)
-    if experiments and all(
-        "weights" in e or str(e.get("model", "")).startswith("hf:")
-        for e in raw["experiments"].values()
-    ):
+    adopted = lambda e: e.get("weights") or str(e.get("model", "")).startswith("hf:")
+    if experiments and all(map(adopted, raw["experiments"].values())):
         raw.setdefault("seeds", [0])
     try:
         out = Study(name=path.stem, **raw)
