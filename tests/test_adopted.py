@@ -338,18 +338,36 @@ def test_the_report_says_what_was_adopted_and_what_others_claim(judged):
     assert {"arXiv 2207.01398", "its authors"} <= set(claims["source"])
 
 
+def a_transformer(folder):
+    "A small TimeSformer of random weights, as transformers saves it, its classes in an order of its own."
+    transformers = pytest.importorskip("transformers")
+    names = random.Random(2).sample([c.replace("something", "[something]") for c in CLASSES], 10)
+    shape = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+    config = transformers.TimesformerConfig(
+        **shape, num_frames=4, image_size=32, patch_size=8, id2label=dict(enumerate(names))
+    )
+    transformers.TimesformerForVideoClassification(config).save_pretrained(folder)
+    return dict(title="A transformer", model=f"hf:{folder}", mean=[0.45] * 3, std=[0.225] * 3)
+
+
 @pytest.mark.slow
 def test_a_study_without_a_training_split_goes_from_files_to_maps(tmp_path, world):
     results = tmp_path / "results"
     audit(world / "data").save(results / "audit.json")
-    s = study_of(tmp_path, world, flat=theirs(world, published=0.9), deep=theirs(world, "i3d"))
+    of = dict(flat=theirs(world, published=0.9), tokens=a_transformer(tmp_path / "tokens"))
+    s = study_of(tmp_path, world, **of)
     path = str(tmp_path / "study.yaml")
+    steps = ("train/adopt_run", "gradcam/sources_run", "gradcam/gradcam_run")
     for name in s.experiments:
         run = results / "runs" / f"{name}-s0"
         run.mkdir(parents=True)
         given = dict(study=path, experiment_name=name, seed=0, results=str(results))
-        for step in ("train/adopt_run", "gradcam/gradcam_run", "gradcam/reliance_run"):
+        for step in (*steps, "gradcam/reliance_run"):
             run_as_job(project_root(), step, run / f"{step.partition('/')[2]}.ipynb", **given)
         assert (run / "attention_clips.parquet").is_file() and (run / "reliance.parquet").is_file()
     about = json.loads((results / "runs/flat-s0/metrics.json").read_text())
     assert about["published"]["state"] == "fails" and about["head"] == len(CLASSES)
+    judged = set(pd.read_parquet(results / "runs/tokens-s0/sources.parquet")["source"])
+    assert {"layer1:gradcam", "layer4:layercam", "attention:gradient rollout"} <= judged
+    kept = {p.stem for p in (results / "runs/tokens-s0/maps").iterdir()}
+    assert {"layer4-gradcam", "attention-rollout", "attention-gradient-rollout"} <= kept

@@ -294,6 +294,8 @@ def test_gradient_weighted_rollout_knows_its_class(tmp_path, family):
     torch.testing.assert_close(plain, other["attention:rollout"])
     assert not torch.allclose(own[0], other["attention:gradient rollout"][0], rtol=1e-2)
     torch.testing.assert_close(own[1], other["attention:gradient rollout"][1])
+    minus, _ = make_maps(net, x, (torch.tensor([0, 1]), torch.tensor([2, 2])), [*rollout.ROLLOUTS])
+    assert not torch.allclose(own, minus["attention:gradient rollout"], rtol=1e-2)
 
 
 def test_quarters_of_the_depth():

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 
-from .maps import Targets, class_numbers, frozen
+from .maps import Targets, _scores, frozen
 from ..models.protocol import Attention, contract_of
 
 # %% ../../nbs/gradcam/rollout.ipynb #638eb675
@@ -91,19 +91,24 @@ def has_rollout(model: torch.nn.Module) -> bool:
     return (max(t, h * w) if seen.divided else t * h * w) <= MOST_TOKENS
 
 
+def _of_clip(targets, k):
+    "The target of one clip, of a pair both."
+    if isinstance(targets, tuple):
+        return tuple(_of_clip(t, k) for t in targets)
+    return targets[k : k + 1] if isinstance(targets, (list, torch.Tensor)) else targets
+
+
 def rollouts(
     model: torch.nn.Module,  # For which `has_rollout`
     clip: torch.Tensor,  # [B,3,T,H,W]
-    targets: Targets = None,  # As in `maps.gradcam`, no pair
+    targets: Targets = None,  # As in `maps.gradcam`
 ) -> tuple:  # Maps [B,t,h,w] by name, of `ROLLOUTS`; logits [B,K]
     "Attention rollout and gradient-weighted rollout, one clip at a time, as matrices are large. ValueError where the network gives no attention."
     seen, found, answers = contract_of(model).attention, {name: [] for name in ROLLOUTS}, []
     for k, one in enumerate(clip.split(1)):
         logits, steps = _attention_of(model, one, seen)
-        of = targets[k : k + 1] if isinstance(targets, (list, torch.Tensor)) else targets
-        target = class_numbers(logits, of)
         with torch.enable_grad():
-            score = logits.gather(1, target[:, None]).sum()
+            score = _scores(logits, _of_clip(targets, k)).sum()
         grads = torch.autograd.grad(score, steps)
         merged = [a.detach().mean(1) for a in steps]
         weighted = [F.relu(a.detach() * g).mean(1) for a, g in zip(steps, grads)]
