@@ -449,6 +449,18 @@ def _held(evidence, rows, method=None) -> str:
     return " to ".join(ends)
 
 
+def _beside_words(rows) -> dict:
+    "From which to which share, in times an even map, a source's maps hold beside a distractor on the evidence and on the distractor."
+    known = "evidence" in rows and rows["evidence"].notna().any()
+
+    def ends(column):
+        shown = dict.fromkeys(f"{x:.1f}" for x in (rows[column].min(), rows[column].max()))
+        return f"[{' to '.join(shown)}](appendix.ipynb#tbl-distractor){{.number}}"
+
+    kinds = ("evidence", "distractor", "beside_edges", "beside_edges_other")
+    return dict(beside=known, **{k: ends(k) if known else "" for k in kinds})
+
+
 def source_words(evidence: Evidence) -> dict:
     "The source of maps that the report rests on, how it did, and whether it may be interpreted."
     declared, choice = bool(evidence.study.cam.source), evidence.choice
@@ -481,6 +493,7 @@ def source_words(evidence: Evidence) -> dict:
         middle_points=mean("middle_pointing"),
         held=held,
         held_middle=_held(evidence, evidence.beside, "middle") if judged else "",
+        **_beside_words(rows),
     )
 
 # %% ../../nbs/analysis/sentences.ipynb #se-21

@@ -48,6 +48,8 @@ BESIDE = {
     "best_baseline_ratio_both": "beside_best_baseline",
     "bound": "beside_bound",
     "pointing": "beside_pointing",
+    "edges": "beside_edges",
+    "edges_other": "beside_edges_other",
 }
 
 
@@ -60,7 +62,10 @@ def _beside_distractor(study, results) -> dict[bool, pd.DataFrame]:
     for e, t in rows.groupby("experiment", sort=False):
         if second.experiments[e].shortcut_of is None:
             means = t[t["map"] == "own"].groupby("source")[["ratio_distractor", "ratio_action"]]
+            edges = t[t["map"] == "edges x motion"]
             found = _scored(t, BASELINES).join(means.mean(), on="source")
+            found["edges"] = edges["ratio_both"].mean()
+            found["edges_other"] = edges["ratio_distractor"].mean()
             tables[second.experiments[e].is_3d] = found.set_index("source")
     return tables
 

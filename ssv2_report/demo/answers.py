@@ -94,7 +94,7 @@ def scene_of(
 
 
 def _kind(parameters):
-    return TwoActors if parameters["distractor"] else Scene
+    return TwoActors if parameters.get("distractor") else Scene
 
 
 def _flags(world, id):
@@ -112,7 +112,7 @@ def parts_of(
     world: dict,  # As `known_world` gives it
 ) -> list[str]:
     "What can be taken away from the clips of a world; the first is nothing."
-    if world["parameters"]["distractor"]:
+    if world["parameters"].get("distractor"):
         return ["nothing", *GLOVES, "flags"]
     return ["nothing", "hand", "object", "hand and object", "background"]
 
@@ -143,7 +143,7 @@ def _rerender(world, id, frames, part, side):
     "Frames of one clip without a part; what it shares with its twin is drawn once."
     c, seed, parameters = world["clips"][id], scene_seed(world, id), world["parameters"]
     target = (
-        c["target"] if parameters["distractor"] else seed[2]
+        c["target"] if parameters.get("distractor") else seed[2]
     )  # two actors are no film to reverse
     split = "train" if seed[1] == 0 else "validation"
     of = _kind(parameters), target, split, seed, parameters["size"]
