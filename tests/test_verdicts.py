@@ -625,3 +625,15 @@ def test_one_seed_describes_and_gets_no_mark(evidence, monkeypatch):
     judged = judged_of(alone)
     (said,) = verdicts.hypothesis_table(alone, judged)["verdict"]
     assert said == "·\u00a0supported in one run"
+
+
+def test_a_hypothesis_thought_of_after_a_look_is_called_exploratory(evidence):
+    name, h = next(iter(evidence.study.hypotheses.items()))
+    row = judged_of(evidence).loc[name]
+    declared = verdicts.hypothesis_row(evidence, name, row)["what it says"]
+    h.exploratory = True
+    try:
+        now = verdicts.hypothesis_row(evidence, name, row)
+        assert now["what it says"] == f"Exploratory: {declared}"
+    finally:
+        h.exploratory = False

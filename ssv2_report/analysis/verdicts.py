@@ -326,7 +326,7 @@ def hypothesis_row(evidence: Evidence, name: str, judged: pd.Series) -> dict:
         "verdict": f"{mark}\u00a0{verdict_in_words(judged['verdict'], judged['scope'])}",
         "difference": with_interval(judged, *scale, "+"),
         "p": p_text(judged["p_holm"], judged["p_at_most"]),
-        "what it says": h.says[0].upper() + h.says[1:],
+        "what it says": "Exploratory: " * h.exploratory + h.says[0].upper() + h.says[1:],
     }
 
 

@@ -215,6 +215,7 @@ class Hypothesis(_Strict):
     )
     within: float | None = Field(None, gt=0)  # the largest difference that counts as none
     at_least: float | None = Field(None, gt=0)  # the smallest difference that matters
+    exploratory: bool = False  # whether it was thought of, or split, after a look at results
 
     @property
     def margin(self) -> float | None:
