@@ -185,6 +185,10 @@ def test_a_cell_says_on_how_many_clips_it_rests():
 
 
 def test_top5_is_told_of_each_network(evidence):
+    off = estimates.calibration_texts(evidence.ordered, evidence.titles)
+    assert len(off) == len(evidence.titles) and all(0 <= float(x) <= 100 for x in off)
+    sure = evidence.ordered.assign(certainty=evidence.ordered["right"].astype(float))
+    assert set(estimates.calibration_texts(sure, evidence.titles)) == {"0.0"}
     texts = estimates.top5_texts(evidence.ordered, evidence.titles)
     mean = evidence.ordered.groupby("experiment", observed=True)["top5"].mean()
     assert texts == [f"{100 * mean[e]:.1f}" for e in evidence.titles]
@@ -468,7 +472,10 @@ def test_every_two_networks_are_compared(evidence):
     assert verdicts.network_table(evidence.ordered, {"2d-multi": "x"}).empty
     clips = dict.fromkeys(evidence.measures, 40)
     apart = verdicts.attention_differences(evidence, clips)
-    assert len(apart.columns) == 3 and apart.iloc[:, 1].str.endswith("(n\u00a0=\u00a030)").all()
+    shared = verdicts.both_right(evidence, "2d-multi", "3d-scratch")
+    right = evidence.ordered[evidence.ordered["id"].isin(shared)]
+    assert right[right["experiment"].isin(("2d-multi", "3d-scratch"))]["right"].all()
+    assert len(apart.columns) == 5 and apart.iloc[:, 1].str.endswith("(n\u00a0=\u00a030)").all()
 
 
 def test_answers_of_a_generated_world_are_held_against_what_was_found(evidence):

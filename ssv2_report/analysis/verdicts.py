@@ -7,8 +7,8 @@ __all__ = ['DIRECTIONS', 'OTHER_MEASURES', 'VERDICT_MARKS', 'possible_range', 'c
            'map_similarity', 'compare_by_source', 'compare_sources', 'direction', 'sources_disagree',
            'why_not_believed', 'evaluate_hypothesis', 'failed_measures', 'is_about_maps', 'judge_hypotheses',
            'margin_text', 'known_map_text', 'hypothesis_row', 'hypothesis_table', 'comparison_table',
-           'robustness_table', 'lineage_table', 'network_table', 'attention_differences', 'blind_to_order',
-           'known_answers']
+           'robustness_table', 'lineage_table', 'network_table', 'both_right', 'attention_differences',
+           'blind_to_order', 'known_answers']
 
 # %% ../../nbs/analysis/verdicts.ipynb #ve-02
 from itertools import combinations
@@ -422,19 +422,31 @@ def network_table(
     )
 
 
+def both_right(evidence: Evidence, a: str, b: str) -> set[str]:
+    "The validation clips that two networks are right on in every seed."
+    right = evidence.ordered.groupby(["experiment", "id"], observed=True)["right"].min()
+    return {*right[a][lambda r: r > 0].index} & {*right[b][lambda r: r > 0].index}
+
+
 def attention_differences(evidence: Evidence, clips: dict[str, int]) -> pd.DataFrame:
     """Differences in each measure of maps, 3D less 2D and inflated less not, with intervals and
-    without a test. `clips`: on how many each measure rests, as `clips_measured` gives it."""
+    without a test; the same on the clips that both networks are right on. `clips`: on how many each
+    measure rests, as `clips_measured` gives it."""
     flat, deep, inflated, _ = evidence.compared
     pairs = [(a, b) for a, b in ((deep, flat), (inflated, deep)) if a != b]
+    agreed = {pair: both_right(evidence, *pair) for pair in pairs}
     rows = []
     for m in evidence.measures:
         row, ends = {"measure": CLIP_MEASURES[m][0]}, [range_of(m, evidence.n_frames)] * 2
+        possible = difference_range(*ends)
         for a, b in pairs:
-            possible = difference_range(*ends)
+            title = f"{evidence.titles[a]} – {evidence.titles[b]}"
             f = compare(evidence.cam, m, a, b, evidence.scenes, possible=possible)
             text = note_sample_size(with_interval(f, sign="+"), f["clips"], clips[m])
-            row[f"{evidence.titles[a]} – {evidence.titles[b]}"] = text
+            some = evidence.cam[evidence.cam["id"].isin(agreed[a, b])]
+            g = compare(some, m, a, b, evidence.scenes, possible=possible)
+            right = note_sample_size(with_interval(g, sign="+"), g["clips"], clips[m])
+            row |= {title: text, f"{title}, where both are right": right}
         rows.append(row)
     return pd.DataFrame(rows)
 
