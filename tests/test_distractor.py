@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+from ssv2_report.analysis.validation import source_table
 from ssv2_report.data.clips import to_clip
 from ssv2_report.demo.world import CLASSES, TwoActors, draw_scene
 from ssv2_report.gradcam.attention import oracle_maps
@@ -89,3 +90,19 @@ def test_a_network_with_all_above_the_stem_random_is_refused(world, rows):
     maps = make_maps(half, clips, torch.arange(24) % len(CLASSES), [SOURCE])[0][SOURCE]
     found = judged(world, rows, maps)
     assert not found["interpretable"] and "not above random above" in found["why"]
+
+
+def test_the_table_of_sources_has_a_row_for_each_and_one_for_edges():
+    row = dict(experiment="a", ratio_both=4.0, bound=8.0, pointing=0.5, edges=5.0, empty=1, maps=4)
+    row |= dict(deletion=0.2, deletion_random=0.4, insertion=0.6, insertion_random=0.5)
+    row |= dict(interpretable=True, evidence=20.0, distractor=0.3)
+    row |= dict(beside_edges=4.8, beside_edges_other=4.7)
+    judged = pd.DataFrame([row | dict(source=k) for k in ("stem:gradcam", "occlusion")])
+    judged.loc[1, ["evidence", "distractor", "deletion"]] = np.nan
+    table = source_table(judged, "stem:gradcam").set_index("source")
+    assert table.loc["stem:gradcam", "of the bound"] == "50%"
+    assert list(table["evidence"]) == ["20.0", "–", "4.8"]
+    assert list(table["interpretable"]) == ["1 of 1", "reference", "baseline"]
+    assert list(table["chosen"]) == ["✓", "", ""] and table.loc["occlusion", "empty maps"] == "25%"
+    alone = judged.drop(columns=["evidence", "distractor", "beside_edges", "beside_edges_other"])
+    assert "evidence" not in source_table(alone, "stem:gradcam")

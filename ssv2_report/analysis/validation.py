@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BESIDE', 'OTHER_MEASURES', 'judge_sources', 'shared_sources', 'interpretable_sources', 'choose_source',
-           'cliffs_delta', 'separation', 'taught_rows', 'map_correlation', 'agreement']
+           'source_table', 'cliffs_delta', 'separation', 'taught_rows', 'map_correlation', 'agreement']
 
 # %% ../../nbs/analysis/validation.ipynb #04c-002
 from collections.abc import Iterable
@@ -154,6 +154,46 @@ def choose_source(
     lost = cams[(cams["source"] == source) & ~cams["interpretable"]]
     why = "; ".join(f"{r.experiment}: {r.why}" for r in lost.itertuples())
     return dict(source=source, interpretable=source in usable, why=why)
+
+# %% ../../nbs/analysis/validation.ipynb #3856e4d5
+def _text(value, form):
+    return "–" if pd.isna(value) else form.format(value)
+
+
+def source_table(
+    judged: pd.DataFrame,  # As `judge_sources` gives it
+    chosen: str,  # The report's source
+) -> pd.DataFrame:  # A row a source, of texts, and one for edges times motion
+    "How each source did, mean over networks, as the report shows it."
+    shown = judged.assign(
+        share=judged["ratio_both"] / judged["bound"],
+        ok=judged["interpretable"].astype(int),
+        gone=judged["empty"] / judged["maps"],
+    )
+    t = shown.groupby("source", sort=False).mean(numeric_only=True)
+    networks, edges = judged["experiment"].nunique(), judged.mean(numeric_only=True)
+    passed = shown.groupby("source", sort=False)["ok"].sum()
+    rows = []
+    for k, r in t.iterrows():
+        row = {"source": k, "ratio": _text(r["ratio_both"], "{:.2f}")}
+        row |= {"of the bound": _text(r["share"], "{:.0%}")}
+        row |= {"pointing": _text(r["pointing"], "{:.0%}")}
+        if "evidence" in r:
+            row["evidence"] = _text(r["evidence"], "{:.1f}")
+            row["distractor"] = _text(r["distractor"], "{:.1f}")
+        for kind in ("deletion", "insertion"):
+            noise = _text(r[f"{kind}_random"], " ({:.2f})")
+            row[f"{kind} (noise)"] = _text(r[kind], "{:.2f}") + noise * (noise != "–")
+        row["interpretable"] = f"{passed[k]} of {networks}" if ":" in k else "reference"
+        if t["gone"].any():
+            row["empty maps"] = f"{r['gone']:.0%}"
+        rows.append(row | {"chosen": "✓" if k == chosen else ""})
+    last = {"source": "edges x motion", "ratio": _text(edges["edges"], "{:.2f}")}
+    if "evidence" in t:
+        last["evidence"] = _text(edges["beside_edges"], "{:.1f}")
+        last["distractor"] = _text(edges["beside_edges_other"], "{:.1f}")
+    rows.append(last | {"interpretable": "baseline"})
+    return pd.DataFrame(rows).fillna("–").assign(chosen=lambda t: t["chosen"].replace("–", ""))
 
 # %% ../../nbs/analysis/validation.ipynb #04c-007
 def cliffs_delta(
