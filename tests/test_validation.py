@@ -448,11 +448,11 @@ def test_other_distractor_worlds_and_weights_lead_to_the_same_refusals(tmp_path,
     second = load_study("demo-distractor", overrides=changes)
     path = write_study(second, tmp_path)
     found = {}
-    for name in ("2d-multi", "3d-scratch"):
+    for name in ("2d-multi", "3d-inflated"):
         make(f"flags/sources-{name}-s{seed}", path, tmp_path / "out")
         run = tmp_path / "out" / "runs" / f"{name}-s{seed}"
         without = pd.read_parquet(run / "evidence.parquet").groupby("part")["right"].mean()
-        assert without["nothing"] > (0.75 if name == "3d-scratch" else 0.45)
+        assert without["nothing"] > (0.75 if name == "3d-inflated" else 0.45)
         assert without["evidence"] < 0.2
         assert abs(without["distractor"] - without["nothing"]) < 0.06
         rows = pd.read_parquet(run / "sources.parquet").assign(seed=seed)

@@ -76,7 +76,7 @@ def test_events_are_told_and_counted(tracker):
 
 def test_every_job_of_the_plan_is_one_that_the_workflow_can_start(tracker):
     assert set(tracker.jobs) == set(tracker.needs) == set(tracker.seconds)
-    assert "distractor_sources 3d-scratch-s0" in tracker.needs["validation"]
+    assert "distractor_sources 3d-inflated-s0" in tracker.needs["validation"]
     assert len(pending_jobs(load_study("smoke"), "/nowhere")) < len(tracker.jobs)
 
 
