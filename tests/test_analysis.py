@@ -247,7 +247,7 @@ def analyse(results, path, as_printed=False):
     without = ("label: case-studies", "cases.draw_typical")
     nb.cells = [c for c in nb.cells if not any(text in c.source for text in without)]
     if not as_printed:
-        imports = next(c for c in nb.cells if "import tables" in c.source or ", tables" in c.source)
+        imports = next(c for c in nb.cells if "from ssv2_report.analysis import" in c.source)
         imports.source += SMALL_FIGURES
     nbformat.write(nb, results / "as_run.ipynb")
     known = dict(study=str(path), results=str(results))

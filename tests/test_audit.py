@@ -467,6 +467,7 @@ def test_a_study_of_some_classes_trains_although_others_are_incomplete(root, tmp
     (root / MEDIA / "4.webm").unlink()
     audit(root).save(tmp_path / "audit.json")
     data = SimpleNamespace(root=root, classes=None, per_class=None, max_excluded=0)
+    data.splits = ["train", "validation"]
     with pytest.raises(ValueError, match="max_excluded: 1"):
         clips_of(SimpleNamespace(data=data), "train", tmp_path)
     data.classes = worlds.CLASSES[:3]

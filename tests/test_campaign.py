@@ -21,12 +21,13 @@ from ssv2_report.study.experiments import load_study
 
 RUN_BOOKS = dict(
     train="train/train_run",
+    sources="gradcam/sources_run",
     gradcam="gradcam/gradcam_run",
     reliance="gradcam/reliance_run",
     analysis="analysis/analysis_run",
     validation="analysis/validation_run",
 )
-LOOKED = {"gradcam", "reliance", "analysis", "validation"}
+LOOKED = {"sources", "gradcam", "reliance", "analysis", "validation"}
 ALL = {"train", "chapter"} | LOOKED
 
 

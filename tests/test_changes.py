@@ -23,10 +23,10 @@ from ssv2_report.jobs.records import (
 from ssv2_report.jobs.steps import jobs_of
 from ssv2_report.study.experiments import Hypothesis, load_study
 
-ALL = of("train") | of("gradcam") | of("reliance")
-MULTI = {
-    f"{s}-{x}-s0" for s in ("train", "gradcam", "reliance") for x in ("2d-multi", "3d-inflated")
-}
+LOOKED = of("sources") | of("gradcam") | of("reliance")
+ALL = of("train") | LOOKED
+RUN_STEPS = ("train", "sources", "gradcam", "reliance")
+MULTI = {f"{s}-{x}-s0" for s in RUN_STEPS for x in ("2d-multi", "3d-inflated")}
 
 
 def first(study, pattern="20bn*/*.webm"):
@@ -299,27 +299,24 @@ MORE = [
     (add_a_seed, {x.replace("-s0", "-s1") for x in ALL} | {"validation"} | DOWN),
     (
         change_init,
-        of("train", "3d-scratch")
-        | of("gradcam", "3d-scratch")
-        | of("reliance", "3d-scratch")
-        | DOWN,
+        {f"{step}-3d-scratch-s0" for step in RUN_STEPS} | DOWN,
     ),
     (change_experiments_title, DOWN),
     (change_classes, {"cache"} | ALL | DOWN),
     (change_per_class, {"cache"} | DOWN),
     (change_max_excluded, {"cache"} | DOWN),
     *((f, DOWN) for f in (change_source, change_fewer_cases)),
-    *((f, of("gradcam") | DOWN) for f in (change_choice,)),
+    (change_choice, of("sources") | DOWN),
     (change_maps, of("gradcam") | of("reliance") | DOWN),
     *((f, DOWN) for f in (reword_a_hypothesis, remove_a_hypothesis, order_hypotheses)),
     (
         add_an_experiment,
-        of("train", "more") | of("gradcam", "more") | of("reliance", "more") | DOWN,
+        {f"{step}-more-s0" for step in RUN_STEPS} | DOWN,
     ),
     (remove_an_experiment, DOWN),
     (
         rename_an_experiment,
-        of("train", "c++") | of("gradcam", "c++") | of("reliance", "c++") | DOWN,
+        {f"{step}-c++-s0" for step in RUN_STEPS} | DOWN,
     ),
     (order_experiments, DOWN),
     (second_world, None),
@@ -329,7 +326,7 @@ MORE = [
     *((f, SEEN) for f in (replace_a_test_clip, reword_a_label)),
     (
         remove_the_boxes,
-        {"audit", "cache", "chapter-00_data"} | of("gradcam") | of("reliance") | DOWN,
+        {"audit", "cache", "chapter-00_data"} | LOOKED | DOWN,
     ),
     (lose_a_map, of("gradcam", "3d-scratch")),
     (lose_a_figure, {"analysis"}),

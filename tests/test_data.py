@@ -235,7 +235,7 @@ def test_the_chapter_shows_what_the_data_has(tmp_path, templates, n, train):
     cells = nbformat.read(tmp_path / "out.ipynb", 4).cells
     kinds = {"image/png", "image/svg+xml"}
     pictures = [o for c in cells for o in c.get("outputs", []) if kinds & o.get("data", {}).keys()]
-    assert len(pictures) == 6
+    assert len(pictures) == 7
 
 
 def test_a_sample_per_class_is_fixed_by_its_seed(root):

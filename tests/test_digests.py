@@ -281,39 +281,45 @@ def lose_a_run(study, results):
     shutil.rmtree(results / "runs" / "2d-single-s0")
 
 
+RUN_STEPS = ("train", "sources", "gradcam", "reliance")
+LOOKED = of("sources") | of("gradcam") | of("reliance")
+ALL = of("train") | LOOKED
 CHANGES = [
     (change_title, DOWN),
     (change_workers, set()),
     (change_gpus, set()),
     (
         change_lr,
-        {*of("train", "2d-multi", "3d-inflated"), *of("gradcam", "2d-multi", "3d-inflated")}
+        of("train", "2d-multi", "3d-inflated")
+        | of("sources", "2d-multi", "3d-inflated")
+        | of("gradcam", "2d-multi", "3d-inflated")
         | of("reliance", "2d-multi", "3d-inflated")
         | DOWN,
     ),
-    (change_size, {"cache", *of("train"), *of("gradcam"), *of("reliance")} | DOWN),
+    (change_size, {"cache"} | ALL | DOWN),
     (
         change_label,
-        {"audit", "cache", *of("train"), *of("gradcam"), *of("reliance"), "chapter-00_data"} | DOWN,
+        {"audit", "cache", "chapter-00_data"} | ALL | DOWN,
     ),
-    (change_boxes, {"audit", "chapter-00_data", *of("gradcam"), *of("reliance")} | DOWN),
+    (change_boxes, {"audit", "chapter-00_data"} | LOOKED | DOWN),
     (change_paint, of("reliance") | DOWN),
-    (change_sources, of("gradcam") | DOWN),
+    (change_sources, of("sources") | of("gradcam") | DOWN),
     (
         change_frames,
         of("train", "2d-multi", "3d-inflated")
+        | of("sources")
         | of("gradcam")
         | of("reliance", "2d-multi", "3d-inflated")
         | DOWN,
     ),
     (
         change_start,
-        {f"{step}-3d-scratch-s0" for step in ("train", "gradcam", "reliance")} | DOWN,
+        {f"{step}-3d-scratch-s0" for step in RUN_STEPS} | DOWN,
     ),
     (lose_weights, {"train-3d-scratch-s0"}),
     (
         lose_a_run,
-        of("train", "2d-single") | of("gradcam", "2d-single") | of("reliance", "2d-single"),
+        {f"{step}-2d-single-s0" for step in RUN_STEPS},
     ),
 ]
 
@@ -391,14 +397,14 @@ def test_the_whole_study_does_what_its_parts_left(tmp_path):
     study.experiments["2d-single"].n_frames = 1
     first = bring_up_to_date(sub_study(study, ["2d-single"], [0]), results)
     runs = [job for job in first if job.endswith("-s0")]
-    assert runs == [f"{step}-2d-single-s0" for step in ("train", "gradcam", "reliance")]
+    assert runs == [f"{step}-2d-single-s0" for step in RUN_STEPS]
     second = bring_up_to_date(sub_study(study, ["3d-inflated"], [0]), results)
     assert {job for job in second if job.startswith("train")} == of(
         "train", "2d-multi", "3d-inflated"
     )
     rest = bring_up_to_date(study, results)
     names = [("3d-scratch", 0), *((name, 1) for name in RUNS)]
-    left = {f"{s}-{n}-s{k}" for s in ("train", "gradcam", "reliance") for n, k in names}
+    left = {f"{s}-{n}-s{k}" for s in RUN_STEPS for n, k in names}
     assert {job for job in rest if re.search(r"-s\d$", job)} == left
     assert set(rest) - left == {"validation", *DOWN}
     assert bring_up_to_date(study, results) == []
