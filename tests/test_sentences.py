@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from test_verdicts import found, generated, made_up
 
 from ssv2_report.analysis import cases, sentences
@@ -489,3 +490,14 @@ def test_validation_is_told(evidence):
     words = sentences.validation_words(evidence, {"ratio_both", "unheard of"})
     assert words["left_out"] == "share on hand or object / its area; unheard of"
     assert not words["all_pass"]
+
+
+def test_what_a_source_holds_beside_a_distractor_is_said_where_it_is_known():
+    judged = pd.DataFrame(
+        dict(evidence=[20.61, 22.5], distractor=0.3, beside_edges=4.8, beside_edges_other=4.8)
+    )
+    words = sentences._beside_words(judged)
+    assert words["beside"] is True and "[20.6 to 22.5](" in words["evidence"]
+    assert words["distractor"].startswith("[0.3](") and yaml.safe_dump(words)
+    for rows in (judged.drop(columns="evidence"), judged.assign(evidence=np.nan)):
+        assert sentences._beside_words(rows)["beside"] is False

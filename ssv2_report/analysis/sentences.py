@@ -451,7 +451,7 @@ def _held(evidence, rows, method=None) -> str:
 
 def _beside_words(rows) -> dict:
     "From which to which share, in times an even map, a source's maps hold beside a distractor on the evidence and on the distractor."
-    known = "evidence" in rows and rows["evidence"].notna().any()
+    known = bool("evidence" in rows and rows["evidence"].notna().any())
 
     def ends(column):
         shown = dict.fromkeys(f"{x:.1f}" for x in (rows[column].min(), rows[column].max()))
