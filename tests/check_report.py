@@ -255,8 +255,10 @@ def test_only_what_a_change_concerns_is_redone(report, tmp_path):
         {("validation", None)} if (results / "validation_run.ipynb").is_file() else set()
     )
     assert planned(changed(name, "3d-scratch", tmp_path), results) == after | {
-        (rule, "3d-scratch") for rule in ("train", "gradcam", "reliance")
+        (rule, "3d-scratch") for rule in ("train", "sources", "gradcam", "reliance")
     }
     assert planned(changed(name, "2d-multi", tmp_path), results) == after | {
-        (rule, e) for rule in ("train", "gradcam", "reliance") for e in ("2d-multi", "3d-inflated")
+        (rule, e)
+        for rule in ("train", "sources", "gradcam", "reliance")
+        for e in ("2d-multi", "3d-inflated")
     }

@@ -3,10 +3,19 @@
 import re
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 from test_verdicts import made_up
 
-from ssv2_report.analysis.summary import MOST_WORDS, abstract_words, compare_places, words_of
+from ssv2_report.analysis.summary import (
+    MOST_WORDS,
+    abstract_words,
+    compare_places,
+    twin_sentence,
+    without_links,
+    words_of,
+)
 from ssv2_report.analysis.verdicts import compare_sources, judge_hypotheses
 
 
@@ -137,3 +146,33 @@ def test_a_difference_that_no_hypothesis_names_is_described(better):
     bare = better.study.model_copy(update=dict(hypotheses={}))
     said = abstract(replace(better, study=bare))
     assert "which is chance" in said and "pretraining" not in said
+
+
+def of_twins(evidence, tmp_path, alike):
+    "The same runs, with the rank correlation of the maps of twins by (source, experiment)."
+    rng = np.random.default_rng(0)
+    for experiment, seed in evidence.study.runs:
+        rows = [
+            dict(
+                source=s, map="minus twin", id=str(k), twin_correlation=value + rng.normal(0, 0.02)
+            )
+            for s in evidence.usable
+            for k, value in enumerate([alike.get((s, experiment), 0.9)] * 30)
+        ]
+        run = tmp_path / "runs" / evidence.study.folder(experiment, seed)
+        run.mkdir(parents=True)
+        pd.DataFrame(rows).to_parquet(run / "sources.parquet")
+    (tmp_path / "tables_validation").mkdir()
+    (tmp_path / "tables_validation" / "twins.csv").touch()
+    return replace(evidence, results=tmp_path)
+
+
+def test_maps_of_twins_are_told_of_where_all_sources_say_the_same(better, tmp_path):
+    assert twin_sentence(better) == ""
+    lower = {(s, "3d-scratch"): 0.3 for s in better.usable}
+    said = without_links(twin_sentence(of_twins(better, tmp_path / "lower", lower)))
+    assert "of its reverse are less alike in the 3D network than in the 2D network (rank" in said
+    assert re.search(r"rank correlation 0\.[23]\d against 0\.[89]\d\)\.$", said), said
+    assert len(words_of(said)) <= 30
+    one = dict(list(lower.items())[:1])
+    assert twin_sentence(of_twins(better, tmp_path / "one", one)) == ""

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_WORDS', 'plain_names', 'begun', 'Place', 'compare_place', 'compare_places', 'place_sentence', 'place_numbers',
-           'compare_order', 'order_sentence', 'pretraining_sentence', 'without_part', 'use_sentence',
+           'compare_order', 'order_sentence', 'pretraining_sentence', 'without_part', 'use_sentence', 'twin_sentence',
            'sources_sentence', 'scope_sentences', 'without_links', 'words_of', 'abstract_words']
 
 # %% ../../nbs/analysis/summary.ipynb #39ba93bd
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .evidence import Evidence
+from .stats import compare
 from .tables import WAYS_TAKEN, cell, listing, number, percent, with_noun
 from ssv2_report.analysis.verdicts import (
     blind_to_order,
@@ -26,6 +27,7 @@ from ssv2_report.analysis.verdicts import (
     sources_disagree,
 )
 from ..study.experiments import Hypothesis
+from ..study.runs import read_runs
 
 # %% ../../nbs/analysis/summary.ipynb #164264d9
 def plain_names(evidence: Evidence) -> tuple[str, str]:  # Of the 2D and of the 3D network
@@ -218,6 +220,28 @@ def use_sentence(evidence: Evidence, reliances: dict[tuple, pd.DataFrame]) -> st
         said += f" and {other} on {link(left['mean'][e])} ({link(whole['mean'][e])})"
     return f"Without hand and object, {said}."
 
+# %% ../../nbs/analysis/summary.ipynb #cb6dc4e3
+def twin_sentence(evidence: Evidence) -> str:
+    "Whether the maps of a class and of its reversed twin are less alike in the 3D network; empty where not every source of maps that passed says the same, or nothing was measured."
+    (flat, deep), compared = plain_names(evidence), evidence.compared
+    if not (evidence.results / "tables_validation" / "twins.csv").is_file():
+        return ""
+    rows, _ = read_runs(evidence.study, evidence.results, "sources.parquet")
+    rows = rows[rows["map"] == "minus twin"]
+    of_source = lambda s: rows[rows["source"] == s]
+    networks, possible = (compared.deep, compared.flat), (-2.0, 2.0)
+    found = {
+        s: compare(of_source(s), "twin_correlation", *networks, possible=possible)
+        for s in evidence.usable
+    }
+    signs = {np.sign(f["lo"]) * (np.sign(f["lo"]) == np.sign(f["hi"])) for f in found.values()}
+    if compared.flat == compared.deep or signs not in ({-1}, {1}):
+        return ""
+    mine = found[evidence.source] if evidence.source in found else next(iter(found.values()))
+    a, b = (f"[{number(mine[k])}](appendix.ipynb#tbl-twins){{.number}}" for k in "ab")
+    how = "less" if signs == {-1} else "more"
+    return f"The maps of a class and of its reverse are {how} alike in {deep} than in {flat} (rank correlation {a} against {b})."
+
 # %% ../../nbs/analysis/summary.ipynb #7d2e04e4
 def sources_sentence(evidence: Evidence, places: list[Place]) -> str:
     "How many sources of maps passed, and on which places they agree; empty where maps tell nothing."
@@ -287,6 +311,7 @@ def abstract_words(
     answer = [f"**{place}**", numbers, order_sentence(evidence, judged)]
     more = [
         sources_sentence(evidence, places),
+        twin_sentence(evidence),
         pretraining_sentence(evidence, judged),
         use_sentence(evidence, reliances),
     ]
