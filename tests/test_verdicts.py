@@ -407,12 +407,14 @@ def test_what_cannot_be_measured_or_believed_is_not_judged(evidence, tmp_path):
         verdicts.evaluate_hypothesis(e, h)
 
 
-def test_failed_measures_are_read(tmp_path):
+def test_failed_measures_of_the_report_are_read(tmp_path):
     assert verdicts.failed_measures(tmp_path) is None
     (tmp_path / "tables_validation").mkdir()
-    rows = dict(measure=["a", "a", "b"], separates=[True, False, True])
-    pd.DataFrame(rows).to_csv(tmp_path / "tables_validation" / "validation.csv")
-    assert verdicts.failed_measures(tmp_path) == {"a"}
+    told = dict(
+        measure=["ratio_both", "pointing", "ratio_distractor"], separates=[True, False, False]
+    )
+    pd.DataFrame(told).to_csv(tmp_path / "tables_validation" / "validation.csv")
+    assert verdicts.failed_measures(tmp_path) == {"pointing"}
 
 
 def test_hypotheses_are_judged_and_told(evidence):
