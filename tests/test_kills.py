@@ -117,7 +117,8 @@ class Toy:
         assert n == 1
         code.write_text(text)  # one chapter will do
         page = new_notebook(cells=[md("# A toy\n\nIt found {{< var accuracy >}}.")])
-        (self.clone / "nbs" / "index.ipynb").write_text(writes(page))
+        for name in ("index", "report/appendix"):
+            (self.clone / "nbs" / f"{name}.ipynb").write_text(writes(page))
         make(base / "data", 2, 2, 1)
         self.mark = uuid.uuid4().hex
         self.study(lr=0.1)

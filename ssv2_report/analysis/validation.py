@@ -54,11 +54,12 @@ BESIDE = {
 
 
 def _beside_distractor(study, results) -> dict[bool, pd.DataFrame]:
-    "By kind of network (whether 3D) how its sources fare in the second world, by source; empty without one."
-    if not study.second_world:
+    "By kind of network (whether 3D) how its sources fare in the second world, by source; empty without one or its runs."
+    folder, tables = Path(results) / "distractor", {}
+    if not study.second_world or not any(folder.glob("runs/*/sources.parquet")):
         return {}
-    second, tables = load_study(study.second_world), {}
-    rows = _rows_of(second, Path(results) / "distractor")
+    second = load_study(study.second_world)
+    rows = _rows_of(second, folder)
     for e, t in rows.groupby("experiment", sort=False):
         if second.experiments[e].shortcut_of is None:
             means = t[t["map"] == "own"].groupby("source")[["ratio_distractor", "ratio_action"]]
