@@ -444,8 +444,8 @@ def test_a_tiny_study_and_its_second_world_from_data_to_verdicts(tmp_path):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_other_distractor_worlds_and_weights_lead_to_the_same_refusals(tmp_path, seed):
     "The demo's second world drawn and trained anew: the evidence carries the class, the distractor nothing, and the rule passes and refuses as in the demo."
-    changes = {"data.root": str(tmp_path / "world"), "data.demo.seed": seed, "seeds": [seed]}
-    second = load_study("demo-distractor", overrides=changes)
+    second = load_study("demo-distractor")
+    second.data.root, second.data.demo.seed, second.seeds = str(tmp_path / "world"), seed, [seed]
     path = write_study(second, tmp_path)
     found = {}
     for name in ("2d-multi", "3d-inflated"):
