@@ -136,15 +136,13 @@ def test_the_report_is_there_and_says_what_was_excluded(few):
 def test_names_of_classes_are_shown_as_they_are(few):
     for path in few.report.glob("*.html"):
         assert "<img src=x" not in path.read_text(encoding="utf-8"), path.name
-    heading = re.search(
-        r"Case \d[^<]*next to something[^<]*",
-        (few.report / "index.html").read_text(encoding="utf-8"),
-    )[0]
-    assert (
-        html.unescape(heading)
-        .strip()
-        .endswith(': Holding something next to something <img src=x> "$a$" *b*')
-    ), heading
+    pages = [few.report / f"{name}.html" for name in ("index", "analysis_run")]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    headings = re.findall(r"Case \d[^<]*next to something[^<]*", text)
+    assert headings, "of a case that the rule chooses"
+    for heading in headings:
+        shown = html.unescape(heading).strip()
+        assert shown.endswith(': Holding something next to something <img src=x> "$a$" *b*'), shown
 
 
 def test_free_text_of_a_study_is_shown_as_written_and_runs_nowhere(few):
