@@ -378,10 +378,11 @@ def _staged(cells, metadata, variables, path, page, links):
     "The notebook of one page, ready to be written."
 
     def option(line):
-        "An option's values stay within its quotes; a text for screen readers knows no markup."
+        "An option's values stay within its quotes, without spaces where one is empty; a text for screen readers knows no markup."
         is_alt = re.match(r"#\| *fig-alt:", line[0])
         form = lambda v: json.dumps(plain(v) if is_alt else v, ensure_ascii=False)[1:-1]
-        return substitute(line[0], variables, page, form)
+        text = substitute(line[0], variables, page, form)
+        return re.sub(r'(: ")\s+|\s+(?="$)', lambda m: m[1] or "", text)
 
     def filled(cell):
         if cell["cell_type"] != "code":
