@@ -107,11 +107,8 @@ def _judged_beside(found, there):
         return found.assign(interpretable=False, why=lost)
     there = there.reindex(found["source"])
     ok = (found["interpretable"].to_numpy() & there["interpretable"].eq(True)).to_numpy()
-    beside = "beside a distractor " + there["why"].fillna("not judged")
-    why = [
-        "; ".join(x for x in (own, "" if other == "beside a distractor " else other) if x)
-        for own, other in zip(found["why"], beside)
-    ]
+    beside = [f"beside a distractor {why}" * bool(why) for why in there["why"].fillna("not judged")]
+    why = ["; ".join(filter(None, both)) for both in zip(found["why"], beside)]
     score = there["score"].fillna(found.set_index("source")["score"]).to_numpy()
     found = found.assign(interpretable=ok, why=why, score=score)
     return found.assign(**{new: there[old].to_numpy() for old, new in BESIDE.items()})

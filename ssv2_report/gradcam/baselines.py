@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import nn
 
-from .maps import frozen
+from .maps import _unfold, frozen
 from ..models.net2d import batch_norms, stages
 from ..models.protocol import redraw
 
@@ -47,8 +47,7 @@ def activation_norms(
             keep = lambda module, args, out, name=name: kept.update({name: out.detach()})
             handles.append(model.get_submodule(name).register_forward_hook(keep))
         model(clip)
-    folded = {k: A.float().norm(dim=1) for k, A in kept.items()}
-    return {k: A if A.ndim == 4 else A.unflatten(0, (len(clip), -1)) for k, A in folded.items()}
+    return {k: _unfold(A, len(clip)).norm(dim=1) for k, A in kept.items()}
 
 # %% ../../nbs/gradcam/baselines.ipynb #baselines-11
 def randomised_above(

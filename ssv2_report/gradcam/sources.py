@@ -474,11 +474,10 @@ def _random_rows(model, clips, targets, truth, sources, draws, seed):
     return rows
 
 # %% ../../nbs/gradcam/sources.ipynb #7db27bec
-def _own_rows(model, clips, targets, truth, sources):
+def _own_rows(model, clips, targets, truth, maps, correct):
     "Maps of the network itself, of another clip, of its activations alone, and the right ones."
-    maps, correct = _batched(model, clips, targets, sources)
     right, other = oracle_maps(truth["hand"], truth["object"]), other_clips(targets)
-    layers, device = _judged_at(model, sources), next(model.parameters()).device
+    layers, device = _judged_at(model, [*maps]), next(model.parameters()).device
     names = list(dict.fromkeys(layers.values()))
     found = [activation_norms(model, x.to(device), names) for x in clips.split(16)]
     norms = {k: _measured(torch.cat([f[k].cpu() for f in found]), truth) for k in names}
@@ -493,24 +492,21 @@ def _own_rows(model, clips, targets, truth, sources):
             "right": bounds[tuple(maps[s].shape[1:])],
         }
         rows += [t.assign(source=s, map=k) for k, t in versions.items()]
-    return rows, (len(clips), *next(reversed(maps.values())).shape[1:])
+    return rows
 
 # %% ../../nbs/gradcam/sources.ipynb #c7874cac
-def _twin_rows(model, clips, targets, truth, sources, twin):
+def _twin_rows(model, clips, targets, truth, maps, twin):
     "Maps of the true class minus its reversed twin, and how alike the maps of the two are (twin_correlation)."
     some, device = np.flatnonzero(twin >= 0), next(model.parameters()).device
     parts = []
     for k in np.array_split(some, max(1, len(some) // 16)):
         x, a, b = clips[k].to(device), targets[k], torch.as_tensor(twin[k])
-        kinds = (make_maps(model, x, t, sources)[0] for t in (a, b, (a, b)))
-        parts.append([{s: m.cpu() for s, m in maps.items()} for maps in kinds])
-    true, other, minus = (
-        {s: torch.cat([m[s] for m in kind]) for s in sources} for kind in zip(*parts)
-    )
+        parts.append([make_maps(model, x, t, [*maps])[0] for t in (b, (a, b))])
     own = {k: x[some] for k, x in truth.items()}
-    for s in sources:
-        alike = rank_correlation(true[s], other[s])
-        yield _measured(minus[s], own).assign(source=s, map="minus twin", twin_correlation=alike)
+    for s, true in maps.items():
+        other, minus = (torch.cat([m[s].cpu() for m in kind]) for kind in zip(*parts))
+        alike = rank_correlation(true[some], other)
+        yield _measured(minus, own).assign(source=s, map="minus twin", twin_correlation=alike)
 
 # %% ../../nbs/gradcam/sources.ipynb #94fa6163
 def grid_scores(
@@ -526,10 +522,12 @@ def grid_scores(
 ) -> pd.DataFrame:  # A row a clip, source and map, as `interpretable` takes them (without seed and scene), with the measures of `score_maps`
     "Every source of maps and every baseline, measured on the same clips."
     truth = {k: np.asarray(x) for k, x in truth.items()}
-    rows, grid = _own_rows(model, clips, targets, truth, sources)
+    maps, correct = _batched(model, clips, targets, sources)
+    rows = _own_rows(model, clips, targets, truth, maps, correct)
+    grid = len(clips), *next(reversed(maps.values())).shape[1:]
     rows += _given_rows(clips, truth, grid, seed)
     if twin is not None and (twin >= 0).any():
-        rows += _twin_rows(model, clips, targets, truth, sources, np.asarray(twin))
+        rows += _twin_rows(model, clips, targets, truth, maps, np.asarray(twin))
     rows += _random_rows(model, clips, targets, truth, sources, untrained, seed)
     if references:
         some = np.unique(np.linspace(0, len(clips) - 1, references).astype(int))
