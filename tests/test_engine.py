@@ -90,6 +90,18 @@ def widgets_of(book):
     return sorted(map(shown, found.get("state", {}).values()))
 
 
+def by_kernel(path, out):
+    """Execute the notebook by a kernel. One time in ten kernel and nbclient wait for each other for ever over what an
+    output widget captures, and it is done again."""
+    for _ in range(5):
+        with pytest.raises(papermill.PapermillExecutionError) as e:
+            given = GIVEN | dict(cwd=path.parent, execution_timeout=60)
+            papermill.execute_notebook(path, out, dict(x=3), **given)
+        if e.value.ename == "KeyError":
+            return
+    raise e.value
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     "The notebook as executed in a job, and by a kernel."
@@ -98,14 +110,7 @@ def both(tmp_path_factory):
     (folder / "nbs" / "book.ipynb").write_text(writes(new_notebook(cells=cells())))
     with pytest.raises(ValueError, match="^book: KeyError: 'no such key' "):
         run_as_job(folder, "book", folder / "ours.ipynb", x=3)
-    with pytest.raises(papermill.PapermillExecutionError):
-        papermill.execute_notebook(
-            folder / "nbs" / "book.ipynb",
-            folder / "theirs.ipynb",
-            dict(x=3),
-            cwd=folder / "nbs",
-            **GIVEN,
-        )
+    by_kernel(folder / "nbs" / "book.ipynb", folder / "theirs.ipynb")
     read = lambda name: nbformat.read(folder / name, as_version=4)
     return read("ours.failed.ipynb"), read("theirs.ipynb")
 

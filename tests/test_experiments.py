@@ -297,10 +297,10 @@ HUGE = {
 
 @pytest.mark.parametrize("kind", HUGE)
 def test_a_file_that_grows_without_end_is_refused_at_once(tmp_path, kind):
-    path, began = write(tmp_path, HUGE[kind] + yaml.safe_dump(GOOD)), time.monotonic()
+    path, began = write(tmp_path, HUGE[kind] + yaml.safe_dump(GOOD)), time.process_time()
     with pytest.raises(ValueError, match="not valid YAML: .*32 levels") as e:
         load_study(path)
-    assert time.monotonic() - began < 5 and len(str(e.value)) < 400
+    assert time.process_time() - began < 5 and len(str(e.value)) < 400
     with pytest.raises(ValueError):
         overrides_of(HUGE[kind])
 
