@@ -103,8 +103,8 @@ def _flags(world, id):
     return None if flags is None else mark_colour(flags)
 
 # %% ../../nbs/demo/answers.ipynb #00f-017
-_HAND, _OBJECT = ("hand", "sleeve"), ("object 0", "object 1", "shadow")
-LAYERS = {"hand": _HAND, "object": _OBJECT, "hand and object": (*_HAND, *_OBJECT)}
+_OBJECTS = ("object 0", "object 1")
+LAYERS = {"hand": ("hand",), "object": _OBJECTS, "hand and object": ("hand", *_OBJECTS)}
 LAYERS |= {role: tuple(f"{role} {k}" for k in LAYERS["hand and object"]) for role in GLOVES}
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLOURS', 'PATTERNS', 'SHAPES', 'TUBS', 'PROFILES', 'OBJECTS', 'SKIN', 'SLEEVES', 'FINGERS', 'WINDOW', 'MATERIALS',
            'PALETTES', 'MARK', 'Sprite', 'rgb', 'two', 'ink', 'sprite', 'shifted', 'blit', 'soft', 'mixed', 'pick',
-           'solid', 'shadow', 'capsule', 'hand', 'cloth', 'waves', 'bricks', 'ground', 'bunting']
+           'solid', 'capsule', 'hand', 'cloth', 'waves', 'bricks', 'ground', 'bunting']
 
 # %% ../../nbs/demo/art.ipynb #00b-002
 from collections.abc import Callable
@@ -261,15 +261,6 @@ def _shade(colour, u, v, light):
     shine = 0.5 * np.clip(1 - np.hypot((u - 0.45 * light) / 0.22, (v + 0.1) / 0.6), 0, 1)[..., None]
     colour = np.clip(colour * shade, 0, 1)
     return colour + shine * (1 - colour)
-
-
-def shadow(wide: float, size: int) -> Sprite:
-    "Shadow on the table of a thing of half-width `wide`, in sides of the frame of `size` pixels."
-
-    def paint(rgba, x, y, px):
-        rgba[..., 3] = 0.35 * np.clip(1.25 - np.hypot(x / wide, y / (0.22 * wide)), 0, 1)
-
-    return sprite(paint, -1.3 * wide, -0.3 * wide, 1.3 * wide, 0.3 * wide, size)
 
 # %% ../../nbs/demo/art.ipynb #00b-014
 SKIN = "f6d7c3 e8b998 d49a73 b97a56 8f5a3c 6b412b".split()
