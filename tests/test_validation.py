@@ -446,12 +446,22 @@ def refuses_what_is_only_conspicuous(rows):
     found = interpretable(rows).set_index("source")
     deserved = ["stem:layercam", "stem:hirescam", "layer1:layercam", "layer1:hirescam"]
     assert found.loc[deserved, "interpretable"].all(), found["why"].to_dict()
-    own, edges = (rows[rows["map"] == kind] for kind in ("own", "edges x motion"))
-    one = own[own["source"] == "stem:hirescam"].set_index("id")["accuracy"]
-    given = edges.assign(source="stem:hirescam", map="own", accuracy=edges["id"].map(one))
+    one = rows[rows["source"] == "stem:hirescam"]
+    own, above = (one[one["map"] == kind] for kind in ("own", "random above"))
+    edges = rows[rows["map"] == "edges x motion"]
+    swapped = {"ratio_both": "ratio_distractor", "ratio_distractor": "ratio_both"}
+    refused = {
+        "not above edges x motion": edges,
+        "on the distractor as much as on the evidence": own.rename(columns=swapped),
+        "not above random above": above[above["draw"] == 0],
+    }
+    right = own.set_index("id")["accuracy"]
     others = rows[(rows["map"] != "own") & rows["source"].isin(("stem:hirescam", ""))]
-    judged = interpretable(pd.concat([others, given])).iloc[0]
-    assert not judged["interpretable"] and "not above edges x motion" in judged["why"]
+    others = others[(others["map"] != "random above") | (others["draw"] > 0)]
+    for why, maps in refused.items():
+        named = dict(source="stem:hirescam", map="own", draw=0, accuracy=maps["id"].map(right))
+        judged = interpretable(pd.concat([others, maps.assign(**named)])).iloc[0]
+        assert not judged["interpretable"] and why in judged["why"], (why, judged["why"])
 
 
 @pytest.mark.slow
