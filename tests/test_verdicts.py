@@ -357,12 +357,14 @@ def test_maps_are_compared_on_one_grid_alone(tmp_path):
     assert "not zero" in verdicts.compare_maps(e, h, evidence.source)["why"]
 
 
-def test_similarity_is_of_runs_of_one_seed(evidence):
+def test_similarity_is_of_runs_that_share_no_weights(evidence):
     rows = verdicts.map_similarity(evidence, "2d-multi", ["2d-multi", "3d-scratch"])
     assert set(rows["seed"]) == {0, 1} and len(rows) == 2 * 2 * 30
-    same = rows[rows["experiment"] == "2d-multi"]["similarity"]
+    itself = rows[rows["experiment"] == "2d-multi"]["similarity"]
+    assert itself.max() < 1 and list(itself[:30]) == pytest.approx(list(itself[30:]))
+    one = replace(evidence, study=evidence.study.model_copy(update=dict(seeds=[1])))
+    same = verdicts.map_similarity(one, "2d-multi", ["2d-multi"])["similarity"]
     assert same.min() == pytest.approx(1)
-    assert rows[rows["experiment"] == "3d-scratch"]["similarity"].max() < 1
 
 
 def test_why_maps_are_not_believed(evidence):

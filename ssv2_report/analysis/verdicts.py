@@ -96,12 +96,14 @@ def compare_maps(evidence: Evidence, h: Hypothesis, source: str) -> dict:
 def map_similarity(
     evidence: Evidence, to: str, others: list[str], source: str | None = None
 ) -> pd.DataFrame:
-    """Rank correlation (-1 to 1) of the maps of each of `others` with those of `to`, by clip and
-    seed: columns experiment, seed, id, similarity. `source`: by default the report's."""
-    tables = []
-    for seed in evidence.study.seeds:
+    """Rank correlation (-1 to 1) of the maps of `to`, by clip and seed, with those of each of
+    `others` of the next seed, whose weights it cannot have inherited; of its own where there is
+    but one: columns experiment, seed, id, similarity. `source`: by default the report's."""
+    tables, seeds = [], evidence.study.seeds
+    for seed, other in zip(seeds, [*seeds[1:], seeds[0]]):
         for e in others:
-            found = map_correlation(evidence.maps(to, seed, source), evidence.maps(e, seed, source))
+            theirs = evidence.maps(e, other, source)
+            found = map_correlation(evidence.maps(to, seed, source), theirs)
             rows = dict(experiment=e, seed=seed, id=found.index, similarity=found.to_numpy())
             tables.append(pd.DataFrame(rows))
     return pd.concat(tables, ignore_index=True)
