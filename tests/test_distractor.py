@@ -9,7 +9,7 @@ from ssv2_report.analysis.validation import source_table
 from ssv2_report.data.clips import to_clip
 from ssv2_report.demo.world import CLASSES, TwoActors, draw_scene
 from ssv2_report.gradcam.attention import oracle_maps
-from ssv2_report.gradcam.baselines import edge_motion_maps, randomised_above
+from ssv2_report.gradcam.baselines import edge_motion_maps, random_network
 from ssv2_report.gradcam.maps import resize_maps
 from ssv2_report.gradcam.sources import grid_scores, interpretable, make_maps, score_maps
 from ssv2_report.models.net3d import create_3d
@@ -86,7 +86,7 @@ def test_the_right_place_at_the_wrong_time_is_refused(world, rows):
 
 def test_a_network_with_all_above_the_stem_random_is_refused(world, rows):
     clips, _ = world
-    half = randomised_above(rows[0], "act1", clips, seed=9)
+    half = random_network(rows[0], clips, seed=9, above="act1")
     maps = make_maps(half, clips, torch.arange(24) % len(CLASSES), [SOURCE])[0][SOURCE]
     found = judged(world, rows, maps)
     assert not found["interpretable"] and "not above random above" in found["why"]

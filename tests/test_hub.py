@@ -9,7 +9,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from ssv2_report.gradcam import rollout
-from ssv2_report.gradcam.sources import cam_sources, make_maps, random_network
+from ssv2_report.gradcam.baselines import random_network
+from ssv2_report.gradcam.sources import cam_sources, make_maps
 from ssv2_report.models import hub
 from ssv2_report.models.hub import create_hub, load_hub, quarters
 from ssv2_report.models.known import KNOWN, clip_of

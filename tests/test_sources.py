@@ -11,7 +11,7 @@ from ssv2_report.gradcam.baselines import (
     activation_norms,
     edge_maps,
     edge_motion_maps,
-    randomised_above,
+    random_network,
 )
 from ssv2_report.gradcam.maps import resize_maps
 from ssv2_report.gradcam.sources import (
@@ -30,7 +30,6 @@ from ssv2_report.gradcam.sources import (
     other_clips,
     patch_world,
     path_gradients,
-    random_network,
     score_maps,
     train_patch_net,
 )
@@ -57,7 +56,7 @@ def scores(patches):
     other = other_clips(targets)
     known, ids = np.ones(patch.shape[:2], bool), [str(i) for i in range(len(clips))]
     norms = activation_norms(net, clips, ["stem", "layer1", "layer2"])
-    half = {k: [randomised_above(net, k, clips, s) for s in range(3)] for k in norms}
+    half = {k: [random_network(net, clips, s, k) for s in range(3)] for k in norms}
     hits = lambda logits: (logits.argmax(1) == targets).numpy().astype(float)
 
     def rows(name, maps, kind="own", logits=None):

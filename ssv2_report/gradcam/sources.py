@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['PATCH_CLASSES', 'REFERENCES', 'JUDGED', 'UNINFORMED', 'OWN_LAYERS', 'BASELINES', 'patch_world', 'PatchNet',
            'train_patch_net', 'log_odds', 'occlusion', 'path_gradients', 'integrated_gradients', 'all_sources',
-           'cam_sources', 'make_maps', 'even_maps', 'middle_maps', 'other_clips', 'random_network', 'region_ratio',
-           'score_maps', 'effective_receptive_field', 'grid_scores', 'interpretable']
+           'cam_sources', 'make_maps', 'even_maps', 'middle_maps', 'other_clips', 'region_ratio', 'score_maps',
+           'effective_receptive_field', 'grid_scores', 'interpretable']
 
 # %% ../../nbs/gradcam/sources.ipynb #04d-002
-import copy
 import math
 from itertools import product
 
@@ -31,7 +30,7 @@ from ssv2_report.gradcam.baselines import (
     activation_norms,
     edge_maps,
     edge_motion_maps,
-    randomised_above,
+    random_network,
 )
 from ssv2_report.gradcam.maps import (
     CAM_METHODS,
@@ -43,8 +42,7 @@ from ssv2_report.gradcam.maps import (
     resize_maps,
 )
 from .rollout import ROLLOUTS, has_rollout, rollouts
-from ..models.net2d import batch_norms, stages
-from ..models.protocol import draw_anew
+from ..models.net2d import stages
 from ..study.experiments import SEARCHED
 
 # %% ../../nbs/gradcam/sources.ipynb #04d-005
@@ -332,23 +330,6 @@ def other_clips(
             out[own] = np.roll(own, -1)
     return out
 
-# %% ../../nbs/gradcam/sources.ipynb #04d-021-2
-def random_network(
-    model: nn.Module,  # Left as it is
-    clips: torch.Tensor,  # [B,C,T,H,W], to calibrate batch norms on
-    seed: int = 0,
-) -> nn.Module:  # In evaluation mode
-    "The same architecture with fresh weights and with batch norms that fit its own activations."
-    net = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        draw_anew(net)
-    for norm in batch_norms(net):
-        norm.momentum = None
-    with torch.no_grad():
-        net.train()(clips.to(next(net.parameters()).device))
-    return net.eval()
-
 # %% ../../nbs/gradcam/sources.ipynb #04d-024
 def region_ratio(
     maps: torch.Tensor,  # [B,T,H,W], as `normalise` gives them
@@ -467,7 +448,7 @@ def _random_rows(model, clips, targets, truth, sources, draws, seed):
         named = dict(map="random weights", draw=k, accuracy=hits)
         rows += [_measured(m, truth).assign(source=s, **named) for s, m in drawn.items()]
         for layer, own in by_layer.items() if k < 3 else ():
-            half = randomised_above(model, layer, clips[:64], seed + k)
+            half = random_network(model, clips[:64], seed + k, layer)
             drawn, _ = _batched(half, clips, targets, own)
             named = dict(map="random above", draw=k)
             rows += [_measured(m, truth).assign(source=s, **named) for s, m in drawn.items()]
