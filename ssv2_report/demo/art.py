@@ -121,18 +121,10 @@ def soft(f: np.ndarray, sharp: float) -> np.ndarray:
     return np.clip(0.5 + sharp * f, 0, 1)
 
 
-COLOURS = [
-    "d8413a f4efe6",
-    "e8912d fff3d6",
-    "f2c530 7a4b1c",
-    "3f9b57 eaf4d3",
-    "2f7fc1 f5f5f0",
-    "6a4ba3 f0d86b",
-    "d9568e ffe9f0",
-    "2aa6a0 f3f1e3",
-    "30363d e9c46a",
-    "f3f3ef 2f6db5",
-]
+COLOURS = (
+    "d8413a f4efe6,e8912d fff3d6,f2c530 7a4b1c,3f9b57 eaf4d3,2f7fc1 f5f5f0,"
+    "6a4ba3 f0d86b,d9568e ffe9f0,2aa6a0 f3f1e3,30363d e9c46a,f3f3ef 2f6db5"
+).split(",")
 
 # %% ../../nbs/demo/art.ipynb #00b-010-1
 def mixed(
@@ -154,52 +146,30 @@ PATTERNS = dict(  # coordinates in periods -> how much of the second colour
 )
 
 # %% ../../nbs/demo/art.ipynb #00b-010-2
-SHAPES = dict(  # half-width at heights from top (-1) to bottom (1), in units of the half-height
-    ball=[(np.sin(a), np.cos(a)) for a in np.linspace(-np.pi / 2, np.pi / 2, 25)],
-    box=[(-1, 0.8), (1, 0.8)],
-    can=[(-1, 0.5), (-0.93, 0.56), (0.93, 0.56), (1, 0.5)],
-    mug=[(-1, 0.66), (0.8, 0.66), (1, 0.55)],
-    bottle=[
-        (-1, 0.22),
-        (-0.86, 0.22),
-        (-0.85, 0.18),
-        (-0.45, 0.19),
-        (-0.2, 0.46),
-        (0.9, 0.47),
-        (1, 0.4),
-    ],
-    vase=[(-1, 0.42), (-0.9, 0.3), (-0.6, 0.26), (-0.1, 0.58), (0.2, 0.64), (0.6, 0.5), (1, 0.34)],
-    pear=[(-1, 0.12), (-0.85, 0.28), (-0.4, 0.36), (0, 0.58), (0.45, 0.72), (0.8, 0.6), (1, 0.25)],
-    cone=[(-1, 0.04), (0.8, 0.66), (0.81, 0.8), (1, 0.8)],
+_ANGLES = np.linspace(-np.pi / 2, np.pi / 2, 25)
+SHAPES = dict(  # heights from top (-1) to bottom (1), and half-widths there, in half-heights
+    ball=[np.sin(_ANGLES), np.cos(_ANGLES)],
+    box=[(-1, 1), (0.8, 0.8)],
+    can=[(-1, -0.93, 0.93, 1), (0.5, 0.56, 0.56, 0.5)],
+    mug=[(-1, 0.8, 1), (0.66, 0.66, 0.55)],
+    bottle=[(-1, -0.86, -0.85, -0.45, -0.2, 0.9, 1), (0.22, 0.22, 0.18, 0.19, 0.46, 0.47, 0.4)],
+    vase=[(-1, -0.9, -0.6, -0.1, 0.2, 0.6, 1), (0.42, 0.3, 0.26, 0.58, 0.64, 0.5, 0.34)],
+    pear=[(-1, -0.85, -0.4, 0, 0.45, 0.8, 1), (0.12, 0.28, 0.36, 0.58, 0.72, 0.6, 0.25)],
+    cone=[(-1, 0.8, 0.81, 1), (0.04, 0.66, 0.8, 0.8)],
     pawn=[
-        (-1, 0.16),
-        (-0.9, 0.36),
-        (-0.7, 0.43),
-        (-0.5, 0.36),
-        (-0.42, 0.22),
-        (0.3, 0.34),
-        (0.6, 0.56),
-        (0.75, 0.66),
-        (1, 0.66),
+        (-1, -0.9, -0.7, -0.5, -0.42, 0.3, 0.6, 0.75, 1),
+        (0.16, 0.36, 0.43, 0.36, 0.22, 0.34, 0.56, 0.66, 0.66),
     ],
-    bell=[
-        (-1, 0.08),
-        (-0.85, 0.1),
-        (-0.84, 0.28),
-        (-0.5, 0.45),
-        (0.4, 0.56),
-        (0.8, 0.8),
-        (1, 0.84),
-    ],
+    bell=[(-1, -0.85, -0.84, -0.5, 0.4, 0.8, 1), (0.08, 0.1, 0.28, 0.45, 0.56, 0.8, 0.84)],
 )
 
 # %% ../../nbs/demo/art.ipynb #00b-010t
 TUBS = dict(
-    bucket=[(-1, 1.05), (-0.8, 1.05), (-0.79, 1.0), (1, 0.75)],
-    crate=[(-1, 1.1), (1, 1.1)],
-    bowl=[(-1, 1.3), (-0.1, 1.25), (0.5, 1.08), (0.86, 0.82), (0.87, 0.7), (1, 0.7)],
+    bucket=[(-1, -0.8, -0.79, 1), (1.05, 1.05, 1, 0.75)],
+    crate=[(-1, 1), (1.1, 1.1)],
+    bowl=[(-1, -0.1, 0.5, 0.86, 0.87, 1), (1.3, 1.25, 1.08, 0.82, 0.7, 0.7)],
 )
-PROFILES = {k: np.array(v).T for k, v in {**SHAPES, **TUBS}.items()}
+PROFILES = {k: np.array(v) for k, v in {**SHAPES, **TUBS}.items()}
 OBJECTS = [
     (p, s, (i + j) % 4 == 3)
     for i, s in enumerate([*SHAPES, "cloth", *TUBS])
@@ -267,33 +237,17 @@ SKIN = "f6d7c3 e8b998 d49a73 b97a56 8f5a3c 6b412b".split()
 SLEEVES = "2d4a6b 7b2d3a 3c6b4a 4a4a52 c9a23a 7a5a8c d8d4cc 2f7d86".split()
 
 # %% ../../nbs/demo/art.ipynb #00b-014-1
-FINGERS = (
-    dict(  # x of the knuckle, x and y of the tip, for four fingers of a hand that reaches along y
-        grip=[
-            (-0.052, -0.046, 0.018),
-            (-0.018, -0.016, 0.034),
-            (0.018, 0.016, 0.034),
-            (0.052, 0.044, 0.022),
-        ],
-        open=[
-            (-0.052, -0.088, 0.008),
-            (-0.018, -0.030, 0.038),
-            (0.018, 0.028, 0.040),
-            (0.052, 0.082, 0.014),
-        ],
-        point=[
-            (-0.046, -0.042, -0.050),
-            (-0.015, -0.014, -0.046),
-            (0.017, 0.016, -0.046),
-            (0.048, 0.052, 0.068),
-        ],
-    )
+_KNUCKLES = (-0.052, -0.018, 0.018, 0.052), (-0.046, -0.015, 0.017, 0.048)
+# Of each finger the x of its knuckle, and x and y of its tip, for a hand that reaches along y
+FINGERS = dict(
+    grip=(_KNUCKLES[0], (-0.046, -0.016, 0.016, 0.044), (0.018, 0.034, 0.034, 0.022)),
+    open=(_KNUCKLES[0], (-0.088, -0.030, 0.028, 0.082), (0.008, 0.038, 0.040, 0.014)),
+    point=(_KNUCKLES[1], (-0.042, -0.014, 0.016, 0.052), (-0.050, -0.046, -0.046, 0.068)),
 )
 
 # %% ../../nbs/demo/art.ipynb #00b-014-2
-WINDOW = dict(
-    skin=(-0.33, 0.0, 0.12), thumb=(-0.2, 0.0, 0.14), sleeve=(-1.25, -0.24, 0.1)
-)  # along the arm: from, to; and the margin
+# Along the arm: from, to; and the margin
+WINDOW = dict(skin=(-0.33, 0.0, 0.12), thumb=(-0.2, 0.0, 0.14), sleeve=(-1.25, -0.24, 0.1))
 
 # %% ../../nbs/demo/art.ipynb #00b-014h
 def capsule(
@@ -319,7 +273,7 @@ def _ink_thumb(rgba, x, y, px, colour, pose):
 def _ink_skin(rgba, x, y, px, colour, pose):
     wrist, palm = capsule(x, y, 0, -0.27, 0, -0.15, 0.047), np.hypot(x / 1.12, y + 0.125) - 0.062
     ink(rgba, np.minimum(wrist, palm), colour, px)
-    for k, tx, ty in FINGERS[pose]:
+    for k, tx, ty in zip(*FINGERS[pose]):
         ink(rgba, capsule(x, y, k, -0.085, tx, ty, 0.0205), colour, px)
     ink(rgba, np.hypot(x / 1.15, y + 0.125) - 0.048, colour, px, 0)
 

@@ -67,11 +67,8 @@ def _bare(template):
     return template.replace("[", "").replace("]", "")
 
 # %% ../../nbs/demo/world.ipynb #00a-006-1
-_kinds = (
-    [(f, a, False, m) for f, a, _, m in PAIRS]
-    + [(f, b, True, m) for f, _, b, m in PAIRS]
-    + [(f, t, False, m) for f, t, m in PLAIN]
-)
+_kinds = [(f, a, False, m) for f, a, _, m in PAIRS] + [(f, b, True, m) for f, _, b, m in PAIRS]
+_kinds += [(f, t, False, m) for f, t, m in PLAIN]
 # In no order that sorting would give: the index of a class is labels.json's.
 KINDS = [_kinds[i] for i in (4, 8, 3, 1, 6, 0, 9, 7, 2, 5)]
 CLASSES = [_bare(template) for _, template, _, _ in KINDS]
@@ -419,20 +416,11 @@ class TwoActors(Scene):
         self.first, self.last = self.spans["evidence"]
 
 # %% ../../nbs/demo/world.ipynb #00a-021
-CODEC = {
-    "deadline": "realtime",
-    "cpu-used": "8",
-    "lag-in-frames": "0",
-    "auto-alt-ref": "0",
-    "crf": "24",
-    "b": "0",
-    "qmin": "24",
-    "qmax": "24",
-    "g": "1",
-    "error-resilient": "1",
-    "aq-mode": "0",
-    "flags": "+bitexact",
-}
+_CODEC = (
+    "deadline=realtime cpu-used=8 lag-in-frames=0 auto-alt-ref=0 crf=24 b=0 qmin=24 qmax=24 g=1"
+)
+_CODEC += " error-resilient=1 aq-mode=0 flags=+bitexact"
+CODEC = dict(option.split("=") for option in _CODEC.split())
 
 # %% ../../nbs/demo/world.ipynb #00a-021-1
 def write_clip(
@@ -488,24 +476,11 @@ def _write_one(root, seed, size, distractor, task):
     frames, boxes = draw_scene(s, mark_colour(s.flags) if distractor else None)
     path = Path(root) / FOLDER / f"{id}.webm"
     write_clip(frames, path)
-    clip = dict(
-        split=split,
-        target=target,
-        draw=draw,
-        label=s.label,
-        template=s.template,
-        placeholders=s.placeholders,
-        frames=s.n,
-        first=s.first,
-        last=s.last,
-        reversed=s.backwards,
-        mirrored=s.mirrored,
-        objects=[s.objects[k] for k in sorted(s.objects)],
-        background=s.background,
-        flags=s.flags,
-        bytes=path.stat().st_size,
-        sha256=_sha(path),
-    )
+    clip = dict(split=split, target=target, draw=draw, label=s.label, template=s.template)
+    clip |= dict(placeholders=s.placeholders, frames=s.n, first=s.first, last=s.last)
+    clip |= dict(reversed=s.backwards, mirrored=s.mirrored, background=s.background, flags=s.flags)
+    clip |= dict(objects=[s.objects[k] for k in sorted(s.objects)])
+    clip |= dict(bytes=path.stat().st_size, sha256=_sha(path))
     boxes = {r: _own_boxes(boxes, r) for r in GLOVES} if distractor else {"evidence": boxes}
     return id, boxes, clip
 
@@ -669,14 +644,8 @@ def make_world(
         raise ValueError(
             "A demo world needs at least one clip of every class, and no negative counts."
         )
-    parameters = dict(
-        train_per_class=train_per_class,
-        val_per_class=val_per_class,
-        test_per_class=test_per_class,
-        size=size,
-        seed=seed,
-        distractor=bool(distractor),
-    )
+    names = ("train_per_class", "val_per_class", "test_per_class")
+    parameters = dict(zip(names, per_class), size=size, seed=seed, distractor=bool(distractor))
     if root.is_file():
         raise ValueError(f"{root} is a file: give a folder for the demo world.")
     if root.exists() and _complete(root, parameters):
