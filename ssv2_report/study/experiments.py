@@ -12,7 +12,6 @@ __all__ = ['CLASS_GROUPS', 'PUBLISHED', 'VIDEO_MODELS', 'KINDS', 'Positive', 'Co
 # %% ../../nbs/study/experiments.ipynb #c002
 import ast
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -56,24 +55,17 @@ class Data(_Strict):
     boxes: str | None = None  # Something-Else JSON, or a folder of it; None looks in root/boxes
     classes: str | list[str] | None = None  # one of CLASS_GROUPS, a file, or names
     per_class: int | None = None  # a seeded sample of so many clips a class and split
-    splits: list[Literal["train", "validation"]] = Field(
-        ["train", "validation"], min_length=1
-    )  # that are there; without 'train' nothing can be trained
-    max_excluded: int = Field(
-        0, ge=0
-    )  # training and validation clips that the audit may find unusable; more stop the study
+    # that are there; without 'train' nothing can be trained
+    splits: list[Literal["train", "validation"]] = Field(["train", "validation"], min_length=1)
+    # training and validation clips that the audit may find unusable; more stop the study
+    max_excluded: int = Field(0, ge=0)
     size: int = Field(112, ge=16)
 
 # %% ../../nbs/study/experiments.ipynb #c006
 PUBLISHED = ("imagenet", "kinetics")
 VIDEO_MODELS = ("r3d_18", "r2plus1d_18")  # torchvision's
-KINDS = (
-    "i3d",
-    "tsn",
-    "tsm",
-    "twentybn",
-    "hf",
-)  # of 'KIND:NETWORK'; what else stands before a colon is a module of the reader's
+# Of 'KIND:NETWORK'; what else stands before a colon is a module of the reader's
+KINDS = ("i3d", "tsn", "tsm", "twentybn", "hf")
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -86,40 +78,32 @@ class Experiment(_Strict):
 
     title: str
     model: str  # a timm ResNet (2D), 'r3d_18', 'r2plus1d_18' or 'i3d:<timm ResNet>' (3D), 'tsn:', 'tsm:' (models/adapters), 'hf:OWNER/NAME@REVISION' or 'hf:FOLDER' (models/hub), or 'package.module:function' (models/protocol)
-    init: str | None = (
-        None  # experiment whose weights to start from, 'imagenet', 'kinetics' or a file of weights
-    )
-    shortcut_of: str | None = (
-        None  # in a world of two actors: the experiment beside which this one learns what the flags say, not the class
-    )
-    mean: tuple[float, float, float] | None = (
-        None  # of the colours in [0, 1] that a file of weights knows; None: as it says, from scratch ImageNet's
-    )
+    # experiment whose weights to start from, 'imagenet', 'kinetics' or a file of weights
+    init: str | None = None
+    # in a world of two actors: the experiment beside which this one learns what the flags say, not the class
+    shortcut_of: str | None = None
+    # of the colours in [0, 1] that a file of weights knows; None: as it says, from scratch ImageNet's
+    mean: tuple[float, float, float] | None = None
     std: tuple[Positive, Positive, Positive] | None = None  # their deviation
-    weights: str | None = (
-        None  # a file of the whole network's, which is then adopted and not trained
-    )
-    labels: str | None = (
-        None  # file with the names of an adopted network's classes, in the order of its head; None: as the network says, else as labels.json
-    )
-    published: float | None = Field(
-        None, gt=0, lt=1
-    )  # top-1 that its authors state for `views`; an adopted network that is more than three points below enters no verdict
+    # a file of the whole network's, which is then adopted and not trained
+    weights: str | None = None
+    # file with the names of an adopted network's classes, in the order of its head; None: as the network says, else as labels.json
+    labels: str | None = None
+    # top-1 that its authors state for `views`; an adopted network that is more than three points below enters no verdict
+    published: float | None = Field(None, gt=0, lt=1)
     licence: str | None = None  # of its weights, as the report names it
     inflation: Literal["center", "average"] = "center"
     output_stride: int | None = None  # of the timm backbone: 8, 16 or 32
-    stages: int = Field(
-        4, ge=1, le=4
-    )  # of the ResNet's four, how many to keep: fewer give a finer map whose cells see less
+    # of the ResNet's four, how many to keep: fewer give a finer map whose cells see less
+    stages: int = Field(4, ge=1, le=4)
     maxpool: bool = True  # of a timm backbone's stem; R3D-18 and R(2+1)D-18 have none
     dropout: float = Field(0.0, ge=0, lt=1)  # share of the head's inputs left out in training
     n_frames: int = Field(8, ge=1)
     size: int | None = Field(None, ge=16)  # of its frames, pixels; None: data.size
     temporal: OfPlaces | None = None  # I3D: kernel length in time; None: 1 in the stem, else 3
     time_strides: OfPlaces = 1  # I3D: stride in time
-    min_area: float = Field(
-        0.6, gt=0, le=1
-    )  # smallest random window in training, as a share of the centre square
+    # smallest random window in training, as a share of the centre square
+    min_area: float = Field(0.6, gt=0, le=1)
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(16, ge=1)  # clips an optimiser step, over all processes
     accumulate: int = Field(1, ge=1)  # parts in which a batch is computed, one after the other
@@ -129,18 +113,13 @@ class Experiment(_Strict):
     weight_decay: float = Field(0.05, ge=0)
     warmup_epochs: int = Field(1, ge=0)
     clip_grad: float | None = 1.0  # maximal gradient norm
-    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = (
-        "no"  # auto: bf16 where the device computes in it, else no
-    )
+    # auto: bf16 where the device computes in it, else no
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     checkpointing: bool = False  # recompute the stages on the way back: less memory, more time
     gpus_per_run: int = Field(1, ge=1)  # that share each batch, where there are any
-    workers: int | None = Field(
-        None, ge=0
-    )  # processes that load clips, for each GPU; None: all but one of the job's cores, at most eight
-    views: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (
-        1,
-        1,
-    )  # moments x crops averaged in the last evaluation
+    # processes that load clips, for each GPU; None: all but one of the job's cores, at most eight
+    workers: int | None = Field(None, ge=0)
+    views: tuple[Count, Count] = (1, 1)  # moments x crops averaged in the last evaluation
 
     @property
     def kind(self) -> str:
@@ -178,26 +157,20 @@ class Experiment(_Strict):
 class Cam(_Strict):
     "Which maps are computed for each trained network, and how its reliance on a part is measured."
 
-    sources: list[str] | None = (
-        None  # of maps, as 'layer2:gradcam'; None: four methods at every stage (gradcam/sources)
-    )
-    source: str | None = (
-        None  # the one that the report rests on; None: chosen by the rule of analysis/validation, on training clips
-    )
+    # of maps, as 'layer2:gradcam'; None: four methods at every stage (gradcam/sources)
+    sources: list[str] | None = None
+    # the one that the report rests on; None: chosen by the rule of analysis/validation, on training clips
+    source: str | None = None
     choice_per_class: int = Field(4, ge=1)  # clips a class on which that is decided
-    choice_split: Literal["train", "validation"] = (
-        "train"  # of these clips; of 'validation' others than those whose maps are shown
-    )
-    references: int = Field(
-        6, ge=0
-    )  # of these, spread evenly, clips for occlusion and integrated gradients, which take hundreds of passes
+    # of these clips; of 'validation' others than those whose maps are shown
+    choice_split: Literal["train", "validation"] = "train"
+    # of these, spread evenly, clips for occlusion and integrated gradients, which take hundreds of passes
+    references: int = Field(6, ge=0)
     per_class: int | None = None  # validation clips a class; None takes all
-    paint: list[Literal["blurred", "filled", "by frame"]] = Field(
-        ["blurred"], min_length=1
-    )  # how boxes are painted over to take a part away (gradcam/reliance)
-    frames: int | None = Field(
-        None, ge=1
-    )  # of the clips that maps are of; None: as many as the study's longest experiment sees
+    # how boxes are painted over to take a part away (gradcam/reliance)
+    paint: list[Literal["blurred", "filled", "by frame"]] = Field(["blurred"], min_length=1)
+    # of the clips that maps are of; None: as many as the study's longest experiment sees
+    frames: int | None = Field(None, ge=1)
     cases: int = Field(6, ge=1)  # case studies shown in the report
 
 # %% ../../nbs/study/experiments.ipynb #c008-1
@@ -210,9 +183,8 @@ class Hypothesis(_Strict):
     of: str
     over: str
     to: str | None = None  # 'similarity': of the maps of `of` and `over` to this experiment's
-    clips: Literal["all", "reversal", "temporal", "static"] | list[str] = (
-        "all"  # a group of classes, or their names
-    )
+    # a group of classes, or their names
+    clips: Literal["all", "reversal", "temporal", "static"] | list[str] = "all"
     within: float | None = Field(None, gt=0)  # the largest difference that counts as none
     at_least: float | None = Field(None, gt=0)  # the smallest difference that matters
     exploratory: bool = False  # whether it was thought of, or split, after a look at results
@@ -247,14 +219,11 @@ class LeftOut(_Strict):
     hypotheses: list[str] = []
 
     def __str__(self):
-        what = (
-            ("experiment", self.experiments),
-            ("seed", self.seeds),
-            ("hypothesis", self.hypotheses),
-        )
+        what = dict(experiment=self.experiments, seed=self.seeds, hypothesis=self.hypotheses)
+        many = lambda kind: kind.replace("sis", "se") + "s"
         named = [
-            f"the {kind if len(of) == 1 else kind.replace('sis', 'se') + 's'} {', '.join(map(str, of))}"
-            for kind, of in what
+            f"the {kind if len(of) == 1 else many(kind)} {', '.join(map(str, of))}"
+            for kind, of in what.items()
             if of
         ]
         return f"This is a part of the study. It leaves out {'; '.join(named)}."
@@ -269,9 +238,8 @@ class Study(_Strict):
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1)
     experiments: dict[str, Experiment] = Field(min_length=1)
     cam: Cam = Cam()
-    second_world: str | None = (
-        None  # a study of two actors, in which sources of maps and measures of attention are judged (analysis/validation)
-    )
+    # a study of two actors, in which sources of maps and measures of attention are judged (analysis/validation)
+    second_world: str | None = None
     hypotheses: dict[str, Hypothesis] = {}
     left_out: LeftOut | None = None  # where this is a part of a study
     asked: str = ""  # options of the command that narrowed or changed the study
@@ -386,10 +354,9 @@ def _sentence(error, path) -> str:
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        known = {
-            k for m in (Study, Data, Demo, Experiment, Cam, Hypothesis) for k in m.model_fields
-        } | {"settings"}
-        return f"{path}: unknown key {where!r}; {did_you_mean(first['loc'][-1], sorted(known))}"
+        kinds = (Study, Data, Demo, Experiment, Cam, Hypothesis)
+        known = sorted({"settings"}.union(*(kind.model_fields for kind in kinds)))
+        return f"{path}: unknown key {where!r}; {did_you_mean(first['loc'][-1], known)}"
     if first["type"] == "value_error":
         return f"{path}: hypothesis {first['loc'][1]!r}: {first['ctx']['error']}"
     return f"{path}: {where}: {first['msg'].lower()}."
@@ -444,12 +411,6 @@ def _content(path, above=()) -> dict:
         raise ValueError(
             f"{path}: a study is a mapping with the keys title, data, seeds and experiments."
         )
-    try:
-        json.dumps(raw, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"{path}: an escape such as \\ud83d is half of a sign; write the sign itself."
-        ) from None
     if (name := raw.pop("base", None)) is None:
         return raw
     base = path.parent / f"{name}.yaml"
@@ -465,9 +426,8 @@ def _read_study(path, overrides=None) -> Study:
     settings, experiments = raw.pop("settings", {}) or {}, raw.get("experiments") or {}
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: settings must be a mapping of training settings.")
-    if not isinstance(experiments, dict) or not all(
-        isinstance(e, dict) for e in experiments.values()
-    ):
+    mapped = isinstance(experiments, dict)
+    if not mapped or not all(isinstance(e, dict) for e in experiments.values()):
         raise ValueError(f"{path}: experiments must be a mapping from a name to its settings.")
     raw["experiments"] = {k: {**settings, **e} for k, e in experiments.items()}
     _override(raw, overrides)
@@ -476,13 +436,9 @@ def _read_study(path, overrides=None) -> Study:
         raw.setdefault("seeds", [0])
     try:
         out = Study(name=path.stem, **raw)
-        _check_names(out)
         _settle_paths(out, path.parent)
-        for check in (
-            *(_check_starts, _check_training, _check_adopted),
-            *(_check_sources, _check_hypotheses),
-        ):
-            check(out)
+        for why in _mistakes(out):
+            raise ValueError(why)
     except ValidationError as e:
         raise ValueError(_sentence(e, path)) from None
     except TypeError:
@@ -495,10 +451,8 @@ def _read_study(path, overrides=None) -> Study:
 def load_study(
     study: str,  # Name of a file in experiments/ without its ending, or a path to a YAML file
     root: str | Path | None = None,  # The project's folder; None: found from the current folder
-    overrides: dict
-    | str
-    | list
-    | tuple = (),  # Settings to change, as `overrides_of` takes them; keys: a training setting of all experiments, or as 'data.size', 'cam.per_class', '2d-multi.lr'
+    # Settings to change, as `overrides_of` takes them; keys: a training setting of all experiments, or as 'data.size', 'cam.per_class', '2d-multi.lr'
+    overrides: dict | str | list | tuple = (),
 ) -> Study:
     """Read and check a study. `settings` of the file are the defaults of each of its experiments.
     With `base: NAME`, a study beside it, every top-level key that the file does not have is as there.
@@ -556,26 +510,17 @@ def sub_study(
     """The part of a study with these experiments, those that they start from, and these seeds. ValueError for
     a name or a seed that is not there."""
     wanted = _with_starts(study, _chosen(study.experiments, only, f"experiment of {study.name}"))
-    kept_seeds = _chosen(study.seeds, [str(seed) for seed in seeds], f"seed of {study.name}")
+    kept_seeds = _chosen(study.seeds, [*map(str, seeds)], f"seed of {study.name}")
     kept = {name: e for name, e in study.experiments.items() if name in wanted}
     compared = lambda h: {h.of, h.over, h.to} - {None}
     judged = {name: h for name, h in study.hypotheses.items() if compared(h) <= wanted}
     if len(kept) == len(study.experiments) and kept_seeds == study.seeds:
         return study
-    return study.model_copy(
-        update=dict(
-            title=f"{study.title} (a part of the study)",
-            seeds=kept_seeds,
-            experiments=kept,
-            hypotheses=judged,
-            cam=study.cam.model_copy(update=dict(frames=study.frames)),
-            left_out=LeftOut(
-                experiments=[name for name in study.experiments if name not in kept],
-                seeds=[seed for seed in study.seeds if seed not in kept_seeds],
-                hypotheses=[name for name in study.hypotheses if name not in judged],
-            ),
-        )
-    )
+    new = dict(seeds=kept_seeds, experiments=kept, hypotheses=judged)
+    left_out = {k: [x for x in getattr(study, k) if x not in of] for k, of in new.items()}
+    new |= dict(title=f"{study.title} (a part of the study)", left_out=LeftOut(**left_out))
+    new["cam"] = study.cam.model_copy(update=dict(frames=study.frames))
+    return study.model_copy(update=new)
 
 # %% ../../nbs/study/experiments.ipynb #c012b-2
 def write_study(
@@ -618,17 +563,12 @@ def narrowed_study(
     second = load_study(out.second_world)
     apart = {"data.root", "data.boxes"}
     missing = set(whole_study.experiments) - set(second.experiments)
-    alike = {
-        k: v for k, v in changes.items() if k not in apart and k.rpartition(".")[0] not in missing
-    }
-    second = load_study(out.second_world, overrides=alike)
-    both = [
-        name
-        for name, exp in second.experiments.items()
-        if (exp.shortcut_of or name) in out.experiments
-    ]
-    shared = [seed for seed in second.seeds if seed in out.seeds]
-    return [out, sub_study(second, both, shared)] if both and shared else [out]
+    shared = lambda k: k not in apart and k.rpartition(".")[0] not in missing
+    second = load_study(out.second_world, overrides={k: v for k, v in changes.items() if shared(k)})
+    like = {name: exp.shortcut_of or name for name, exp in second.experiments.items()}
+    both = [name for name, first in like.items() if first in out.experiments]
+    seeds = [seed for seed in second.seeds if seed in out.seeds]
+    return [out, sub_study(second, both, seeds)] if both and seeds else [out]
 
 # %% ../../nbs/study/experiments.ipynb #c012b-4
 def write_studies(
@@ -645,28 +585,30 @@ def write_studies(
 LONGEST_NAME = 100  # of a study and an experiment
 
 
-def _check_names(study):
+def _wrong_names(study):
     for name in study.experiments:  # they become folders, patterns and arguments of commands
         if not re.fullmatch(r"[A-Za-z0-9_+()][A-Za-z0-9_+().-]*", name):
-            raise ValueError(
+            yield (
                 f"an experiment cannot be named {name!r}; names are made of letters, "
                 "digits, - _ . + ( and ), and do not begin with - or a dot."
             )
+        if name in PUBLISHED:
+            yield f"{name!r} stands for published weights; give the experiment another name."
     for name in (study.name, *study.experiments):
         if len(name) > LONGEST_NAME:
-            raise ValueError(
+            yield (
                 f"the name {name[:20]}... has {len(name)} letters, and files are named "
                 f"after it; give it at most {LONGEST_NAME}."
             )
     alike = {}
     for name in study.experiments:
         if (other := alike.setdefault(name.lower(), name)) != name:
-            raise ValueError(
+            yield (
                 f"the experiments {other!r} and {name!r} differ in capitals alone, so that "
                 "some file systems would give them one folder; rename one."
             )
-    if twice := [s for s in study.seeds if study.seeds.count(s) > 1]:
-        raise ValueError(f"seeds has {twice[0]} twice; give each seed once.")
+    for seed in (s for s in study.seeds if study.seeds.count(s) > 1):
+        yield f"seeds has {seed} twice; give each seed once."
 
 
 def _absolute(text, folder) -> str:
@@ -742,89 +684,62 @@ def _settle_paths(study, folder):
             )
 
 # %% ../../nbs/study/experiments.ipynb #c014-2
-def _check_starts(study):
-    "ValueError where an experiment cannot start from what it names, or at last starts from itself."
-    if clash := next((n for n in PUBLISHED if n in study.experiments), None):
-        raise ValueError(
-            f"{clash!r} stands for published weights; give the experiment another name."
-        )
+def _wrong_starts(study):
     known = (*study.experiments, *PUBLISHED)
     for name, exp in study.experiments.items():
         if exp.init and exp.init not in known and not os.path.isabs(exp.init):
-            raise ValueError(
+            yield (
                 f"experiment {name!r} starts from {exp.init!r}, which is not there; "
                 f"{did_you_mean(exp.init, known)}"
-            )
-        if exp.init == "kinetics" and exp.model not in VIDEO_MODELS:
-            raise ValueError(
-                f"experiment {name!r} cannot start from Kinetics; there are such weights for r3d_18 "
-                "and r2plus1d_18."
             )
     try:
         TopologicalSorter({name: [e.init] for name, e in study.experiments.items()}).prepare()
     except CycleError as e:
-        circle = " -> ".join(reversed(e.args[1]))
-        raise ValueError(f"experiments {circle} start from one another in a circle.") from None
+        yield f"experiments {' -> '.join(reversed(e.args[1]))} start from one another in a circle."
 
 # %% ../../nbs/study/experiments.ipynb #c014b-2
-def _check_training(study):
-    for name, exp in study.experiments.items():
-        if (exp.mean is None) != (exp.std is None):
-            raise ValueError(
-                f"experiment {name!r}: mean and std belong together; give both or none."
-            )
-        if exp.batch_size % (exp.gpus_per_run * exp.accumulate):
-            raise ValueError(
-                f"experiment {name!r}: a batch of {exp.batch_size} clips does not divide into "
-                f"{exp.gpus_per_run} GPUs (gpus_per_run) x {exp.accumulate} parts (accumulate); "
-                "change one of them."
-            )
-        if exp.is_named and (exp.dropout or exp.checkpointing or exp.init):
-            raise ValueError(
-                f"experiment {name!r}: dropout, checkpointing and init are settings of this project's "
-                f"own networks; have {exp.model} see to them."
-            )
-        if exp.is_named and not exp.size:
-            raise ValueError(
-                f"experiment {name!r}: say the size of the frames that {exp.model} takes."
-            )
-        if exp.kind != "i3d" and (exp.temporal or exp.time_strides != 1):
-            raise ValueError(
-                f"experiment {name!r}: temporal and time_strides are settings of an I3D; leave them out."
-            )
+def _contradictions(exp):
+    if (exp.mean is None) != (exp.std is None):
+        yield "mean and std belong together; give both or none."
+    if exp.batch_size % (exp.gpus_per_run * exp.accumulate):
+        yield (
+            f"a batch of {exp.batch_size} clips does not divide into {exp.gpus_per_run} GPUs "
+            f"(gpus_per_run) x {exp.accumulate} parts (accumulate); change one of them."
+        )
+    if exp.is_named and (exp.dropout or exp.checkpointing or exp.init):
+        yield (
+            "dropout, checkpointing and init are settings of this project's own networks; have "
+            f"{exp.model} see to them."
+        )
+    if exp.is_named and not exp.size:
+        yield f"say the size of the frames that {exp.model} takes."
+    if exp.kind != "i3d" and (exp.temporal or exp.time_strides != 1):
+        yield "temporal and time_strides are settings of an I3D; leave them out."
+    if exp.init == "kinetics" and exp.model not in VIDEO_MODELS:
+        yield "it cannot start from Kinetics, of which there are r3d_18 and r2plus1d_18."
+    if exp.kind == "hf" and exp.weights:
+        yield f"{exp.model} has its weights; leave weights out."
+    if exp.is_adopted and exp.init:
+        yield "it has weights of its own and starts from nothing; leave init out."
+    if not exp.is_adopted and (exp.published or exp.labels or exp.licence):
+        yield "published, labels and licence are of others' networks; give its weights, too."
 
 # %% ../../nbs/study/experiments.ipynb #b7ae5663
-def _check_adopted(study):
-    "ValueError where what is adopted and what is trained are mixed up."
+def _mixed_up(study):
+    "What is adopted, what is trained, and the splits that they need."
     cam, trained = study.cam, [k for k, e in study.experiments.items() if not e.is_adopted]
-    for name, exp in study.experiments.items():
-        if exp.kind == "hf" and exp.weights:
-            raise ValueError(
-                f"experiment {name!r}: {exp.model} has its weights; leave weights out."
-            )
-        if exp.is_adopted and exp.init:
-            raise ValueError(
-                f"experiment {name!r} has weights of its own and starts from nothing; leave init out."
-            )
-        if not exp.is_adopted and (exp.published or exp.labels or exp.licence):
-            raise ValueError(
-                f"experiment {name!r}: published, labels and licence are of networks that others "
-                "trained; give its weights, too."
-            )
     if len(trained) < len(study.experiments) and len(study.seeds) > 1:
-        raise ValueError("a network that others trained has no seeds; give the study one.")
+        yield "a network that others trained has no seeds; give the study one."
     if "validation" not in study.data.splits:
-        raise ValueError("data.splits leaves out 'validation', on which networks are judged.")
+        yield "data.splits leaves out 'validation', on which networks are judged."
     if "train" not in study.data.splits and trained:
-        raise ValueError(
-            f"data.splits leaves out 'train', on which {trained[0]!r} is to be trained."
-        )
+        yield f"data.splits leaves out 'train', on which {trained[0]!r} is to be trained."
     if "train" not in study.data.splits and cam.choice_split == "train":
-        raise ValueError("data.splits leaves out 'train'; set cam.choice_split to validation.")
+        yield "data.splits leaves out 'train'; set cam.choice_split to validation."
     if cam.choice_split == "validation" and not cam.per_class:
-        raise ValueError(
-            "cam.choice_split is validation; say by cam.per_class how many clips of a class are shown, "
-            "so that others are left for the choice."
+        yield (
+            "cam.choice_split is validation; say by cam.per_class how many clips of a class are "
+            "shown, so that others are left for the choice."
         )
 
 # %% ../../nbs/study/experiments.ipynb #c014c
@@ -854,33 +769,38 @@ MEASURES = CLIP_MEASURES | {  # all that a hypothesis may be about
 }
 
 # %% ../../nbs/study/experiments.ipynb #c014c-1
-def _check_sources(study):
+def _wrong_sources(study):
     kept = min(e.stages for e in study.experiments.values())
     sources, source = study.cam.sources, study.cam.source
     stages = ["stem", *(f"layer{i}" for i in range(1, kept + 1))]
     of = lambda methods: [f"{stage}:{method}" for stage in stages for method in methods]
     if sources == []:
-        raise ValueError("cam.sources names no source of maps; leave it out for all.")
+        yield "cam.sources names no source of maps; leave it out for all."
+    if any(e.has_own_frames for e in study.experiments.values()):
+        return  # whose places have names of their own
     asked = [("sources", name, of(METHODS)) for name in sources or ()]
     asked += [("source", source, sources or of(SEARCHED))] * bool(source)
-    if any(
-        e.is_named or e.is_adopted for e in study.experiments.values()
-    ):  # whose places have names of their own
-        asked = []
     for key, name, known in asked:
         if name not in known:
             hint = did_you_mean(name, known, cutoff=0.6)
-            raise ValueError(f"cam.{key}: there is no source of maps {name!r}; {hint}")
+            yield f"cam.{key}: there is no source of maps {name!r}; {hint}"
 
 # %% ../../nbs/study/experiments.ipynb #c014c-2
-def _check_hypotheses(study):
+def _wrong_hypotheses(study):
     for name, h in study.hypotheses.items():
-        for compared in (h.of, h.over, h.to):
-            if compared is not None and compared not in study.experiments:
-                raise ValueError(
-                    f"hypothesis {name!r} compares {compared!r}, which is no experiment; "
-                    f"{did_you_mean(compared, study.experiments)}"
-                )
+        for compared in {h.of, h.over, h.to} - {None, *study.experiments}:
+            hint = did_you_mean(compared, study.experiments)
+            yield f"hypothesis {name!r} compares {compared!r}, which is no experiment; {hint}"
+
+
+def _mistakes(study):
+    "What makes no sense in a study, a sentence each."
+    yield from _wrong_names(study)
+    yield from _wrong_starts(study)
+    for name, exp in study.experiments.items():
+        yield from (f"experiment {name!r}: {why}" for why in _contradictions(exp))
+    for find in (_mixed_up, _wrong_sources, _wrong_hypotheses):
+        yield from find(study)
 
 # %% ../../nbs/study/experiments.ipynb #c014c-3
 def experiment(study: Study, name: str) -> Experiment:
@@ -899,8 +819,7 @@ def _assigned(source) -> list[str]:
 
 
 def refuse_unknown(
-    cells: list
-    | None = None,  # Sources of the cells that ran; None: of the notebook that runs this
+    cells: list | None = None,  # Of those that ran, their sources; None: of this notebook
 ):
     "ValueError where papermill gave a notebook a parameter that its first cell does not have."
     if cells is None:
