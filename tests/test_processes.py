@@ -251,7 +251,7 @@ step.wait()
 def test_a_link_is_no_lock(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / ".lock").symlink_to(tmp_path / "made")
-    with pytest.raises(OSError, match=r"results/\.lock is a link and locks are files; remove it"):
+    with pytest.raises(OSError, match=r"results/\.lock"):
         with folder_lock(tmp_path / "results"):
             pass
     assert not (tmp_path / "made").exists()

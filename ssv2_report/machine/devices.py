@@ -7,11 +7,10 @@ __all__ = ['COUNT', 'VISIBLE', 'seen_gpus', 'threads_of', 'pool_folder', 'acquir
 
 # %% ../../nbs/machine/devices.ipynb #devices-02
 import os
-import stat
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from pathlib import Path
 
@@ -56,19 +55,6 @@ def pool_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"ssv2-gpus-{os.getuid()}" / job
 
 
-def _private(folder):
-    "Make a folder that no other user may write to; OSError in one sentence where one can, or another has made it."
-    with suppress(FileExistsError):
-        os.mkdir(folder, 0o700)
-    found = os.lstat(folder)
-    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    if not mine or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OSError(
-            f"{folder}, where the locks of GPUs are, is not a folder that you alone can write to; "
-            "remove it, or set TMPDIR to a folder of your own."
-        )
-
-
 def _take(stack, path):
     "An open file with an exclusive lock on it, or None where somebody else has it."
     import fcntl
@@ -108,8 +94,6 @@ def _wait_for(stack, names, wanted, on_wait, every):
     """The open lock files of so many of the GPUs `names`, by name. Who waits holds none, so that no two
     wait for each other."""
     folder, taken = pool_folder(), {}
-    for level in (folder.parent, folder):
-        _private(level)
     while True:
         with ExitStack() as some:
             for name in names:

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -55,17 +54,11 @@ def is_alive(who: str) -> bool:
 # %% ../../nbs/machine/processes.ipynb #processes-end
 def descendants(pid: int) -> list[str]:
     "The `process_identity` of every living descendant of a process."
-    by_parent = defaultdict(list)
-    for process in psutil.process_iter(["ppid"]):
-        by_parent[process.info["ppid"]].append(process.pid)
-    found, todo = [], [pid]
-    while todo:
-        found += (children := by_parent.pop(todo.pop(), []))
-        todo += children
     names = []
-    for pid in found:
-        with suppress(psutil.NoSuchProcess):
-            names.append(process_identity(pid))
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                names.append(process_identity(child.pid))
     return list(filter(is_alive, names))
 
 
@@ -208,7 +201,7 @@ def remove_partial_files(folder: str | Path):
 # %% ../../nbs/machine/processes.ipynb #processes-lock
 def open_lock(path: str | Path) -> TextIO:
     """The open file of a lock, made with its folder if need be, to read and to append to. OSError in one
-    sentence where it is a link, or belongs to somebody else and may not be written to."""
+    sentence where it belongs to somebody else and may not be written to, and where it is a link."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,10 +215,6 @@ def open_lock(path: str | Path) -> TextIO:
             f"{path}, by which one process at a time works there, belongs to {_owner(path)}, and you "
             "may not write to it; ask for that, or choose another folder."
         ) from None
-    except OSError as e:
-        if not path.is_symlink():
-            raise
-        raise OSError(f"{path} is a link and locks are files; remove it.") from e
     return open(number, "a+")
 
 
