@@ -102,21 +102,17 @@ def _ask(path, state, seconds=10.0):
         given = dict(stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=job_environment())
         try:
             process = subprocess.Popen([path, "--version"], start_new_session=True, **given)
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return Quarto(trouble=f"{path} --version gave no answer in {seconds:.0f} s")
         except OSError as e:
             return Quarto(trouble=f"{path} cannot be started ({e.strerror})")
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return Quarto(trouble=f"{path} --version gave no answer in {seconds:.0f} s")
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
         file.seek(0)
         said = file.read().decode(errors="replace")
-    if process.returncode == 0:
-        version = re.search(r"(?m)^\d+\.\d+\S*$", said)
-        return Quarto(path, version[0] if version else path)
-    short = " ".join(said.split())[:300] or "nothing"
-    ended = f"{path} --version ended with exit code {process.returncode}"
-    return Quarto(trouble=f"{ended} and said {short!r}")
+    if code:
+        ended = f"{path} --version ended with exit code {code}"
+        return Quarto(trouble=f"{ended} and said {' '.join(said.split())[:300]!r}")
+    version = re.search(r"(?m)^\d+\.\d+\S*$", said)
+    return Quarto(path, version[0] if version else path)
