@@ -43,19 +43,6 @@ def files(folder, texts):
             {"jobs/cpu.max": "150000 100000\n", "jobs/mine/cpu.max": "400000 100000\n"},
             1.5,
         ),
-        (
-            "4:memory:/a\n3:cpu,cpuacct:/docker/7\n",  # version 1, mounted as if at its top
-            {
-                "cpu,cpuacct/cpu.cfs_quota_us": "300000\n",
-                "cpu,cpuacct/cpu.cfs_period_us": "100000\n",
-            },
-            3,
-        ),
-        (
-            "1:cpu:/a\n0::/\n",
-            {"cpu/a/cpu.cfs_quota_us": "-1\n", "cpu/a/cpu.cfs_period_us": "100000\n"},
-            float("inf"),
-        ),
         ("", {}, float("inf")),
     ],
 )
@@ -287,13 +274,6 @@ def test_a_disk_that_fills_anywhere_in_the_command_is_one_sentence(monkeypatch, 
     said = capsys.readouterr().err
     assert e.value.code == 1 and said.startswith(f"ssv2: The disk of {tmp_path} takes no more (")
     assert said.count("\n") == 1
-
-
-def test_results_that_are_removed_meanwhile_are_named(book, tmp_path):
-    with pytest.raises(
-        ValueError, match=f"{tmp_path}/results was removed while it was worked on; "
-    ):
-        book("import shutil; shutil.rmtree('../results'); open('../results/table.csv', 'w')")
 
 
 def test_a_disk_that_fills_as_clips_are_cached_is_named(tmp_path, monkeypatch):

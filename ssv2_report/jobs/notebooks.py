@@ -25,7 +25,6 @@ from papermill.engines import NBClientEngine, papermill_engines
 
 from ssv2_report.data.basics import (
     explain_full_disk,
-    explain_removed_folder,
     explaining_full_disk,
     is_full_disk_error,
 )
@@ -204,13 +203,7 @@ def run_notebook(name: str, out: str | Path, gpus: int = 0, /, **parameters: obj
         sentence = _sentence(e)
         if is_full_disk_error(sentence) and "could not be written" not in sentence:
             sentence = explain_full_disk(out.parent)
-        if not out.parent.is_dir():
-            raise ValueError(f"{name}: {explain_removed_folder(out.parent)}") from None
         raise ValueError(f"{name}: {sentence} (The notebook as far as it ran: {failed})") from None
-    except OSError:
-        if out.parent.is_dir():
-            raise
-        raise ValueError(f"{name}: {explain_removed_folder(out.parent)}") from None
     if lost := lost_figures(failed):
         raise ValueError(
             f"{name}: the cell {lost[0]} shows no picture; have it end in a figure that is not closed, or"

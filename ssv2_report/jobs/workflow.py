@@ -27,7 +27,6 @@ from rich.table import Table
 from ssv2_report.data.basics import (
     atomic_write,
     explain_full_disk,
-    explain_removed_folder,
     free_bytes,
     is_full_disk_error,
 )
@@ -140,17 +139,19 @@ def _lines(path):
 FULL_BELOW = 1_000_000  # bytes; a disk with less is taken for full
 
 
+def _explain_text(said, folder):
+    "The sentence on a disk that takes no more, where a log's text or the disk of its folder says so."
+    if is_full_disk_error(said) or free_bytes(folder) < FULL_BELOW:
+        return explain_full_disk(folder)
+
+
 def explain_silent_failure(name: str, logs: list[str] | None) -> str:
-    "One sentence on a failed job whose logs hold none of its own: folder removed, disk full, killed, or where the log is."
-    path = Path(logs[0]) if logs else None
-    if path is None:
-        return f"{name} failed; its log is reproduce.log."
-    if not path.parent.is_dir():
-        return f"{name} failed: {explain_removed_folder(path.parent)}"
+    "One sentence on a failed job whose logs hold none of its own: disk full, killed, or where the log is."
+    path = Path(logs[0] if logs else "reproduce.log")
     said = "\n".join(_lines(path)).strip() if path.is_file() else ""
-    if is_full_disk_error(said) or free_bytes(path.parent) < FULL_BELOW:
-        return f"{name} failed: {explain_full_disk(path.parent)}"
-    if not said:
+    if full := _explain_text(said, path.parent):
+        return f"{name} failed: {full}"
+    if logs and not said:
         return (
             f"{name} ended without a word: it was killed, as the system does for want of memory, or its "
             f"log {path} was removed; the same command starts it again, or goes on with it."
@@ -160,17 +161,14 @@ def explain_silent_failure(name: str, logs: list[str] | None) -> str:
 
 def explain_workflow_failure(code: int, errors: list[str], log: str | Path) -> str:
     "One sentence on a workflow that ended with an exit code: the first of its jobs' errors, or what its own log tells."
-    log = Path(log)
-    if not log.is_file():  # errors follow from that
-        return explain_removed_folder(log.parent)
     if errors:
         return errors[0]
     if code < 0:
         return explain_signal_exit("Snakemake, which runs the jobs,", code)
     said = "\n".join(_lines(log)[-16:])
-    if is_full_disk_error(said) or free_bytes(log.parent) < FULL_BELOW:
-        return explain_full_disk(log.parent)
-    return f"The workflow failed; its log is {log}:\n{said}"
+    return (
+        _explain_text(said, Path(log).parent) or f"The workflow failed; its log is {log}:\n{said}"
+    )
 
 # %% ../../nbs/jobs/workflow.ipynb #workflow-11-2
 class Tracker:
