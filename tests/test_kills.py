@@ -21,7 +21,7 @@ from nbformat.v4 import new_markdown_cell as md
 from nbformat.v4 import new_notebook, writes
 from worlds import clone, make
 
-from ssv2_report.jobs.steps import CHAPTERS, GRADCAM, TRAINED
+from ssv2_report.jobs.steps import CHAPTERS, STEPS
 
 ROOT = Path(__file__).parents[1]
 RUNS = ("2d", "3d")
@@ -60,12 +60,12 @@ for step in range(step, 20):
     time.sleep(0.03)
     with atomic_write(checkpoint) as part:
         part.write_text(json.dumps([start, step + 1]))
-for name in {TRAINED}:
+for name in {STEPS["train"].leaves}:
     leave(run / name, name, start)
 """
 LOOK = f"""
 weights = (run / "weights.safetensors").read_text()
-for name in {GRADCAM}:
+for name in {STEPS["gradcam"].leaves}:
     leave(run / name, name, weights)
 leave(run / "maps" / "layer2-gradcam.npz", weights)
 """
