@@ -30,19 +30,10 @@ from .media import MEDIA, VIDEO, in_processes, media_files
 # %% ../../nbs/data/audit.ipynb #00e-006
 OFFICIAL = {"train": 168_913, "validation": 24_777, "test": 27_157}
 NOTES = (
-    "wrong container",
-    "box outside the picture",
-    "damaged box",
-    "box of no frame",
-    "unreadable box",
-    "frame rate is not the boxes'",
-    "boxes without a clip",
-    "changed boxes",
-    "picture is not the boxes'",
-    "clips not extracted",
-    "copies of a clip",
-    "boxes are not in pixels",
-    "boxes of one kind",
+    *("wrong container", "box outside the picture", "damaged box", "box of no frame"),
+    *("unreadable box", "frame rate is not the boxes'", "boxes without a clip"),
+    *("picture is not the boxes'", "clips not extracted", "copies of a clip"),
+    *("boxes are not in pixels", "boxes of one kind", "changed boxes"),
 )
 MEND = {  # What a finding about a whole file asks for
     "damaged box file": "mend the box files",
@@ -282,24 +273,16 @@ def _no_records():
     return pd.DataFrame(columns=columns, dtype="string")
 
 # %% ../../nbs/data/audit.ipynb #00e-009-3
-def _demo_sums(root):  # sha256 by path below the root, as the demo world wrote them
-    try:
-        world = json.loads((Path(root) / "demo.json").read_text())
-        clips = {f"{MEDIA[0]}/{id}.webm": clip["sha256"] for id, clip in world["clips"].items()}
-        return world["files"] | clips
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _audit_texts(root, sums):  # Label and box files against their checksums
-    findings = []
-    for folder in ("labels", "annotations", "boxes", "."):
-        for p in sorted((Path(root) / folder).glob("*.json")):
-            name = os.path.relpath(p, root)
-            if name in sums and sha256(p.read_bytes()).hexdigest() != sums[name]:
-                reason = "changed boxes" if folder == "boxes" else "checksum differs"
-                findings.append(("", "", reason, name))
-    return findings
+def _audit_sums(root, sound):  # A demo world's files, and its sound clips, against its checksums
+    if not (known := Path(root, "demo.json")).is_file():
+        return
+    world = json.loads(read_text(known))
+    clips = {f"{MEDIA[0]}/{id}.webm": c for id, c in world["clips"].items() if id in sound}
+    for name, sum in (world["files"] | {k: c["sha256"] for k, c in clips.items()}).items():
+        path, clip = Path(root, name), clips.get(name)
+        if path.is_file() and sha256(path.read_bytes()).hexdigest() != sum:
+            reason = "changed boxes" if path.parent.name == "boxes" else "checksum differs"
+            yield path.stem if clip else "", clip["split"] if clip else "", reason, name
 
 # %% ../../nbs/data/audit.ipynb #00e-010
 def _lost_files(records, media):  # Findings about records without a file
@@ -315,13 +298,12 @@ def _lost_files(records, media):  # Findings about records without a file
 _FAULTS = dict(hangs="no answer within a minute of computing", crashes="the process died")
 
 
-def _audit_files(root, records, media, sums, workers, progress):
+def _audit_files(records, media, workers, progress):
     "Findings, and frames, height, width and rate of sound clips by id."
     there = np.array([bool(media.get(id)) for id in records["id"]], bool)
     todo = records[there].drop_duplicates("id")
     findings, shapes = list(_lost_files(records, media)), {}
-    paths = [media[id] for id in todo["id"]]
-    jobs = [(path, sums.get(os.path.relpath(path, root), "")) for path in paths]
+    jobs = [(media[id],) for id in todo["id"]]
     probed = in_processes("ssv2_report.data.media:probe", jobs, workers)
     for done, (k, out, fault) in enumerate(probed, 1):
         clip = todo["id"].iloc[k], todo["split"].iloc[k]
@@ -415,7 +397,7 @@ def _clip_boxes(boxes, id, n, h, w, fps):  # Reasons and details of one clip
     step = box_step(n, fps, int(frame.max()))
     if fps and abs(fps - 12) > 0.5:
         how = "by time" if step != 1 else "by number, for there are as many frames as boxes"
-        yield NOTES[5], f"{fps:g} frames a second, boxes at 12: matched {how}"
+        yield "frame rate is not the boxes'", f"{fps:g} frames a second, boxes at 12: matched {how}"
     height, n = boxes.drawn_on(h), int(np.ceil(n * step))
     found = box_problem(frame, boxes.kind[at], boxes.xyxy[at], n, height, w * height / h)
     yield from filter(None, [found])
@@ -462,9 +444,8 @@ def audit(
     digest, there = dataset_digest(root, files), media_files(root)
     media = {id: paths[0] for id, paths in there.items()}
     records, findings, classes = _audit_labels(root)
-    sums = _demo_sums(root)
-    of_files, shapes = _audit_files(root, records, media, sums, workers, progress)
-    findings += of_files + _audit_texts(root, sums) + _audit_places(root, records, media)
+    of_files, shapes = _audit_files(records, media, workers, progress)
+    findings += [*of_files, *_audit_sums(root, shapes), *_audit_places(root, records, media)]
     findings += _audit_copies(root, records, there)
     said = "There are no boxes."
     try:

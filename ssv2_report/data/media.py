@@ -8,7 +8,6 @@ __all__ = ['MEDIA', 'VIDEO', 'PICTURES', 'PIXELS', 'ROOM', 'media_files', 'list_
 
 # %% ../../nbs/data/media.ipynb #00b-002
 import functools
-import hashlib
 import mmap
 import multiprocessing
 import os
@@ -33,16 +32,8 @@ from PIL import Image, ImageOps
 
 # %% ../../nbs/data/media.ipynb #00b-006
 MEDIA = (
-    "20bn-something-something-v2",
-    "videos",
-    "20bn-something-something-v2-frames",
-    "frames",
-    "rawframes",
-    "train",
-    "validation",
-    "val",
-    "test",
-    "",
+    *("20bn-something-something-v2", "videos", "20bn-something-something-v2-frames", "frames"),
+    *("rawframes", "train", "validation", "val", "test", ""),
 )
 VIDEO = tuple(".webm .mp4 .mkv .avi .mov .m4v .3gp .mpg .mpeg .ogv .flv .wmv".split())
 
@@ -139,10 +130,8 @@ _MAGIC = {
 }
 
 
-def container(
-    path: str | Path,
-) -> str | None:  # A name of `_MAGIC`; None for what is no video container
-    "The container a file starts like."
+def container(path: str | Path) -> str | None:
+    "The container that a file starts like, a name of `_MAGIC`; None for what is none."
     with open(path, "rb") as f:
         start = f.read(12)
     return next((name for name, magic in _MAGIC.items() if re.match(magic, start, re.S)), None)
@@ -396,7 +385,6 @@ def _is_cut(path, kind) -> bool:
 # %% ../../nbs/data/media.ipynb #00b-016
 def probe(
     path: str,  # A video file or a folder of frames
-    sha256: str = "",  # Of the file, when it is known
 ) -> dict:  # reason ('' when sound), detail, frames, h, w, fps
     """Decodes all of a clip in order, by PyAV at its strictest, and says what is wrong with it.
 
@@ -405,7 +393,7 @@ def probe(
     out = dict(reason="", detail="", frames=0, h=0, w=0, fps=0.0)
     folder = os.path.isdir(path) and not path.lower().endswith(VIDEO)
     try:
-        _probe_folder(path, out) if folder else _probe_file(path, sha256, out)
+        _probe_folder(path, out) if folder else _probe_file(path, out)
     except _Unsound as e:
         out |= dict(reason=e.args[0], detail=e.args[1])
     except PermissionError as e:
@@ -421,7 +409,7 @@ class _Unsound(Exception):
     "What is wrong with a clip: reason and detail."
 
 # %% ../../nbs/data/media.ipynb #00b-016-1
-def _probe_file(path, sha256, out):
+def _probe_file(path, out):
     try:
         os.stat(path)
     except PermissionError:
@@ -436,8 +424,6 @@ def _probe_file(path, sha256, out):
         raise _Unsound("empty file", "zero bytes")
     if not (kind := container(path)):
         raise _Unsound("not a video", "does not start like a video container")
-    if sha256 and hashlib.sha256(Path(path).read_bytes()).hexdigest() != sha256:
-        raise _Unsound("checksum differs", f"not {sha256[:12]}…")
     if _is_cut(path, kind):
         raise _Unsound("truncated", f"its parts reach beyond its {os.path.getsize(path):,} bytes")
     _decode_all(path, kind, out)
