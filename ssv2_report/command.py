@@ -9,17 +9,7 @@ __all__ = ['IN_OWN_PROCESS', 'main']
 import sys
 
 # %% ../nbs/cli/command.ipynb #command-04
-IN_OWN_PROCESS = (
-    "train",
-    "adopt",
-    "sources",
-    "gradcam",
-    "reliance",
-    "validate",
-    "analyse",
-    "chapter",
-    "figures",
-)
+IN_OWN_PROCESS = "train adopt sources gradcam reliance validate analyse chapter figures".split()
 
 
 def main():

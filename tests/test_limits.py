@@ -128,15 +128,15 @@ def test_where_shared_memory_is_small_no_worker_is_started(monkeypatch, tmp_path
         (
             "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
             "workers are out of shared memory. Please try to raise your shared memory limit.",
-            "have no room in shared memory .* MB are free.*set workers: 0",
+            "finds no room in shared memory .* MB are free.*set workers to fewer, or to 0",
         ),
         (
             "unable to write to file </torch_7_1>: No space left on device (28)",
-            "have no room in shared memory",
+            "finds no room in shared memory",
         ),
         (
             "DataLoader worker (pid 7) is killed by signal: Killed.",
-            "was killed, .*workers to fewer",
+            "was ended for want of memory, .*workers to fewer",
         ),
         ("a size does not fit", "^a size does not fit$"),
     ],

@@ -33,18 +33,9 @@ from ssv2_report.machine.processes import (
 # %% ../../nbs/jobs/launch.ipynb #launch-04
 FORKS = "SSV2_FORKS"  # the variable with the address of the command that owns the forks
 IMPORTED = (
-    "accelerate",
-    "ipykernel.ipkernel",
-    "matplotlib.pyplot",
-    "nbdev",
-    "papermill",
-    "pyarrow.parquet",
-    "pydantic",
-    "scipy.stats",
-    "timm",
-    "torchvision",
-    "typer",
-)
+    "accelerate ipykernel.ipkernel matplotlib.pyplot nbdev papermill pyarrow.parquet pydantic "
+    "scipy.stats timm torchvision typer"
+).split()
 
 
 def _become(client):

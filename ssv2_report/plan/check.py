@@ -11,6 +11,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,9 +30,8 @@ from ..study.runs import build_model, check_study, is_run, precision_of, publish
 from ..train import explain_oom, optimiser, peak_memory
 
 # %% ../../nbs/plan/check.ipynb #check-04
-OFFICIAL_SIZES = dict(
-    train=168_913, validation=24_777
-)  # clips of Something-Something V2, of 174 classes
+# Clips of Something-Something V2, of 174 classes
+OFFICIAL_SIZES = dict(train=168_913, validation=24_777)
 
 
 def _records(study):
@@ -169,16 +169,22 @@ def _all_classes(study):
         return range(174)
 
 
+def _looks(study, experiments):
+    "By name, calls that load the weights from elsewhere which experiments of a study rest on."
+    wanted = {
+        what: partial(fetch_weights, *of) for what, of in weights_to_fetch(experiments).items()
+    }
+    return wanted | {e.title: partial(fetch_adopted, study, e) for e in experiments if e.is_adopted}
+
+
 def check_weights(study: Study) -> list[dict]:
     """Load all weights from elsewhere that the experiments of a study start from, which fetches those
     that are missing: rows of `what`, `found` and what is `wrong`, as `check_requirements` has them."""
-    wanted = weights_to_fetch(study.experiments.values())
-    for exp in study.experiments.values():
+    looks = _looks(study, experiments := study.experiments.values())
+    for exp in experiments:
         if exp.init and os.path.isabs(exp.init) and not is_run(exp.init):
-            wanted.setdefault(f"{exp.init} of {exp.model}", (exp, exp.init))
-    rows = [_row(what, lambda of=of: fetch_weights(*of)) for what, of in wanted.items()]
-    adopted = [exp for exp in study.experiments.values() if exp.is_adopted]
-    return rows + [_row(exp.title, lambda exp=exp: fetch_adopted(study, exp)) for exp in adopted]
+            looks[f"{exp.init} of {exp.model}"] = partial(fetch_weights, exp, exp.init)
+    return [_row(what, look) for what, look in looks.items()]
 
 # %% ../../nbs/plan/check.ipynb #check-04x-2
 def _row(what, look):
@@ -235,9 +241,8 @@ def _boxes(study):
     except FileNotFoundError:
         if study.data.boxes:
             raise
-        return (
-            "drawn with the world" if study.data.demo else "none: hand and object are not measured"
-        )
+        none = "none: hand and object are not measured"
+        return "drawn with the world" if study.data.demo else none
 
 # %% ../../nbs/plan/check.ipynb #check-06-2
 def _disk(study, results, todo):
@@ -281,16 +286,8 @@ def check_requirements(study: Study, results: str | Path) -> list[dict]:
         "networks": lambda: _networks(study),
         "disk": lambda: _disk(study, results, [once[name] for name in names]),
     }
-    looks |= {
-        what: lambda of=of: fetch_weights(*of)
-        for what, of in weights_to_fetch(once.values()).items()
-    }
-    looks |= {
-        exp.title: lambda exp=exp: fetch_adopted(study, exp)
-        for exp in once.values()
-        if exp.is_adopted
-    }
-    trained = {name: exp for name, exp in once.items() if not exp.is_adopted}
-    for name, exp in trained.items() if torch.cuda.is_available() else ():
-        looks[f"memory of {name}"] = lambda exp=exp: _memory(study, exp)
+    looks |= _looks(study, once.values())
+    for name, exp in once.items() if torch.cuda.is_available() else ():
+        if not exp.is_adopted:
+            looks[f"memory of {name}"] = partial(_memory, study, exp)
     return [_row(what, look) for what, look in looks.items()]

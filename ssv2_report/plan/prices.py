@@ -33,12 +33,9 @@ def run_seconds(
 ) -> float:
     "Seconds of one run: its epochs, then the last evaluation, all its views in four orders of frames."
     moments, crops = exp.views
-    epochs = (
-        0
-        if exp.is_adopted
-        else exp.epochs * (clips["train"] * train + clips["validation"] * evaluate)
-    )
-    return epochs + 4 * moments * crops * clips["validation"] * evaluate
+    epochs = 0 if exp.is_adopted else exp.epochs
+    each = clips["train"] * train + clips["validation"] * evaluate
+    return epochs * each + 4 * moments * crops * clips["validation"] * evaluate
 
 # %% ../../nbs/plan/prices.ipynb #plan-06p
 def prices(

@@ -322,9 +322,7 @@ def known_normalisation(
 def normalisation_of(
     study: Study,
     name: str,  # Of an experiment
-) -> (
-    tuple
-):  # Mean and deviation of each colour; None and None from scratch where the study says none
+) -> tuple:  # Mean and deviation of each colour, or from scratch None where the study says none
     """The normalisation that the weights know from which an experiment starts: those of another
     experiment know what that one's do."""
     exp = study.experiments[name]

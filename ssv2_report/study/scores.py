@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_GPU', 'SHARED', 'TOLERATED', 'processes', 'predict', 'predict_orders', 'ignore_sigterm', 'workers_that_fit',
-           'explaining_lost_workers', 'softmax', 'twins', 'score_clips', 'calibration_error', 'metrics',
-           'metrics_by_order', 'confusion', 'class_table', 'published_check']
+           'explaining_lost_workers', 'twins', 'score_clips', 'calibration_error', 'metrics', 'metrics_by_order',
+           'confusion', 'class_table', 'published_check']
 
 # %% ../../nbs/study/scores.ipynb #scores-02
 import os
@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from scipy.special import softmax
 from torch.utils.data import DataLoader
 
 from ..data.basics import free_space
@@ -29,9 +30,8 @@ from ..machine.environment import OF_TRAINING, without_variables
 from ..machine.processes import ENDS
 
 # %% ../../nbs/study/scores.ipynb #scores-04
-NO_GPU = (
-    "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
-)  # accelerate wants to be told when processes meet on CPUs
+# Accelerate wants to be told when processes meet on CPUs
+NO_GPU = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
 
 
 def processes() -> PartialState:
@@ -126,28 +126,18 @@ def explaining_lost_workers():
         yield
     except RuntimeError as e:
         said = f"{e} {e.__cause__ or e.__context__}"
-        full = r"signal: Bus error|unable to allocate shared memory|</torch_\S+ .*No space left"
-        if re.search(full, said):
-            raise ValueError(
-                f"The processes that load clips have no room in shared memory ({SHARED}: "
-                f"{free_space(SHARED)}); set workers: 0, or give it more, as docker does by --shm-size."
-            ) from None
-        if "signal: Killed" in said:
-            raise ValueError(
-                "A process that loads clips was killed, as the system does for want of memory; set "
-                "workers to fewer, or to 0."
-            ) from None
-        raise
+        spent = (
+            r"signal: (Bus error|Killed)|unable to allocate shared memory|</torch_\S+ .*No space"
+        )
+        if not re.search(spent, said):
+            raise
+        raise ValueError(
+            "A process that loads clips was ended for want of memory, or finds no room in shared memory "
+            f"({SHARED}: {free_space(SHARED)}); set workers to fewer, or to 0, or give it more, as "
+            "docker does by --shm-size."
+        ) from None
 
 # %% ../../nbs/study/scores.ipynb #scores-06
-def softmax(
-    logits: np.ndarray,  # [N,classes]
-) -> np.ndarray:  # [N,classes]
-    "Probabilities of logits."
-    e = np.exp(logits - logits.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
-
-
 def twins(
     classes: list[str],  # In the order of the targets
 ) -> dict[int, int]:
@@ -169,7 +159,7 @@ def score_clips(
     own = logits[rows, targets]
     out = predictions.drop(columns="logits").copy()
     out["right"] = logits.argmax(1) == targets
-    out["certainty"] = softmax(logits).max(1)
+    out["certainty"] = softmax(logits, axis=1).max(1)
     out["top5"] = (logits > own[:, None]).sum(1) < 5
     out["in_pair"] = other >= 0
     out["pair_right"] = np.where(other >= 0, own > logits[rows, other], np.nan)
@@ -274,9 +264,6 @@ def published_check(
         return found | dict(state="open", why=why)
     least = published - TOLERATED
     state = "fails" if found["hi"] < least else "holds" if found["lo"] >= least else "open"
-    said = dict(
-        fails="this is not the network that was published, or not fed as it was",
-        holds="",
-        open="there are too few clips to tell",
-    )
+    said = dict(fails="this is not the network that was published, or not fed as it was")
+    said |= dict(holds="", open="there are too few clips to tell")
     return found | dict(state=state, why=said[state])
