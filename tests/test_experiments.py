@@ -177,6 +177,10 @@ def test_mistakes_are_named_in_one_sentence(tmp_path, value, says):
         (only(model="r2plus1d_81"), "did you mean 'r2plus1d_18'"),
         (only(model="vit_small_patch16_224"), "'vit_small_patch16_224' is no ResNet"),
         (only(model="swin_tiny_patch4_window7_224"), "is no ResNet that timm knows"),
+        (
+            only(model="resnet18", batch_size=1, n_frames=1, size=16),
+            "on parts of 1 clips of 1 frames of 16 pixels (Expected more than 1 value per channel",
+        ),
     ],
 )
 def test_names_of_networks_and_optimisers_are_judged_where_networks_are_built(
