@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'app', 'StudyName', 'Results', 'Workers', 'ExperimentName', 'Only', 'Seeds', 'Changes', 'OF_RUNS',
-           'INTERRUPTED', 'command', 'show_version', 'options', 'absolute_study', 'split_option', 'select_study',
-           'demo_data', 'audit', 'any_job', 'show_progress', 'do_one', 'do_run_job', 'train', 'adopt', 'cache',
-           'validate', 'analyse', 'chapter', 'render', 'gpus_to_use', 'show_rows', 'check', 'weights', 'check_first',
-           'refuse_unfinished', 'reproduce', 'show_prices', 'say_total', 'plan', 'figures', 'explore', 'status',
-           'print_error', 'main']
+           'INTERRUPTED', 'command', 'an_option', 'show_version', 'options', 'absolute_study', 'split_option',
+           'select_study', 'demo_data', 'audit', 'any_job', 'show_progress', 'do_one', 'do_run_job', 'train', 'adopt',
+           'cache', 'validate', 'analyse', 'chapter', 'render', 'gpus_to_use', 'show_rows', 'check', 'weights',
+           'check_first', 'refuse_unfinished', 'reproduce', 'show_prices', 'say_total', 'plan', 'figures', 'explore',
+           'status', 'print_error', 'main']
 
 # %% ../nbs/cli/cli.ipynb #c002
 import os
@@ -106,6 +106,11 @@ def command(
     return app.command(name, rich_help_panel=group, epilog=f"Example: `ssv2 {example}`")
 
 
+def an_option(kind: type, help: str, *names: str, **more: object) -> object:
+    "The annotation of an option of this type, with arguments as of `typer.Option`."
+    return Annotated[kind, typer.Option(*names, help=help, **more)]
+
+
 def show_version(wanted: bool):
     "Print the version and exit, if wanted."
     if wanted:
@@ -115,12 +120,9 @@ def show_version(wanted: bool):
 
 @app.callback()
 def options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=show_version, is_eager=True, help="Print the version and exit."
-        ),
-    ] = False,
+    version: an_option(
+        bool, "Print the version and exit.", "--version", callback=show_version, is_eager=True
+    ) = False,
 ): ...
 
 # %% ../nbs/cli/cli.ipynb #c003-1
@@ -138,31 +140,24 @@ StudyName = Annotated[
         help="A study: the name of a file in experiments/, such as demo or ssv2-mini, or the path of a YAML file.",
     ),
 ]
-Results = Annotated[
-    Optional[Path], typer.Option(help="Folder of the results. Default: results/STUDY.")
-]
+Results = an_option(Optional[Path], "Folder of the results. Default: results/STUDY.")
 Workers = Annotated[int, typer.Option(min=1, help="Number of processes.")]
 ExperimentName = Annotated[str, typer.Argument(help="Name of an experiment of the study.")]
 
 # %% ../nbs/cli/cli.ipynb #c015c
-Only = Annotated[
+Only = an_option(
     Optional[str],
-    typer.Option(
-        help="Only these experiments, by name or pattern, such as '2d-multi,3d-*', and those whose weights they start from."
-    ),
-]
-Seeds = Annotated[
-    Optional[str],
-    typer.Option(help="Only these seeds of the study, such as 0 or 0,1. Default: all of them."),
-]
-Changes = Annotated[
+    "Only these experiments, by name or pattern, such as '2d-multi,3d-*', and those whose weights they start from.",
+)
+Seeds = an_option(
+    Optional[str], "Only these seeds of the study, such as 0 or 0,1. Default: all of them."
+)
+Changes = an_option(
     Optional[list[str]],
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change a setting: of all experiments (lr=0.02), of one (2d-multi.epochs=5) or of the study (data.per_class=100). Can be given several times.",
-    ),
-]
+    "Change a setting: of all experiments (lr=0.02), of one (2d-multi.epochs=5) or of the study (data.per_class=100). Can be given several times.",
+    "--set",
+    metavar="KEY=VALUE",
+)
 
 
 def split_option(text: str | None, option: str) -> list[str]:
@@ -191,12 +186,8 @@ def demo_data(
     train_per_class: Annotated[int, typer.Option(min=1, help="Training clips of each class.")] = 60,
     val_per_class: Annotated[int, typer.Option(min=1, help="Validation clips of each class.")] = 16,
     size: Annotated[int, typer.Option(min=32, help="Side of the square frames in pixels.")] = 112,
-    world: Annotated[
-        int, typer.Option(min=0, help="Another number draws other scenes of the same kind.")
-    ] = 0,
-    distractor: Annotated[
-        bool, typer.Option(help="Show two actors, of whom only one carries the class.")
-    ] = False,
+    world: an_option(int, "Another number draws other scenes of the same kind.", min=0) = 0,
+    distractor: an_option(bool, "Show two actors, of whom only one carries the class.") = False,
     workers: Workers = 2,
 ):
     "Write synthetic clips with known answers, in Something-Something V2's own layout."
@@ -218,23 +209,19 @@ def demo_data(
 @command("Check", "audit /data/ssv2 --out audit.json")
 def audit(
     root: Annotated[Path, typer.Argument(help="Folder of the dataset.")],
-    out: Annotated[
-        Path, typer.Option(help="JSON file to write. (A study keeps its own in results/STUDY.)")
-    ] = Path("audit.json"),
-    boxes: Annotated[
+    out: an_option(Path, "JSON file to write. (A study keeps its own in results/STUDY.)") = Path(
+        "audit.json"
+    ),
+    boxes: an_option(
         Optional[Path],
-        typer.Option(
-            help="Something-Else's boxes, a file or a folder. Default: those in the dataset's folder, if any."
-        ),
-    ] = None,
+        "Something-Else's boxes, a file or a folder. Default: those in the dataset's folder, if any.",
+    ) = None,
     workers: Workers = 2,
-    max_excluded: Annotated[
+    max_excluded: an_option(
         int,
-        typer.Option(
-            min=0,
-            help="How many training and validation clips may be unusable before the exit code is 1.",
-        ),
-    ] = 0,
+        "How many training and validation clips may be unusable before the exit code is 1.",
+        min=0,
+    ) = 0,
 ):
     "Compare every record of a dataset with its video file. Exit code 1 if clips are missing, damaged or mislabelled."
     save_audit(root, out, boxes, workers).check(max_excluded)
@@ -301,9 +288,9 @@ def train(
     name: ExperimentName,
     seeds: Seeds = None,
     results: Results = None,
-    replace: Annotated[
-        bool, typer.Option(help="Start again where an unfinished checkpoint is of other settings.")
-    ] = False,
+    replace: an_option(
+        bool, "Start again where an unfinished checkpoint is of other settings."
+    ) = False,
     changes: Changes = None,
 ):
     "Train one experiment. An interrupted training goes on from its checkpoint; a finished one is left as it is."
@@ -478,23 +465,17 @@ def refuse_unfinished(study: Study, results: Path):
 def reproduce(
     study: StudyName = "demo",
     results: Results = None,
-    cores: Annotated[
-        Optional[int], typer.Option(min=1, help="Processor cores to use. Default: all.")
-    ] = None,
+    cores: an_option(Optional[int], "Processor cores to use. Default: all.", min=1) = None,
     gpus: Annotated[Optional[int], typer.Option(min=0, help="GPUs to use. Default: all.")] = None,
-    jobs: Annotated[
+    jobs: an_option(
         Optional[int],
-        typer.Option(
-            min=1,
-            help="At most so many trainings at a time. Default: one for each GPU, or each core.",
-        ),
-    ] = None,
+        "At most so many trainings at a time. Default: one for each GPU, or each core.",
+        min=1,
+    ) = None,
     only: Only = None,
     seeds: Seeds = None,
     changes: Changes = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print what would be done, and why.")
-    ] = False,
+    dry_run: an_option(bool, "Only print what would be done, and why.", "--dry-run") = False,
 ):
     "Do everything: data, audit, training, maps, analysis, report. Called again, it does only what has changed."
     began, studies = time.monotonic(), select_study(study, only, seeds, changes)
@@ -600,12 +581,10 @@ def say_total(
 @command("Start", "plan ssv2-core --tflops 60")
 def plan(
     study: StudyName = "demo",
-    tflops: Annotated[
+    tflops: an_option(
         Optional[float],
-        typer.Option(
-            help="TFLOP/s of one GPU. Default: 20, a mid-range GPU in mixed precision; for the demo without a GPU, times that were measured on one core."
-        ),
-    ] = None,
+        "TFLOP/s of one GPU. Default: 20, a mid-range GPU in mixed precision; for the demo without a GPU, times that were measured on one core.",
+    ) = None,
     only: Only = None,
     seeds: Seeds = None,
     changes: Changes = None,
@@ -637,16 +616,11 @@ def figures(
     study: StudyName = "demo",
     results: Results = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("figures"),
-    width: Annotated[
-        Optional[float],
-        typer.Option(
-            min=2.5, max=12, help="Width of every figure in inches, such as 3.25 or 6.875."
-        ),
-    ] = None,
+    width: an_option(
+        Optional[float], "Width of every figure in inches, such as 3.25 or 6.875.", min=2.5, max=12
+    ) = None,
     font: Annotated[Optional[str], typer.Option(help="Font family, such as serif.")] = None,
-    font_size: Annotated[
-        Optional[float], typer.Option(min=7, max=14, help="Font size in figures, in points.")
-    ] = None,
+    font_size: an_option(Optional[float], "Font size in figures, in points.", min=7, max=14) = None,
 ):
     "Export every figure (PDF, SVG, PNG) and table (LaTeX, Markdown, CSV) for a paper. captions.csv says what each shows and which cell made it; main.tex holds them all."
     import pandas as pd
@@ -678,18 +652,13 @@ def figures(
 def explore(
     study: StudyName = "demo",
     results: Results = None,
-    clip: Annotated[
-        str,
-        typer.Option(
-            help="Id of the validation clip to begin with. Default: the report's first case."
-        ),
-    ] = "",
+    clip: an_option(
+        str, "Id of the validation clip to begin with. Default: the report's first case."
+    ) = "",
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
     ip: Annotated[str, typer.Option(help="Address of the Jupyter server.")] = "localhost",
     port: Annotated[int, typer.Option(help="Port of the Jupyter server.")] = 8888,
-    allow_root: Annotated[
-        bool, typer.Option("--allow-root", help="Allow Jupyter to run as root.")
-    ] = False,
+    allow_root: an_option(bool, "Allow Jupyter to run as root.", "--allow-root") = False,
 ):
     "Look at the attention maps of any clip, two networks side by side, in JupyterLab."
     from ssv2_report.gradcam.explorer_page import write_explorer
