@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -54,11 +55,17 @@ def is_alive(who: str) -> bool:
 # %% ../../nbs/machine/processes.ipynb #processes-end
 def descendants(pid: int) -> list[str]:
     "The `process_identity` of every living descendant of a process."
+    by_parent = defaultdict(list)
+    for process in psutil.process_iter(["ppid"]):
+        by_parent[process.info["ppid"]].append(process.pid)
+    found, todo = [], [pid]
+    while todo:
+        found += (children := by_parent.pop(todo.pop(), []))
+        todo += children
     names = []
-    with suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                names.append(process_identity(child.pid))
+    for pid in found:
+        with suppress(psutil.NoSuchProcess):
+            names.append(process_identity(pid))
     return list(filter(is_alive, names))
 
 
