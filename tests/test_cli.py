@@ -22,7 +22,7 @@ from ssv2_report.cli import gpus_to_use
 from ssv2_report.demo.world import world_version
 from ssv2_report.machine.processes import folder_lock, process_identity
 from ssv2_report.plan.check import expected_clips
-from ssv2_report.plan.places import check_data, check_writable
+from ssv2_report.plan.places import check_places, check_writable
 from ssv2_report.study.experiments import load_study
 
 
@@ -95,7 +95,7 @@ def test_real_data_must_be_there(tmp_path):
     study = load_study("ssv2")
     study.data.root = str(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="absent is not there"):
-        check_data(study)
+        check_places(study, tmp_path / "results", tmp_path / "report" / "index.html")
 
 
 def test_a_notebooks_own_sentence_reaches_the_user(tmp_path):

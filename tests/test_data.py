@@ -598,7 +598,7 @@ def test_the_cache_serves_what_decoding_gives(index, tmp_path, kind, error):
         and np.abs(frames.astype(int) - want).mean() <= error
     )
     size = sum(f.stat().st_size for f in cache.folder.iterdir())
-    assert abs(size / cache_size(index, 48, kind) - 1) < 0.05
+    assert abs(size / cache_size(index.clips["path"], 48, kind) - 1) < 0.05
     item = ClipDataset(index, train=True, cache=pickle.loads(pickle.dumps(cache)), size=40)[1]
     assert item["clip"].shape == (3, 8, 40, 40) and item["hw"].tolist() == [96, 128]
 

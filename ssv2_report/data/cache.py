@@ -21,6 +21,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pandas as pd
 import PIL
 from PIL import Image
 
@@ -225,31 +226,25 @@ RAW_LIMIT = 8e9  # Bytes; beyond it raw frames no longer stay in an ordinary mac
 
 
 def cache_size(
-    index: object,  # An `Index` of clips
+    paths: pd.Series,  # Of clips
     short_side: int,  # Pixels
     kind: str = "raw",  # 'raw' or 'jpeg'
 ) -> int:  # Bytes
-    "Estimated size of a cache of these clips, from eight of them spread over the index."
-    return _size(index.clips["path"], short_side, kind)
-
-
-def _size(paths, short_side, kind, sample=8):
+    "Estimated size of a cache of these clips, from eight of them spread over all; 0 where none decodes."
     sizes = []
-    for path in paths.iloc[np.unique(np.linspace(0, len(paths) - 1, sample).astype(int))]:
-        try:
+    for path in paths.iloc[np.unique(np.linspace(0, len(paths) - 1, 8).astype(int))]:
+        with contextlib.suppress(ValueError, FileNotFoundError):
             sizes.append(sum(map(len, encode_clip(read_frames(path), short_side, kind)[:2])))
-        except (ValueError, FileNotFoundError):
-            pass
     return int(np.mean(sizes or [0]) * len(paths))
 
 # %% ../../nbs/data/cache.ipynb #00d-013-1
-def _choose(index, folder, short_side, kind):
+def _choose(paths, folder, short_side, kind):
     if kind not in ("auto", "raw", "jpeg"):
         raise ValueError(f"{kind!r} is no kind of frame cache: take auto, raw or jpeg.")
     if kind != "auto":
         return kind
     there = [k for k in ("raw", "jpeg") if _folder(folder, short_side, k).exists()]
-    return there[0] if there else "raw" if cache_size(index, short_side) <= RAW_LIMIT else "jpeg"
+    return there[0] if there else "raw" if cache_size(paths, short_side) <= RAW_LIMIT else "jpeg"
 
 # %% ../../nbs/data/cache.ipynb #00d-014
 def _add(id, path, folder, short_side, kind):  # '' or why the clip could not be added
@@ -275,7 +270,7 @@ def build_cache(
     is built. What another decoder made goes when that is done. `ValueError` names a clip that does
     not decode, after all others are built."""
     shared, clips = Path(folder), index.clips
-    kind = _choose(index, shared, short_side, kind)
+    kind = _choose(clips["path"], shared, short_side, kind)
     folder = _folder(shared, short_side, kind)
     folder.mkdir(parents=True, exist_ok=True)
     cache, torn = FrameCache(folder), _torn(folder)
@@ -305,7 +300,7 @@ def build_cache(
 
 # %% ../../nbs/data/cache.ipynb #00d-014-2
 def _announce(todo, folder, short_side, kind):
-    need, free = _size(todo["path"], short_side, kind), shutil.disk_usage(folder).free
+    need, free = cache_size(todo["path"], short_side, kind), shutil.disk_usage(folder).free
     print(
         f"Caching {len(todo):,} clips at {short_side} pixels as {kind}: "
         f"about {need / 1e9:,.2f} GB of {free / 1e9:,.0f} GB free."
