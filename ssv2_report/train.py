@@ -559,9 +559,8 @@ def train_epoch(run: Training):
             run.optimizer.zero_grad()
         n = len(logits)
         right = (logits.argmax(1) == target).sum()
-        run.totals += torch.stack(
-            [loss.detach() * n, right, torch.full((), float(n), device=loss.device)]
-        )
+        seen = torch.full((), float(n), device=loss.device)
+        run.totals += torch.stack([loss.detach() * n, right, seen])
         if accelerator.sync_gradients:
             run.step += 1
             run.scheduler.step_update(run.step)
@@ -785,9 +784,8 @@ def launch(
         unknown = f"Training in {processes} processes failed; see {log.name}"
         if ended := re.search(r"Signal (\d+) \(SIG\w+\) received", said):  # as torchrun says it
             unknown = explain_signal_exit("One of the processes of the training", -int(ended[1]))
-        raise RuntimeError(
-            next((l[6:] for l in said.splitlines() if l.startswith("ssv2: ")), unknown)
-        )
+        own = (line[6:] for line in said.splitlines() if line.startswith("ssv2: "))
+        raise RuntimeError(next(own, unknown))
 
 # %% ../nbs/03_train.ipynb #c034
 if __name__ == "__main__" and "__file__" in globals():

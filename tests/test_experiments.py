@@ -176,7 +176,7 @@ def test_mistakes_are_named_in_one_sentence(tmp_path, value, says):
         (only(model="i3d:resnet81"), "did you mean 'i3d:resnet18'"),
         (only(model="r2plus1d_81"), "did you mean 'r2plus1d_18'"),
         (only(model="vit_small_patch16_224"), "'vit_small_patch16_224' is no ResNet"),
-        (only(model="swin_tiny_patch4_window7_224"), "is no ResNet that timm knows"),
+        (only(model="swin_tiny_patch4_window7_224"), "is no ResNet of timm's"),
         (
             only(model="resnet18", batch_size=1, n_frames=1, size=16),
             "on parts of 1 clips of 1 frames of 16 pixels (Expected more than 1 value per channel",

@@ -143,11 +143,6 @@ def _read_shards(folder):  # Records that are whole, one an id, sorted by id; th
     ids, newest = np.unique(records["id"], return_index=True)
     return ids, records[newest], numbers[newest]
 
-
-def _torn(folder):  # Ids whose bytes were found damaged when read
-    listed = folder / "torn.txt"
-    return set(listed.read_text().split()) if listed.exists() else set()
-
 # %% ../../nbs/data/cache.ipynb #00d-011-1
 class FrameCache:
     """Clips at one resolution. Reads check the source's size and time and the CRC of every frame
@@ -273,7 +268,8 @@ def build_cache(
     kind = _choose(clips["path"], shared, short_side, kind)
     folder = _folder(shared, short_side, kind)
     folder.mkdir(parents=True, exist_ok=True)
-    cache, torn = FrameCache(folder), _torn(folder)
+    cache, listed = FrameCache(folder), folder / "torn.txt"  # what was found damaged when read
+    torn = set(listed.read_text().split()) if listed.exists() else set()
     stale = lambda id, path: id in torn or not cache.good(id, path)
     todo = clips[[stale(*clip) for clip in zip(clips["id"], clips["path"])]]
     if todo.empty:
@@ -287,7 +283,7 @@ def build_cache(
         failed += filter(None, [error])
         if progress:
             progress(done := done + 1, len(clips))
-    (folder / "torn.txt").unlink(missing_ok=True)
+    listed.unlink(missing_ok=True)
     if failed:
         raise ValueError(
             f"{len(failed):,} of {len(clips):,} clips could not be cached, "

@@ -96,12 +96,6 @@ def scene_of(
 def _kind(parameters):
     return TwoActors if parameters.get("distractor") else Scene
 
-
-def _flags(world, id):
-    "Colour of a clip's flags, None where there are none."
-    flags = world["clips"][id]["flags"]
-    return None if flags is None else mark_colour(flags)
-
 # %% ../../nbs/demo/answers.ipynb #00f-017
 _OBJECTS = ("object 0", "object 1")
 LAYERS = {"hand": ("hand",), "object": _OBJECTS, "hand and object": ("hand", *_OBJECTS)}
@@ -142,15 +136,14 @@ def _pictures(scene, part, mark, frames, side):
 def _rerender(world, id, frames, part, side):
     "Frames of one clip without a part; what it shares with its twin is drawn once."
     c, seed, parameters = world["clips"][id], scene_seed(world, id), world["parameters"]
-    target = (
-        c["target"] if parameters.get("distractor") else seed[2]
-    )  # two actors are no film to reverse
+    target = c["target"] if parameters.get("distractor") else seed[2]  # no film to reverse
     split = "train" if seed[1] == 0 else "validation"
     of = _kind(parameters), target, split, seed, parameters["size"]
     scene = _scene(*of)
     at = frames if scene.backwards == c["reversed"] else scene.n - 1 - frames
     order = tuple(sorted({int(t) for t in at}))
-    shown = _pictures(of, part, _flags(world, id), order, side)
+    mark = None if c["flags"] is None else mark_colour(c["flags"])
+    shown = _pictures(of, part, mark, order, side)
     return shown[np.searchsorted(order, at)]
 
 # %% ../../nbs/demo/answers.ipynb #00f-022-1

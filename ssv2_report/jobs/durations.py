@@ -160,14 +160,10 @@ def priced_on_a_core(
 ) -> object:
     "A copy of the table whose seconds and clips per second are those on one core, by `expected_seconds`."
     sizes = sizes_of(study)
-    seconds = {
-        name: expected_seconds(study, Job("train", name), sizes) - AROUND_TRAINING
-        for name in table.index
-    }
-    rates = {
-        name: sizes["train"] * study.experiments[name].epochs / took
-        for name, took in seconds.items()
-    }
+    took = lambda name: expected_seconds(study, Job("train", name), sizes) - AROUND_TRAINING
+    seconds = {name: took(name) for name in table.index}
+    of = study.experiments
+    rates = {name: sizes["train"] * of[name].epochs / took for name, took in seconds.items()}
     return table.assign(seconds=seconds, clips_per_s=rates)
 
 # %% ../../nbs/jobs/durations.ipynb #c019p-0

@@ -88,10 +88,8 @@ def files_of(study: Study, results: str | Path, job: Job) -> list[Path]:
     return found + [p for folder in filled_by(study, results, job) for p in _within(folder)]
 
 # %% ../../nbs/jobs/records.ipynb #digests-11-3
-DATED = (
-    *("history.csv", "run.csv", "run.md", "run.tex"),
-    *("config.yaml", "metrics.json"),
-)  # hold times, or titles
+# They hold times, or titles
+DATED = ("history.csv", "run.csv", "run.md", "run.tex", "config.yaml", "metrics.json")
 
 # %% ../../nbs/jobs/records.ipynb #digests-11-4
 def _results(study, results, job, left) -> str:
@@ -118,10 +116,9 @@ def _of_cache(study, results) -> str:
     for split in study.data.splits:
         index = clips_of(study, split, results)
         cache = cache_of(study, index, results)
-        crc = [int(cache.records["table_crc"][cache.row(i)]) for i in index.clips["id"]]
-        found.append(
-            [split, index.classes, list(index.clips["id"]), index.clips["target"].tolist(), crc]
-        )
+        ids, targets = list(index.clips["id"]), index.clips["target"].tolist()
+        crc = [int(cache.records["table_crc"][cache.row(i)]) for i in ids]
+        found.append([split, index.classes, ids, targets, crc])
     return json_digest(study.cache_size, found)
 
 # %% ../../nbs/jobs/records.ipynb #digests-13
@@ -199,11 +196,8 @@ def _others(study, results, job) -> list[str]:
     there = [str(p.relative_to(results)) for p in _states(study, results, job)]
     try:
         known = json.loads(_path(results, job).read_text(encoding="utf-8"))
-        return (
-            list(known["others"])
-            if "others" in known
-            else [p for p in there if p not in known["files"]]
-        )
+        others = known.get("others")
+        return [p for p in there if p not in known["files"]] if others is None else list(others)
     except (OSError, ValueError, TypeError, KeyError):
         return there
 
@@ -234,9 +228,8 @@ def run_if_stale(study: Study, results: str | Path, job: Job, inner: bool = Fals
         path.unlink()
     if decided is None:
         return
-    left = [
-        p for p in files_of(study, results, job) if p not in others or (p, after[p]) not in kept
-    ]
+    ours = lambda p: p not in others or (p, after[p]) not in kept
+    left = [*filter(ours, files_of(study, results, job))]
     if missing := next((p for p in left if not p.is_file()), None):
         raise ValueError(f"{job.name} ended without writing {missing}.")
     base = _base(study, results, job)

@@ -90,10 +90,6 @@ def _of_sources(study, job):
         decided += cam.choice_split, cam.per_class
     return *decided, study.frames, study.data.size
 
-
-def _of_maps(study, job):
-    return study.cam.sources, study.cam.per_class, study.frames, study.data.size
-
 # %% ../../nbs/jobs/steps.ipynb #steps-05-2
 def _of_all(study, job):
     second = load_study(study.second_world) if study.second_world else None
@@ -113,9 +109,8 @@ def _of_validation(study, job):
 # %% ../../nbs/jobs/steps.ipynb #steps-05-3
 def _boxes(study, files) -> str:
     try:
-        return json_digest(
-            [files(p) for p in box_files(study.data.boxes or Path(study.data.root) / "boxes")]
-        )
+        found = box_files(study.data.boxes or Path(study.data.root) / "boxes")
+        return json_digest([files(p) for p in found])
     except FileNotFoundError:
         return ""
 
@@ -227,7 +222,7 @@ STEPS = dict(
     gradcam=_looked(
         "the maps",
         notebook="gradcam/gradcam_run",
-        settings=_of_maps,
+        settings=lambda s, job: (s.cam.sources, s.cam.per_class, s.frames, s.data.size),
         leaves=(*MEASURED, "faithfulness.csv", "sanity.csv"),
         fills=("maps",),
     ),

@@ -12,6 +12,7 @@ __all__ = ['clips_of', 'choice_clips', 'cache_of', 'boxes_of', 'clip_set', 'OwnC
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +89,8 @@ def choice_clips(
     cam = study.cam
     if cam.choice_split == "train":
         return clips_of(study, "train", results, cam.choice_per_class)
-    shown, scenes = (
-        clips_of(study, "validation", results, cam.per_class),
-        find_scenes(study.data.root),
-    )
+    shown = clips_of(study, "validation", results, cam.per_class)
+    scenes = find_scenes(study.data.root)
     seen = {scenes.get(i, i) for i in shown.clips["id"]}
     found = clips_of(study, "validation", results, cam.per_class + cam.choice_per_class)
     kept = [scenes.get(i, i) not in seen for i in found.clips["id"]]
@@ -354,11 +353,9 @@ def weights_of(
     study: Study, exp: Experiment, seed: int, results: str | Path
 ) -> Path | str | None:  # File of another run's weights, or `exp.init`
     "Where the training of an experiment starts."
-    return (
-        run_folder(study, results, exp.init, seed) / "weights.safetensors"
-        if exp.init in study.experiments
-        else exp.init
-    )
+    if exp.init not in study.experiments:
+        return exp.init
+    return run_folder(study, results, exp.init, seed) / "weights.safetensors"
 
 # %% ../../nbs/study/runs.ipynb #runs-10b
 def _known_classes(study) -> list[str] | None:
@@ -387,20 +384,14 @@ def resnets() -> list[str]:
 def _check_names(exp, opts, known):
     "ValueError where timm knows no optimiser or no ResNet of the name that an experiment gives."
     if exp.opt not in opts:
-        hint = did_you_mean(
-            exp.opt, opts, "give one of timm's, such as adamw, sgd or momentum.", 0.6
-        )
+        some = "give one of timm's, such as adamw, sgd or momentum."
+        hint = did_you_mean(exp.opt, opts, some, 0.6)
         raise ValueError(f"there is no optimiser {exp.opt!r}; {hint}")
     if exp.model not in VIDEO_MODELS and exp.flat and exp.flat not in known:
-        hint = did_you_mean(
-            exp.model,
-            [*known, *VIDEO_MODELS, *(f"i3d:{n}" for n in known)],
-            "give a ResNet, such as resnet18, or r3d_18, r2plus1d_18 or i3d:resnet18.",
-            0.6,
-        )
-        raise ValueError(
-            f"{exp.model!r} is no ResNet that timm knows, whose layers are maps; {hint}"
-        )
+        all_of_them = [*known, *VIDEO_MODELS, *(f"i3d:{n}" for n in known)]
+        some = "give a ResNet, such as resnet18, or r3d_18, r2plus1d_18 or i3d:resnet18."
+        hint = did_you_mean(exp.model, all_of_them, some, 0.6)
+        raise ValueError(f"{exp.model!r} is no ResNet of timm's, whose layers are maps; {hint}")
 
 
 def _check_normalisation(study, name):
@@ -515,9 +506,8 @@ def read_runs(
         if not path.is_file():
             missing.append(study.folder(name, seed))
             continue
-        table = (
-            pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path, columns=columns)
-        )
+        read = pd.read_csv if path.suffix == ".csv" else partial(pd.read_parquet, columns=columns)
+        table = read(path)
         table = reduce(table) if reduce else table
         table.insert(0, "experiment", pd.Categorical([name] * len(table), list(study.experiments)))
         table.insert(1, "seed", np.int16(seed))
