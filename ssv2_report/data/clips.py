@@ -59,8 +59,6 @@ REVERSAL_PAIRS = [  # From TwentyBN's `augmentation_mappings.json`
         "Turning the camera right while filming something",
     ),
 ]
-
-# %% ../../nbs/00_data.ipynb #00-008
 TEMPORAL = [  # Not recognised by people from shuffled frames (Sevilla-Lara et al., WACV 2021)
     "Covering something with something",
     "Uncovering something",
@@ -81,8 +79,6 @@ TEMPORAL = [  # Not recognised by people from shuffled frames (Sevilla-Lara et a
     "Stuffing something into something",
     "Turning something upside down",
 ]
-
-# %% ../../nbs/00_data.ipynb #00-008-1
 STATIC = [  # Recognised by people whatever the order (same source)
     "Folding something",
     "Turning the camera upwards while filming something",
@@ -101,8 +97,6 @@ STATIC = [  # Recognised by people whatever the order (same source)
     "Pushing something so it spins",
     "Twisting (wringing) something wet until water comes out",
 ]
-
-# %% ../../nbs/00_data.ipynb #00-008-2
 GROUPS = {
     "reversal": [c for pair in REVERSAL_PAIRS for c in pair],
     "temporal18": TEMPORAL,

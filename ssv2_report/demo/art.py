@@ -144,8 +144,6 @@ PATTERNS = dict(  # coordinates in periods -> how much of the second colour
     checked=lambda x, y: soft(np.sin(np.pi * x) * np.sin(np.pi * y), 6),
     twisted=lambda x, y: soft(np.sin(2 * np.pi * (x + y)), 3),
 )
-
-# %% ../../nbs/demo/art.ipynb #00b-010-2
 _ANGLES = np.linspace(-np.pi / 2, np.pi / 2, 25)
 SHAPES = dict(  # heights from top (-1) to bottom (1), and half-widths there, in half-heights
     ball=[np.sin(_ANGLES), np.cos(_ANGLES)],
@@ -235,8 +233,6 @@ def _shade(colour, u, v, light):
 # %% ../../nbs/demo/art.ipynb #00b-014
 SKIN = "f6d7c3 e8b998 d49a73 b97a56 8f5a3c 6b412b".split()
 SLEEVES = "2d4a6b 7b2d3a 3c6b4a 4a4a52 c9a23a 7a5a8c d8d4cc 2f7d86".split()
-
-# %% ../../nbs/demo/art.ipynb #00b-014-1
 _KNUCKLES = (-0.052, -0.018, 0.018, 0.052), (-0.046, -0.015, 0.017, 0.048)
 # Of each finger the x of its knuckle, and x and y of its tip, for a hand that reaches along y
 FINGERS = dict(
@@ -244,8 +240,6 @@ FINGERS = dict(
     open=(_KNUCKLES[0], (-0.088, -0.030, 0.028, 0.082), (0.008, 0.038, 0.040, 0.014)),
     point=(_KNUCKLES[1], (-0.042, -0.014, 0.016, 0.052), (-0.050, -0.046, -0.046, 0.068)),
 )
-
-# %% ../../nbs/demo/art.ipynb #00b-014-2
 # Along the arm: from, to; and the margin
 WINDOW = dict(skin=(-0.33, 0.0, 0.12), thumb=(-0.2, 0.0, 0.14), sleeve=(-1.25, -0.24, 0.1))
 
@@ -368,8 +362,6 @@ MATERIALS = dict(  # as patterns, with smooth noise `w`
         terrazzo=lambda x, y, w: soft(np.abs(w) - 0.9, 5),
     ),
 )
-
-# %% ../../nbs/demo/art.ipynb #00b-017w-2
 PALETTES = dict(
     train=dict(
         sand="e8dcc0 d2bd93",

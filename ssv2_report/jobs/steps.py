@@ -180,8 +180,6 @@ CHAPTERS = {  # page -> notebook
 }
 EVALUATED = ("config.yaml", "history.csv", "metrics.json", "predictions.parquet")
 MEASURED = ("attention.parquet", "attention_clips.parquet", "fields.csv")
-
-# %% ../../nbs/jobs/steps.ipynb #steps-07-1
 _of_data = partial(Step, all_cores=True, priority=100)
 _network = partial(Step, needs=("cache",), each="run", settings=_of_training, inputs=_start)
 _network = partial(_network, gpu=True, priority=3)
