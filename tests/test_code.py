@@ -160,7 +160,7 @@ def test_code_decides_every_step_that_reaches_it(whole, source, module, old, new
 def test_what_reads_studies_or_shows_progress_trains_nothing(whole, source):  # noqa: F811
     study, results = whole
     schema = source / "ssv2_report/study/experiments.py"
-    edit(schema, "def _check_hypotheses(", "def _check_hypotheses(*_):\n    pass\n\n\ndef _x(")
+    edit(schema, "def _wrong_hypotheses(", "def _wrong_hypotheses(*_):\n    return []\n\n\ndef _x(")
     edit(schema, "def load_study(", "def load_study(*_):\n    pass\n\n\ndef _y(")
     pictures = source / "ssv2_report/gradcam/pictures.py"
     edit(pictures, "def overlay(", "def overlay(*_):\n    pass\n\n\ndef _x(")
