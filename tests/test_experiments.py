@@ -618,7 +618,7 @@ def test_a_file_of_weights_knows_what_it_says_or_what_the_study_says_of_it(tmp_p
         (dict(init="run.safetensors", mean=[0.4] * 3, std=[0.5] * 3), "weights that know"),
         (dict(mean=[0.4] * 3), "'a': mean and std belong together"),
         (dict(mean=[0.4] * 3, std=[0.5, 0, 0.5]), "a.std.1: input should be greater than 0"),
-        (dict(init="none.pth"), "'a' starts from .*none.pth, which is not there"),
+        (dict(init="none.pth"), "'a': init: .*none.pth is not there"),
         (dict(inti="run.safetensors"), "unknown key .*did you mean 'init'"),
     ],
 )

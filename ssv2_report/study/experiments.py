@@ -664,24 +664,17 @@ def _settle_paths(study, folder):
     for name, exp in study.experiments.items():
         if exp.kind == "hf":
             _settle_hub(name, exp, folder)
-        for key in ("weights", "labels"):
+        known = exp.init is None or exp.init in (*study.experiments, *PUBLISHED)
+        is_file = not known and ("/" in exp.init or exp.init.endswith(WEIGHTS))
+        for key in ("weights", "labels", *["init"] * is_file):
             if (path := getattr(exp, key)) is None:
                 continue
-            setattr(exp, key, _absolute(path, folder))
-            if not os.path.isfile(getattr(exp, key)):
+            setattr(exp, key, path := _absolute(path, folder))
+            if not os.path.isfile(path):
                 raise FileNotFoundError(
-                    f"experiment {name!r}: {key}: {getattr(exp, key)} is not there; paths are "
-                    "relative to the study's file."
+                    f"experiment {name!r}: {key}: {path} is not there; paths are relative to the "
+                    "study's file."
                 )
-        known = exp.init is None or exp.init in (*study.experiments, *PUBLISHED)
-        if known or "/" not in exp.init and not exp.init.endswith(WEIGHTS):
-            continue
-        exp.init = _absolute(exp.init, folder)
-        if not os.path.isfile(exp.init):
-            raise FileNotFoundError(
-                f"experiment {name!r} starts from {exp.init}, which is not there; paths are relative "
-                "to the study's file."
-            )
 
 # %% ../../nbs/study/experiments.ipynb #c014-2
 def _wrong_starts(study):
