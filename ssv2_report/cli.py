@@ -626,7 +626,8 @@ def figures(
     import pandas as pd
     import yaml
 
-    from ssv2_report.analysis.tables import check_font, document_latex
+    from ssv2_report.analysis.latex import document_latex
+    from ssv2_report.analysis.tables import check_font
     from ssv2_report.jobs.figures import export_figures, redraw
 
     s = load_study(study)

@@ -18,22 +18,18 @@ from books import run_book
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
+from ssv2_report.analysis.latex import COLUMN, aligned, caption_latex, document_latex
 from ssv2_report.analysis.simulated import simulate
-from ssv2_report.analysis.stats import VERDICTS, difference_range, range_of
+from ssv2_report.analysis.stats import difference_range, range_of
 from ssv2_report.analysis.summary import words_of as seen_words
 from ssv2_report.analysis.tables import (
-    COLUMN,
-    OUTCOMES,
     PAGE,
     SHARES,
     against_compute,
     by_frame,
-    caption_latex,
     choose_cases,
     curves,
-    document_latex,
     literal,
-    outcome,
     plain_table,
     save_figure,
     save_table,
@@ -44,7 +40,6 @@ from ssv2_report.demo.answers import find_scenes
 from ssv2_report.report.site import substitute
 from ssv2_report.study.experiments import (
     MEASURES,
-    Hypothesis,
     load_study,
     narrowed_study,
     write_studies,
@@ -188,40 +183,16 @@ def test_text_of_a_dataset_is_shown_as_it_is():
     assert page.count(html.escape(name).replace("&quot;", "&#34;")) == 2 and "<img" not in page
 
 
-def test_outcomes_are_told_in_whole_clauses():
-    found = dict(mean=0.3, a=1.3, b=1.0, lo=0.1, hi=0.5, arch_lo=0.0, arch_hi=0.6, why="", scope="")
-    rows = {
-        "a": found | dict(verdict="supported", scope="architectures"),
-        "b": found | dict(verdict="supported", scope="these networks"),
-        "c": found | dict(verdict="supported", scope="these networks"),
-        "d": found | dict(verdict="contradicted", scope="these networks"),
-        "e": found | dict(verdict="smaller", scope="these networks"),
-        "f": found | dict(verdict="undecided"),
-        "g": found | dict(verdict="too few"),
-        "h": found | dict(verdict="not judged", why="not judged, since it rains"),
-    }
-    judged = pd.DataFrame(rows.values(), index=list(rows))
-    declared = {
-        k: Hypothesis(says=f"{k} *grows*", measure="ratio_both", of="x", over="y") for k in rows
-    }
-    link = r"\[\+0.30\u00a0\[.0.(\d)0,\u00a0.0.(\d)0\]\]\(\S+\)\{.number\}"
-    said = re.sub(link, r"\1\2", outcome(judged, declared)).replace("\\*", "*")
-    assert said == (
-        "support for their architectures the claim that a *grows* (06); they support the claim that b *grows* (15) and "
-        "that c *grows* (15); they contradict the claim that d *grows* (15); they show a "
-        "difference smaller than matters where the claim is that e *grows* (15); they leave undecided whether f *grows* (15); "
-        "they have scenes too few to judge whether g *grows* (15); they are not judged on whether "
-        "h *grows* (since it rains)"
+def test_points_of_numbers_stand_under_each_other():
+    cells = aligned(["9.4\u00a0[−4.1,\u00a08.7]", "100.0\u00a0[89.3,\u00a0100.0]", "–", "2D, one"])
+    assert cells[2:] == ["–", "2D, one"]
+    points = [[at for at, sign in enumerate(cell) if sign == "."] for cell in cells[:2]]
+    assert points[0] == points[1] and len(points[0]) == 3
+    assert len(cells[0]) == len(cells[1])
+    page = plain_table(
+        pd.DataFrame({"a": ["9.4\u00a0[1.1,\u00a08.7]", "10.0\u00a0[9.3,\u00a010.0]"]})
     )
-    brief = re.sub(link, "n", outcome(judged, declared, brief=True)).replace("\\*", "*")
-    assert "whether f *grows*;" in brief and brief.endswith("whether h *grows*") and "(n)" in brief
-    assert outcome(judged[:0], declared) == ""
-
-
-def test_a_verdict_has_one_word_in_the_table_and_in_the_abstract():
-    assert list(OUTCOMES) == list(VERDICTS)
-    for verdict, word in VERDICTS.items():
-        assert word.removesuffix("ed") in OUTCOMES[verdict]
+    assert "\u20079.4 [1.1,\u00a0\u20078.7]" in page.to_html()
 
 
 # A whole analysis on made-up runs: the notebook as `ssv2 analyse` runs it, on a study without pictures.

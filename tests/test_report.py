@@ -39,13 +39,8 @@ from pdfs import filled, outside, overlapping, text_of, words_of
 from PIL import Image
 from worlds import TEXTS, as_read
 
-from ssv2_report.analysis.tables import (
-    caption_latex,
-    literal,
-    plain_table,
-    save_table,
-    texts_of,
-)
+from ssv2_report.analysis.latex import caption_latex
+from ssv2_report.analysis.tables import literal, plain_table, save_table, texts_of
 from ssv2_report.gradcam.pictures import player
 from ssv2_report.report.pages import Page
 from ssv2_report.report.site import (

@@ -1,5 +1,6 @@
 """Intervals, tests and verdicts against reference calls, exact tests by hand, and thousands of studies in which nothing differs."""
 
+import re
 from itertools import product
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
+from ssv2_report.analysis.sentences import verdict_words
 from ssv2_report.analysis.stats import (
     NOT_COMPARED,
     accuracy,
@@ -27,7 +29,7 @@ from ssv2_report.analysis.stats import (
     two_parts,
     zero_p,
 )
-from ssv2_report.analysis.tables import findings, mean_over_seeds, p_text
+from ssv2_report.analysis.tables import mean_over_seeds, p_text
 from ssv2_report.study.experiments import MEASURES, Hypothesis
 
 
@@ -183,7 +185,7 @@ def test_verdicts():
     assert set(judged.loc[["yes", "no", "same", "differs"], "scope"]) == {"these networks"} and set(
         judged.loc[["seeds", "weak", "gone", "few"], "scope"]
     ) == {""}
-    assert judge({}).empty and "no conclusion" in findings(judge({}), {})
+    assert judge({}).empty and verdict_words(judge({}), {}) == ""
 
 
 def test_the_family_is_all_that_was_declared():
@@ -233,14 +235,11 @@ def test_a_verdict_is_of_architectures_only_where_seeds_allow_it():
     h = {
         n: Hypothesis(says=f"{n} is larger", measure="ratio_both", of="a", over="b") for n in found
     }
-    text = findings(judged.assign(a=1.3, b=1.0), h)
-    assert (
-        text.startswith(
-            "**Supported**: sure is larger ([1.30 against 1.00, +0.30\u00a0[+0.10,\u00a0+0.50]"
-        )
-        and "**Supported for these networks**: run is larger" in text
-    )
-    assert "+0.30\u00a0[+0.20,\u00a0+0.40]" in text.split("these networks")[1]
+    first, second = verdict_words(judged, h).split(" The hypothesis ")
+    assert first.startswith("The hypothesis *sure* ([+0.30\u00a0[+0.10,\u00a0+0.50]](")
+    assert first.endswith(" is supported.")
+    assert second.startswith("*run* ([+0.30\u00a0[+0.20,\u00a0+0.40]](")
+    assert second.endswith(" is supported for these networks.")
 
 
 def test_the_smallest_difference_of_interest():
@@ -263,9 +262,9 @@ def test_the_smallest_difference_of_interest():
         n: Hypothesis(says=f"{n} is larger", measure="ratio_both", of="a", over="b", at_least=0.2)
         for n in found
     }
-    assert (
-        "**Smaller than matters in one run**: the difference by which small is larger"
-        in findings(judged.assign(a=0, b=0), h)
+    assert re.search(
+        r"The hypothesis \*small\* \([^()]+\(\S+ shows less than matters in one run\.",
+        verdict_words(judged, h),
     )
 
 
@@ -280,9 +279,9 @@ def test_too_few_scenes_have_no_p_and_say_so():
                 and judged.loc["h", "scope"] == ""
             )
     h = dict(h=Hypothesis(says="a is larger", measure="right", of="a", over="b"))
-    assert "**Too few to judge**: whether a is larger" in findings(
-        judged, h
-    ) and "from 11 of at least 12 scenes" in findings(judged, h)
+    assert verdict_words(judged, h).endswith(
+        ", from 11 of at least 12 scenes) has too few scenes to judge."
+    )
     assert (
         judge(
             dict(h=compare(two({("a", 0): np.ones(12), ("b", 0): np.zeros(12)}), "v", "a", "b"))

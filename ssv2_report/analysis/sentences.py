@@ -387,7 +387,7 @@ def _found(name, row, measure):
     elif row["why"]:
         said = row["why"].removeprefix("not judged, ")
     elif row["mean"] == row["mean"]:
-        said = cell(difference(row, measure, True), "tbl-hypotheses")
+        said = cell(difference(row, measure), "tbl-hypotheses")
     else:
         said = "there are no clips to judge it by"
     if row["verdict"] == "too few":

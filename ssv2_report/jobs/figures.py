@@ -39,7 +39,7 @@ def export_figures(
     out: Path,
 ) -> list[dict]:  # Rows of captions.csv: files, caption, cell
     "Copy to `out` every figure and table that a study's notebooks show, each with its caption in LaTeX."
-    from ssv2_report.analysis.tables import caption_latex, figure_latex
+    from ssv2_report.analysis.latex import caption_latex, figure_latex
     from ssv2_report.report.site import captions
 
     paper = Path("tables_validation") / "paper"
