@@ -62,7 +62,7 @@ def test_3d_is_better_and_looks_more_at_the_object(better):
     )
     assert re.search(r"3D network is right on \d+ % of the clips and the 2D network on \d+ %", said)
     assert (
-        "Of 2 sources of maps, the 2 that passed our tests agree on the object and the hand."
+        "Of 2 ways to make maps, the 2 that passed our tests agree on the object and the hand."
         in said
         and "once" in said
     )
@@ -94,12 +94,12 @@ def test_the_opposite_is_found(tmp_path):
 def test_there_are_no_boxes(tmp_path):
     said = abstract(made_up(tmp_path, seeds=[0], boxes=False, clips=60))
     assert said.startswith("Where these networks look, we cannot tell: the clips came without")
-    assert "Without hand and object" not in said and "sources" not in said
+    assert "Without hand and object" not in said and "ways to" not in said
 
 
 def test_maps_are_refused(tmp_path):
     said = abstract(made_up(tmp_path, seeds=[0], right=0.0, clips=60))
-    assert said.startswith("Where these networks look, we cannot tell: none of the 2 sources")
+    assert said.startswith("Where these networks look, we cannot tell: none of the 2 ways")
     assert "on the object" not in said and "agree" not in said
 
 

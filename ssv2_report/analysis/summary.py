@@ -82,13 +82,17 @@ def _on(places, *said):
     return listing([f"the {place.name}" for place in places if place.said in said])
 
 
+def _ways(evidence):
+    "How many sources of maps were tried, in words."
+    return with_noun(evidence.sources["source"].nunique(), "way", "ways") + " to make maps"
+
+
 def _no_places(evidence):
     "Why the report does not say where the networks look."
     if evidence.sources.empty:
         return "the clips came without boxes of hands and objects"
-    tried = with_noun(evidence.sources["source"].nunique(), "source")
     if not evidence.usable:
-        return f"none of the {tried} of maps that we tried passed our tests for every network"
+        return f"none of the {_ways(evidence)} that we tried passed our tests for every network"
     return "the maps that the study declares did not pass our tests"
 
 
@@ -116,8 +120,8 @@ def place_sentence(evidence: Evidence, places: list[Place]) -> str:
         return f"The attention maps of {deep} lie {words} than those of {flat}{but}."
     if depends := _on(places, "depends"):
         return (
-            f"Whether the attention maps of {deep} or those of {flat} lie more on {depends} "
-            "depends on the layer and the method they are made by."
+            f"Which attention maps lie more on {depends}, those of {deep} or those of {flat}, "
+            "depends on the layer and the method that make them."
         )
     if unclear:
         return f"We find no clear difference between the attention maps of {deep} and {flat} on {unclear}."
@@ -199,7 +203,7 @@ def pretraining_sentence(evidence: Evidence, judged: pd.DataFrame) -> str:
         return f"2D pretraining {verb} the accuracy of a 3D network from {without} to {with_it}."
     if row["verdict"] == "smaller":
         return f"2D pretraining changes a 3D network's accuracy by less than matters ({without}, then {with_it})."
-    return f"Whether 2D pretraining helps 3D is undecided ({without} without, {with_it} with it)."
+    return f"Whether 2D pretraining helps a 3D network is undecided (right on {without} without, {with_it} with it)."
 
 # %% ../../nbs/analysis/summary.ipynb #058b11f5
 def without_part(reliances: dict[tuple, pd.DataFrame], part: str) -> pd.DataFrame | None:
@@ -247,13 +251,12 @@ def sources_sentence(evidence: Evidence, places: list[Place]) -> str:
     "How many sources of maps passed, and on which places they agree; empty where maps tell nothing."
     if all(place.said == "not compared" for place in places):
         return ""
-    tried = with_noun(evidence.sources["source"].nunique(), "source")
     if len(evidence.usable) < 2:
-        return f"Of {tried} of maps, only one passed our tests."
+        return f"Of {_ways(evidence)}, only one passed our tests."
     agree, disagree = _on(places, "larger", "smaller", "unclear"), _on(places, "depends")
     both = [agree and f"agree on {agree}", disagree and f"disagree on {disagree}"]
     how = " but ".join(filter(None, both))
-    return f"Of {tried} of maps, the {len(evidence.usable)} that passed our tests {how}."
+    return f"Of {_ways(evidence)}, the {len(evidence.usable)} that passed our tests {how}."
 
 
 def scope_sentences(evidence: Evidence, dataset: str) -> str:
