@@ -7,6 +7,7 @@ __all__ = ['DARK', 'NOT_PUBLISHED', 'choose_sentences', 'substitute', 'split_tit
            'lost_figures', 'themed', 'stage', 'render', 'is_by_quarto']
 
 # %% ../../nbs/report/site.ipynb #b5771f4d
+import base64
 import hashlib
 import json
 import re
@@ -558,8 +559,31 @@ def _no_shortcode(text):
     return re.sub(r"(\\?\{)(?=\\?\{\\?<)|(\\?>)(?=\\?\}\\?\})", "\\g<0>\u2060", text)
 
 
-def _for_quarto(nb):
-    """A staged notebook as Quarto takes it without asking the network for jQuery: HTML as raw
+def _only(html, text):
+    "Markdown that Quarto's pages alone show, or print alone."
+    which = "when" if html else "unless"
+    return f"::: {{.content-visible {which}-format=html}}\n{text}\n:::"
+
+
+def _side_by_side(pictures, options, path):
+    """Pictures of one figure as one output, the first the widest, for Quarto would make figures of their own of several; they become files
+    beside the page's `path`."""
+    web, paper, alt = [], [], quoted(_no_shortcode(options.get("fig-alt", UNNAMED)))
+    for k, data in enumerate(pictures):
+        svg, png = ("".join(data.get(f"image/{kind}", "")) for kind in ("svg+xml", "png"))
+        file = path.with_name(f"{path.stem}-{options['label']}-{k}.{'svg' if svg else 'png'}")
+        file.write_bytes(svg.encode() if svg else base64.b64decode(png))
+        image = f"![]({file.name}){{fig-alt={alt}"
+        markup = "".join(data.get("text/html", ""))
+        web.append(f"```{{=html}}\n{markup}\n```" if markup else image + "}")
+        paper.append(f"{image} width={34 // (len(pictures) - 1) if k else 64}%}}")
+    shown = "\n\n".join(["::::: side-by-side", *web, ":::::"])
+    text = _only(True, shown) + "\n\n" + _only(False, " ".join(paper))
+    return [nbformat.v4.new_output("display_data", {"text/markdown": text})]
+
+
+def _for_quarto(nb, path):
+    """A staged notebook as Quarto takes it at `path` without asking the network for jQuery: HTML as raw
     Markdown, with the picture that stands for it in print; and every picture with a text."""
     for cell in nb.cells:
         if cell.cell_type == "raw":
@@ -567,11 +591,13 @@ def _for_quarto(nb):
         if cell.cell_type != "code":
             continue
         options = cell_options(cell.source)[0]
-        pictures = [d for o in cell.outputs if (d := o.get("data", {})) and "image/png" in d]
-        alt = options.get("fig-alt") or (UNNAMED if pictures and "fig-cap" not in options else "")
+        drawn = [d for o in cell.outputs if "image/" in " ".join(d := o.get("data", {}))]
+        alt = options.get("fig-alt") or (UNNAMED if drawn and "fig-cap" not in options else "")
         if alt:
             source = re.sub(r"(?m)^#\| *fig-alt:.*\n", "", cell.source)
             cell.source = f"#| fig-alt: {quoted(_no_shortcode(alt))}\n{source}"
+        if len(drawn) > 1 and {"label", "fig-cap"} <= {*options}:
+            cell.outputs = _side_by_side(drawn, options, path)
         for output in cell.outputs:
             data = output.get("data", {})
             if "text/html" not in data:
@@ -580,10 +606,7 @@ def _for_quarto(nb):
             shown = f"```{{=html}}\n{value}\n```"
             if still or not is_table(value):
                 image = f"![](data:image/png;base64,{still})" if still else INTERACTIVE
-                shown = (
-                    f"::: {{.content-visible when-format=html}}\n{shown}\n:::\n\n"
-                    f"::: {{.content-visible unless-format=html}}\n{image}\n:::"
-                )
+                shown = _only(True, shown) + "\n\n" + _only(False, image)
             data["text/markdown"] = shown
     return nb
 
@@ -608,7 +631,7 @@ def _by_quarto(quarto, site, out):
         copy = Path(folder).resolve() / "site"
         shutil.copytree(site, copy, ignore=shutil.ignore_patterns("_site", ".*"))
         for path in copy.glob("*.ipynb"):
-            nbformat.write(_for_quarto(nbformat.read(path, as_version=4)), path)
+            nbformat.write(_for_quarto(nbformat.read(path, as_version=4), path), path)
         how = dict(capture_output=True, encoding="utf-8", errors="replace", env=job_environment())
         try:
             run = subprocess.run([quarto, "render", str(copy), "--no-execute"], **how)
