@@ -171,6 +171,25 @@ def test_report_has_its_seven_sections_and_numbered_figures(browser, report):
     assert cited >= 10
 
 
+COUNTED = """() => {
+  const words = e => e ? e.innerText.split(/\\s+/).filter(w => /[\\p{L}\\p{N}]/u.test(w)).length : 0;
+  const main = document.querySelector("main");
+  return { page: words(main) - words(main.querySelector("#refs")),
+    captions: [...main.querySelectorAll("figcaption")].filter(c => !c.closest(".ssv2-player"))
+      .map(c => [words(c) - 2, c.innerText]).filter(([n, _]) => n > 40) };
+}"""
+
+
+def test_the_page_and_its_captions_are_short(browser, report):
+    counted = {}
+    for name in ("index", "appendix"):
+        page, _ = open_page(browser, report / f"{name}.html", 1280)
+        counted[name] = page.evaluate(COUNTED)
+        page.context.close()
+    assert counted["index"]["page"] <= 3500
+    assert not counted["index"]["captions"] + counted["appendix"]["captions"]
+
+
 def test_players_move(browser, report):
     page, wrong = open_page(browser, report / "index.html", 1280)
     players = page.locator(".ssv2-player:has(input)")

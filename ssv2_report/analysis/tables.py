@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import font_manager
 
-from .latex import COLUMN, aligned, breakable, latex_table
+from .latex import COLUMN, aligned, all_numbers, breakable, latex_table
 from .stats import IN_ONE_RUN, SHARES_OF_CLIPS, VERDICTS, interval_of
 from ..data.basics import did_you_mean
 from ..study.experiments import CLIP_MEASURES
@@ -388,6 +388,9 @@ def plain_table(table: pd.DataFrame, best: bool = False) -> object:  # A Styler 
     "A table for the page: without its index, every text as it is, whatever signs of HTML there are in it, and lines that may break before an interval; with `best`, the `best_cells` in bold."
     texts = texts_of(table).apply(lambda column: pd.Series(aligned(list(column)), column.index))
     style = texts.map(breakable).style.hide(axis="index").format(escape="html")
+    right = [k for k in range(texts.shape[1]) if all_numbers(list(texts.iloc[:, k]))]
+    flush = [dict(selector=f".col{k}", props="text-align: right") for k in right]
+    style = style.set_table_styles(flush)
     if best:
         bold = best_cells(table).map(lambda x: "font-weight: bold" * x)
         style = style.apply(lambda _: bold, axis=None)
