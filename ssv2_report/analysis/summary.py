@@ -120,8 +120,8 @@ def place_sentence(evidence: Evidence, places: list[Place]) -> str:
         return f"The attention maps of {deep} lie {words} than those of {flat}{but}."
     if depends := _on(places, "depends"):
         return (
-            f"Which attention maps lie more on {depends}, those of {deep} or those of {flat}, "
-            "depends on the layer and the method that make them."
+            f"Whether {deep} or {flat} attends more to {depends} depends on the layer and the method "
+            "that make the maps."
         )
     if unclear:
         return f"We find no clear difference between the attention maps of {deep} and {flat} on {unclear}."
