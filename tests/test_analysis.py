@@ -18,7 +18,7 @@ from books import run_book
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from ssv2_report.analysis.latex import COLUMN, aligned, caption_latex, document_latex
+from ssv2_report.analysis.latex import COLUMN, aligned, all_numbers, caption_latex, document_latex
 from ssv2_report.analysis.simulated import simulate
 from ssv2_report.analysis.stats import difference_range, range_of
 from ssv2_report.analysis.summary import words_of as seen_words
@@ -189,6 +189,8 @@ def test_points_of_numbers_stand_under_each_other():
     points = [[at for at, sign in enumerate(cell) if sign == "."] for cell in cells[:2]]
     assert points[0] == points[1] and len(points[0]) == 3
     assert len(cells[0]) == len(cells[1])
+    assert all_numbers(["<\u00a00.001", "–", "\ue0001.000\ue001"])
+    assert not all_numbers(["0.5", "1.000"]) and not all_numbers(["never", "3"])
     page = plain_table(
         pd.DataFrame({"a": ["9.4\u00a0[1.1,\u00a08.7]", "10.0\u00a0[9.3,\u00a010.0]"]})
     )

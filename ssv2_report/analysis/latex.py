@@ -87,8 +87,10 @@ def aligned(column: list[str]) -> list[str]:
 
 
 def all_numbers(column: list[str]) -> bool:
-    "Whether cells are numbers without intervals, which stand flush right."
-    return all(re.fullmatch(r"[<≤+−–\d.,%\s\ue000\ue001]*", cell) for cell in column)
+    "Whether cells are numbers without intervals and of as many digits after the point, which then stand flush right."
+    cells = [cell.strip("\ue000\ue001") for cell in column]
+    digits = {len(cell.partition(".")[2]) for cell in cells if cell != "–"}
+    return len(digits) < 2 and all(re.fullmatch(r"[<≤+−–\d.,%\s]*", cell) for cell in cells)
 
 # %% ../../nbs/analysis/latex.ipynb #c02b-3
 COLUMN = 3.25  # inches of a column of two
