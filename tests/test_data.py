@@ -337,6 +337,16 @@ def test_uniform_is_the_stated_formula_and_segments_cover_the_clip():
     assert (drawn // 2 == np.arange(8)).all() and set(drawn[:, 0]) == {0, 1}
 
 
+def test_a_stride_counts_frames_from_the_first_and_repeats_the_last():
+    take = lambda n, n_out, stride, phase=0.0: sample_frames(n, n_out, None, phase, stride).tolist()
+    assert take(51, 72, 1) == [*range(51)] + [50] * 21  # as TwentyBN's network takes a clip
+    assert take(51, 16, 4) == [*range(0, 51, 4), 50, 50, 50]  # as V-JEPA 2 does
+    assert take(80, 72, 1) == [*range(72)] and take(80, 72, 1, 1.0) == [*range(8, 80)]
+    rngs = (np.random.default_rng(s) for s in range(200))
+    drawn = np.array([sample_frames(12, 4, rng, stride=2) for rng in rngs])
+    assert (np.diff(drawn) == 2).all() and set(drawn[:, 0]) == {0, 1, 2, 3}
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_orders_rearrange_the_same_frames(index, order):
     plain, other = ClipDataset(index, 8)[0], ClipDataset(index, 8, order=order)[0]

@@ -325,7 +325,9 @@ def test_a_study_says_frames_size_and_licence_by_itself_or_is_refused(tmp_path):
     known = "hf:facebook/timesformer-base-finetuned-ssv2"
     exp = study(model=known)
     assert (exp.n_frames, exp.size) == (8, 224) and "not for commercial use" in exp.licence
-    assert study(model=known + "@abc123").size == 224
+    assert study(model=known + "@abc123").size == 224 and exp.stride is None
+    giant = "hf:facebook/vjepa2-vitg-fpc64-384-ssv2"
+    assert study(model=giant).stride == 2 and study(model=giant, stride=3).stride == 3
     with pytest.raises(ValueError, match="takes n_frames: 8"):
         study(model=known, n_frames=16)
     with pytest.raises(ValueError, match="say by n_frames and size"):

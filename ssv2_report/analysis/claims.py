@@ -38,7 +38,9 @@ def published_table(
         measured = f"{percent(check['top1'])} [{100 * check['lo']:.1f}, {100 * check['hi']:.1f}]"
         row = dict(network=exp.title, weights=f"{name.rpartition('/')[2]} ({kept['digest'][:8]})")
         row["licence"] = exp.licence or "not stated"
-        row["frames"] = f"{exp.n_frames} of {size}\u00a0px"
+        row["frames"] = f"{exp.n_frames} of {size}\u00a0px, " + (
+            f"stride {exp.stride}" if exp.stride else "spread"
+        )
         row["views"] = f"{moments} × {crops}"
         row["top-1 among"] = with_noun(len(evidence.classes), "class", "classes")
         if len(kept["head"]) > len(evidence.classes):

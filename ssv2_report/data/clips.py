@@ -299,12 +299,17 @@ def sample_frames(
     n: int,  # Frames in the clip
     n_out: int,  # Frames wanted
     rng: np.random.Generator | None = None,  # For one at random of each part, else that at `phase`
-    phase: float = 0.5,  # Where in its part of the clip a frame is taken, 0 to 1
+    phase: float = 0.5,  # Where in its part of the clip a frame is taken, 0 to 1; with a stride, where the first is in the room that is left
+    stride: int | None = None,  # From one frame to the next; None: spread over the clip
 ) -> np.ndarray:  # int64 [n_out], never decreasing
     """Indices of the frames to take: one of each of `n_out` equal parts of the clip (TSN's
-    segments)."""
-    at = phase if rng is None else rng.random(n_out)
-    return np.minimum(((np.arange(n_out) + at) * n / n_out).astype("int64"), n - 1)
+    segments), or with a stride one in so many, the clip's last repeated where it is too short."""
+    at = phase if rng is None else rng.random(1 if stride else n_out)
+    if stride:
+        taken = at * max(n - n_out * stride, 0) + stride * np.arange(n_out)
+    else:
+        taken = (np.arange(n_out) + at) * n / n_out
+    return np.minimum(taken.astype("int64"), n - 1)
 
 # %% ../../nbs/00_data.ipynb #00-034
 def clip_rng(seed: int, epoch: int, id: str) -> np.random.Generator:
@@ -398,15 +403,16 @@ class ClipDataset(torch.utils.data.Dataset):
         cache=None,  # A FrameCache; None decodes
         order: str = "ordered",  # Of `ORDERS`, to test its use; 'frozen' repeats the middle frame
         boxes=None,  # Boxes to bring along
-        phase: float = 0.5,  # Another view: where in its part of the clip a frame is taken
+        phase: float = 0.5,  # Another view: when frames are taken, as `sample_frames` has it
         place: float = 0.5,  # Another view: where along the longer side the square is
         min_area: float = 0.6,  # Training: the smallest window as a share of the centre square
+        stride: int | None = None,  # As `sample_frames` has it
     ):
         if order not in ORDERS:
             raise ValueError(f"{order!r} is no order of frames: take {', '.join(ORDERS)}.")
         self.n_frames, self.size = n_frames, size
         self.train, self.seed, self.order = train, seed, order
-        self.phase, self.place, self.min_area = phase, place, min_area
+        self.phase, self.place, self.min_area, self.stride = phase, place, min_area, stride
         self.cache, self.boxes = cache, boxes
         self.ids, self.paths = index.clips["id"].array, index.clips["path"].array
         self.targets = index.clips["target"].to_numpy()
@@ -422,8 +428,10 @@ class ClipDataset(torch.utils.data.Dataset):
     def set_epoch(self, epoch: int):
         self.epoch.fill_(epoch)
 
-    def _take(self, n, rng):
-        taken = sample_frames(n, self.n_frames, rng if self.train else None, self.phase)
+    def take(self, n: int, rng: np.random.Generator | None = None) -> np.ndarray:  # int64 [T]
+        "Which of a video's `n` frames are served, in the order shown but for a shuffled one's."
+        rng = rng if self.train else None
+        taken = sample_frames(n, self.n_frames, rng, self.phase, self.stride)
         if self.order == "reversed":
             return taken[::-1].copy()
         if self.order == "frozen":
@@ -434,7 +442,7 @@ class ClipDataset(torch.utils.data.Dataset):
         """Frames, the video's height and width, the number of its frames, the indices of those
         taken."""
         seen = []
-        pick = lambda n: seen.append((n, self._take(n, rng))) or seen[0][1]
+        pick = lambda n: seen.append((n, self.take(n, rng))) or seen[0][1]
         if self.cache is None:
             frames = read_frames(self.paths[i], pick)
             hw = frames.shape[1:3]

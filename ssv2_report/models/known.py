@@ -24,6 +24,7 @@ class Known(NamedTuple):
     shape: dict  # Of its configuration, where that is not the family's usual one
     n_frames: int
     size: int  # Pixels
+    stride: int | None = None  # From one of its frames to the next; None: spread over the clip
 
 
 NONCOMMERCIAL = "CC-BY-NC-4.0 (not for commercial use)"
@@ -45,10 +46,10 @@ KNOWN = {
         "timesformer", HALF, NONCOMMERCIAL, {}, 16, 448
     ),
     "facebook/vjepa2-vitl-fpc16-256-ssv2": Known(
-        "vjepa2", IMAGENET, "MIT (by the card of a port)", _LARGE, 16, 256
+        "vjepa2", IMAGENET, "MIT (by the card of a port)", _LARGE, 16, 256, 4
     ),
     "facebook/vjepa2-vitg-fpc64-384-ssv2": Known(
-        "vjepa2", IMAGENET, "Apache-2.0 (by the card of a port)", _GIANT, 64, 384
+        "vjepa2", IMAGENET, "Apache-2.0 (by the card of a port)", _GIANT, 64, 384, 2
     ),
 }
 CLIP_KEYS = dict.fromkeys(("videomae", "timesformer", "vivit"), ("num_frames", "image_size"))

@@ -99,6 +99,9 @@ class Experiment(_Strict):
     maxpool: bool = True  # of a timm backbone's stem; R3D-18 and R(2+1)D-18 have none
     dropout: float = Field(0.0, ge=0, lt=1)  # share of the head's inputs left out in training
     n_frames: int = Field(8, ge=1)
+    stride: int | None = Field(
+        None, ge=1
+    )  # from one frame to the next in the video, the last one repeated; None: spread over the clip
     size: int | None = Field(None, ge=16)  # of its frames, pixels; None: data.size
     temporal: OfPlaces | None = None  # I3D: kernel length in time; None: 1 in the stem, else 3
     time_strides: OfPlaces = 1  # I3D: stride in time
@@ -638,8 +641,9 @@ def _settle_hub(name, exp, folder):
         if key in given and getattr(exp, key) not in (value, None):
             raise ValueError(f"experiment {name!r}: {own} takes {key}: {value}; leave {key} out.")
         setattr(exp, key, value)
-    if not exp.licence and (known := known_of(own)):
-        exp.licence = known.licence
+    if known := known_of(own):
+        exp.licence = exp.licence or known.licence
+        exp.stride = exp.stride if "stride" in given else known.stride
 
 
 def _settle_paths(study, folder):

@@ -130,7 +130,7 @@ def clip_set(
     n_frames: int | None = None,  # Of a clip; None: as many as maps are of
     boxes: bool = False,  # Bring hand and object along, where the dataset has boxes
     size: int | None = None,  # Height and width, pixels; None: the study's
-    **view,  # As `ClipDataset` takes them: train, seed, order, phase, place, min_area, cache
+    **view,  # As `ClipDataset` takes them: train, seed, order, phase, place, min_area, cache, stride
 ) -> ClipDataset:
     "The clips of an index at one number of frames and one size."
     look = dict(n_frames=n_frames or study.frames, size=size or study.data.size)
@@ -178,18 +178,20 @@ def datasets(
     results: str | Path | None = None,  # As `clip_set` takes it
 ) -> tuple:  # Class names, the training set (None for an adopted network), and by order of frames the views of validation clips
     """What one run is trained and evaluated on. Of each of `data.clips.ORDERS` there is a list of
-    data sets: the same clips at `exp.views`, moments x crops."""
+    data sets: the same clips at `exp.views`, moments x crops; with a stride the first moment begins
+    with the clip, the last ends with it."""
     held = clips_of(study, "validation", results, exp=exp)
-    look = dict(n_frames=exp.n_frames, size=study.size_of(exp), seed=seed)
+    look = dict(n_frames=exp.n_frames, size=study.size_of(exp), seed=seed, stride=exp.stride)
     train_set = None
     if not exp.is_adopted:
         train = clips_of(study, "train", results, exp=exp)
         train_set = clip_set(study, train, results, train=True, min_area=exp.min_area, **look)
     look["cache"] = cache_of(study, held, results) if results else None
     moments, crops = exp.views
+    ends = np.linspace(0, 1, moments) if exp.stride else (np.arange(moments) + 0.5) / moments
     spots = [
-        dict(phase=(m + 0.5) / moments, place=c / (crops - 1) if crops > 1 else 0.5)
-        for m in range(moments)
+        dict(phase=phase, place=c / (crops - 1) if crops > 1 else 0.5)
+        for phase in ends
         for c in range(crops)
     ]
     views = {
