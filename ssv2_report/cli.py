@@ -521,21 +521,25 @@ def show_prices(
     from rich.table import Table
 
     name, seconds = unit
+    adopted = "evaluation", "sources of maps", "maps", "reliance"
+    trained = "starts from", "clips/s", "epochs"
+    kinds = adopted if study.is_adopted else trained
     shown = Table(
-        *("experiment", "starts from", "parameters (M)", "GFLOPs a clip", "clips/s", "epochs"),
-        *(f"{name} a run", f"{name}, all seeds"),
+        *("experiment", "parameters (M)", "GFLOPs a clip", *kinds),
+        *(f"{name} a run", f"{name}, all seeds")[: 1 if study.is_adopted else 2],
         title=title,
     )
     for row in table.itertuples():
         exp, took = study.experiments[row.Index], row.seconds / seconds
-        start, pace = os.path.basename(exp.init or "scratch"), f"{row.clips_per_s:,.0f}"
-        if exp.is_adopted:  # and only evaluated
-            start, pace = "its authors'", "–"
-        shown.add_row(
-            *(row.Index, start, f"{row.params / 1e6:.2f}", f"{row.gflops:.2f}", pace),
-            "–" if exp.is_adopted else str(exp.epochs),
-            *(f"{took:.2f}", f"{took * len(study.seeds):.2f}"),
-        )
+        own = os.path.basename(exp.init or "scratch"), f"{row.clips_per_s:,.0f}", str(exp.epochs)
+        if exp.is_adopted:
+            own = "its authors'", "–", "–"
+        if study.is_adopted:
+            steps = row.adopt, row.sources, row.gradcam, row.reliance
+            own = [f"{step / seconds:.2f}" for step in steps]
+        total = () if study.is_adopted else (f"{took * len(study.seeds):.2f}",)
+        cells = f"{row.params / 1e6:.2f}", f"{row.gflops:.2f}", *own, f"{took:.2f}", *total
+        shown.add_row(row.Index, *cells)
     Console().print(shown)
 
 # %% ../nbs/cli/cli.ipynb #c019p-2
@@ -607,7 +611,9 @@ def plan(
     unit = ("minutes", 60) if short or on_core else ("hours", 3600)
     how = "as they have taken on one core" if on_core else f"{tflops:g} TFLOP/s"
     clips = expected_clips(s)
-    show_prices(s, tables[0], f"{s.name}: {clips['train']:,} training clips, {how}", unit)
+    of = "validation" if s.is_adopted else "training"
+    seen = clips["validation" if s.is_adopted else "train"]
+    show_prices(s, tables[0], f"{s.name}: {seen:,} {of} clips, {how}", unit)
     say_total(studies, tables, unit, device)
 
 # %% ../nbs/cli/cli.ipynb #c019-2

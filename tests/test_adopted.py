@@ -13,7 +13,9 @@ import torch
 import yaml
 from books import run_as_job
 from test_adapters import as_mit, as_mmaction
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import flop_registry
 
 from ssv2_report.analysis.claims import adopted_words, claims_table, published_table
 from ssv2_report.analysis.evidence import read_evidence
@@ -22,28 +24,34 @@ from ssv2_report.analysis.verdicts import judge_hypotheses
 from ssv2_report.data.audit import audit
 from ssv2_report.data.clips import ClipDataset
 from ssv2_report.demo.world import CLASSES, make_world
+from ssv2_report.gradcam.attention import faithfulness, sanity
 from ssv2_report.gradcam.reliance import reliance
 from ssv2_report.gradcam.sources import (
     PATCH_CLASSES,
     cam_sources,
+    grid_scores,
     make_maps,
     patch_world,
     train_patch_net,
 )
+from ssv2_report.jobs.durations import job_seconds
 from ssv2_report.jobs.steps import Job, jobs_of
-from ssv2_report.models.net2d import renormalise
+from ssv2_report.models.net2d import renormalise, stages
 from ssv2_report.models.protocol import draw_anew
+from ssv2_report.plan.prices import prices
 from ssv2_report.study.experiments import Experiment, load_study, project_root
 from ssv2_report.study.networks import adopted_model, build_model, load_reference, write_reference
 from ssv2_report.study.runs import (
     check_study,
     choice_clips,
+    clip_set,
     clips_of,
+    datasets,
     load_run,
     save_run,
     shown_clips,
 )
-from ssv2_report.study.scores import predict, published_check
+from ssv2_report.study.scores import predict, predict_orders, published_check, twins
 
 
 def kept_elsewhere(net, path):
@@ -243,6 +251,17 @@ def test_the_source_of_maps_is_chosen_on_other_scenes_than_are_shown(tmp_path, w
         choice_clips(study_of(tmp_path, world, flat=theirs(world), cam=dict(per_class=3)))
 
 
+def test_views_of_a_network_with_a_stride_begin_and_end_with_the_clip(tmp_path, world):
+    own = theirs(world, stride=2, views=[2, 1])
+    s = study_of(tmp_path, world, flat=theirs(world, views=[2, 1]), strided=own)
+    first, last = datasets(s, s.experiments["strided"], 0)[2]["ordered"]
+    assert first[0]["frames"].tolist() == [0, 2, 4, 6] == first.take(99).tolist()
+    assert first.take(20).tolist() == [0, 2, 4, 6] and last.take(20).tolist() == [12, 14, 16, 18]
+    assert last.take(5).tolist() == [0, 2, 4, 4]
+    early, late = datasets(s, s.experiments["flat"], 0)[2]["ordered"]
+    assert early.take(16).tolist() == [1, 5, 9, 13] and late.take(16).tolist() == [3, 7, 11, 15]
+
+
 def test_an_audit_of_one_split_asks_for_no_other(tmp_path, world):
     found = audit(world / "data")
     with pytest.raises(ValueError, match="no label file"):
@@ -288,7 +307,8 @@ def judged(tmp_path_factory, world):
     "Made-up runs of a study of two adopted networks, of which one misses what was published."
     folder = tmp_path_factory.mktemp("judged")
     both = dict(
-        flat=theirs(world, published=0.9), deep=theirs(world, "i3d", licence="CC-BY-NC-4.0")
+        flat=theirs(world, published=0.9, stride=2),
+        deep=theirs(world, "i3d", licence="CC-BY-NC-4.0"),
     )
     study_of(folder, world, **both)
     content = yaml.safe_load((folder / "study.yaml").read_text())
@@ -334,6 +354,7 @@ def test_the_report_says_what_was_adopted_and_what_others_claim(judged):
     table, claims = published_table(judged), claims_table(judged)
     assert list(table["is it that network"]) == ["✗ missed", "not stated"]
     assert table["licence"].iloc[1] == "CC-BY-NC-4.0" and "40.0" in table["measured"].iloc[0]
+    assert list(table["frames"]) == ["4 of 48\u00a0px, stride 2", "4 of 48\u00a0px, spread"]
     assert claims["claim"].iloc[0].startswith("tes reaches 90.0")
     assert {"arXiv 2207.01398", "its authors"} <= set(claims["source"])
 
@@ -348,6 +369,61 @@ def a_transformer(folder):
     )
     transformers.TimesformerForVideoClassification(config).save_pretrained(folder)
     return dict(title="A transformer", model=f"hf:{folder}", mean=[0.45] * 3, std=[0.225] * 3)
+
+
+class Operations(TorchDispatchMode):
+    "Counts the operations of what runs inside, forth and back."
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func.overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def operations(act):
+    with Operations() as counted:
+        act()
+    return counted.total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tokens", "i3d"])
+def test_a_plan_counts_the_passes_of_every_step(tmp_path, world, kind):
+    "Against what the steps' own functions compute on the same clips."
+    exp = theirs(world, "i3d") if kind == "i3d" else a_transformer(tmp_path / "tokens")
+    few = dict(sources=["layer2:gradcam", "layer4:layercam"])
+    s = study_of(tmp_path, world, cam=few, net=exp | dict(views=[2, 1]))
+    exp = s.experiments["net"]
+    row = prices(s, tflops=1e-6).loc["net"]  # 10^6 operations a second
+    model, _ = adopted_model(exp, list(CLASSES), list(CLASSES))
+    sources = cam_sources(model, s.cam.sources)
+    shown = shown_clips(s, exp, clips_of(s, "validation", None, 1), boxes=True)
+    batch = next(iter(DataLoader(shown, len(shown))))
+    x, y = batch["clip"], batch["target"]
+    truth = {k: batch[k].numpy() for k in ("hand", "object", "known")} | dict(ids=batch["id"])
+    twin = np.array([twins(list(CLASSES)).get(int(k), -1) for k in y])
+
+    def maps_of_a_run():
+        for _ in range(2):  # the clips, and frozen ones
+            maps, _ = make_maps(model, x, y, sources)
+        faithfulness(model, x, maps, y)
+        sanity(model, x, [stages(model)[k] for k in ("layer2", "layer4")], y, ["gradcam"])
+
+    own = DataLoader(clip_set(s, clips_of(s, "validation", None, 1), None, 4, True, x.shape[3]), 5)
+    took = dict(
+        adopt=lambda: predict_orders(model, datasets(s, exp, 0)[2], 8, 0),
+        sources=lambda: grid_scores(model, x, y, truth, sources, twin, s.cam.references),
+        gradcam=maps_of_a_run,
+        reliance=lambda: reliance(model, own, list(CLASSES), ways=s.cam.paint),
+    )
+    for step, act in took.items():
+        assert 0.6 < row[step] / (operations(act) / 1e6) < 1.6, step
+    assert row["seconds"] == pytest.approx(sum(row[step] for step in took))
+    jobs = job_seconds([s], [prices(s, tflops=1e-6)])
+    assert jobs["reliance net-s0"] > row["reliance"] and jobs["adopt net-s0"] > row["adopt"]
 
 
 @pytest.mark.slow

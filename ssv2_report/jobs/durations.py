@@ -171,12 +171,16 @@ def job_seconds(
     studies: list[Study],  # A study and its second world, if it has one
     tables: list,  # A DataFrame of `plan.prices.prices` for each
 ) -> dict[str, float]:
-    "Expected seconds of every job of the studies on one core, by label; of trainings, those of the tables."
+    "Expected seconds of every job of the studies on one core, by label; of trainings, and of all that is asked of an adopted network, with those of the tables."
     found = {}
     for world, table, prefix in zip(studies, tables, ("", "distractor_")):
         sizes = sizes_of(world)
         for job in jobs_of(world, bool(prefix)):
-            own = table["seconds"].get(job.of, 0) + AROUND_TRAINING
-            took = own if job.step == "train" else expected_seconds(world, job, sizes)
+            if job.step == "train":
+                took = table["seconds"][job.of] + AROUND_TRAINING
+            else:
+                took = expected_seconds(world, job, sizes)
+                own = job.of in table.index and world.experiments[job.of].is_adopted
+                took += table.loc[job.of].get(job.step, 0) if own else 0
             found[job_label(job, prefix)] = took
     return found
