@@ -1,6 +1,7 @@
 """Networks of transformers are taken as they are, their tokens where their pixels are, or refused in a sentence."""
 
 import json
+import re
 from importlib import metadata
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from ssv2_report import cli
 from ssv2_report.gradcam import rollout
 from ssv2_report.gradcam.baselines import random_network
 from ssv2_report.gradcam.sources import cam_sources, make_maps
@@ -15,7 +17,7 @@ from ssv2_report.models import hub
 from ssv2_report.models.hub import create_hub, load_hub, quarters
 from ssv2_report.models.known import KNOWN, clip_of
 from ssv2_report.models.net2d import channels_last, cost, stages
-from ssv2_report.study.experiments import Experiment, load_study
+from ssv2_report.study.experiments import Experiment, load_study, project_root
 from ssv2_report.study.networks import adopted_model, load_reference, write_reference
 
 transformers = pytest.importorskip("transformers")
@@ -347,3 +349,14 @@ def test_a_published_networks_multiply_adds():
     with torch.device("meta"):
         net = create_hub("MCG-NJU/videomae-base-finetuned-ssv2", 174)
     assert 170 < cost(net, (3, 16, 224, 224))["gflops"] < 190
+
+
+def test_the_study_of_published_networks_costs_what_the_readme_says(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    cli.plan("ssv2-published")
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("4,350 validation clips", "reliance", "hours a run"))
+    hours = float(re.search(r"All 2 runs: ([\d.]+) hours", said)[1])
+    readme = (project_root() / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in readme.splitlines() if "[ssv2-published]" in line)
+    assert abs(hours - float(row.split("|")[-2])) < 0.5
