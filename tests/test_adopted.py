@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from books import run_as_job
+from books import run_as_job, run_book
 from test_adapters import as_mit, as_mmaction
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
@@ -270,6 +270,11 @@ def test_an_audit_of_one_split_asks_for_no_other(tmp_path, world):
     of_one.check()
     assert of_one.unseen == ([], 1.0) and "validation clips sound" in of_one.summary()
     assert "training" not in of_one.summary()
+
+
+@pytest.mark.slow
+def test_the_chapter_of_data_does_without_a_training_split(tmp_path, world):
+    run_book(project_root() / "nbs/00_data.ipynb", tmp_path, root=str(world / "data"))
 
 
 def test_the_published_accuracy_is_held_against_the_whole_split():
