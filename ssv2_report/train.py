@@ -272,11 +272,17 @@ def clips_a_step(
     exp: Experiment,
     classes: list[str],
     train_set: ClipDataset,
+    val_set: ClipDataset,
     processes: int = 1,  # That share each batch
 ) -> int:
     "Clips of an optimiser step; ValueError in one sentence where training makes no sense."
     if len(classes) < 2:
         raise ValueError("Training needs at least two classes; choose more of them.")
+    for split, clips in dict(training=train_set, validation=val_set).items():
+        if not len(clips):
+            raise ValueError(
+                f"There are no {split} clips; check the classes and the audit of this dataset."
+            )
     parts = processes * exp.accumulate
     n = min(exp.batch_size, len(train_set) // parts * parts)
     if exp.batch_size % parts or not n:
@@ -390,7 +396,7 @@ def prepare_training(
         gradient_accumulation_steps=exp.accumulate,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
-    batch_size = clips_a_step(exp, classes, train_set, accelerator.num_processes)
+    batch_size = clips_a_step(exp, classes, train_set, val_set, accelerator.num_processes)
     net = start_network(exp, classes, train_set, seed, start, out, accelerator)
     steps = len(train_set) // batch_size
     sampler = EpochSampler(len(train_set), seed, steps * batch_size)

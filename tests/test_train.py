@@ -977,18 +977,19 @@ def test_a_batch_that_does_not_fit_is_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "n, classes, processes, change, says",
+    "n, val, classes, processes, change, says",
     [
-        (0, 3, 1, {}, "A batch of 4 of 0 clips"),
-        (12, 1, 1, {}, "at least two classes"),
-        (3, 3, 4, dict(batch_size=8), "8 of 3 clips does not divide into 4 processes x 1 parts"),
-        (12, 3, 3, {}, "does not divide into 3 processes x 1 parts"),
-        (3, 3, 1, dict(accumulate=4), "does not divide into 1 processes x 4 parts"),
+        (0, 6, 3, 1, {}, "no training clips"),
+        (12, 0, 3, 1, {}, "no validation clips"),
+        (12, 6, 1, 1, {}, "at least two classes"),
+        (3, 6, 3, 4, dict(batch_size=8), "8 of 3 clips does not divide into 4 processes x 1 parts"),
+        (12, 6, 3, 3, {}, "does not divide into 3 processes x 1 parts"),
+        (3, 6, 3, 1, dict(accumulate=4), "does not divide into 1 processes x 4 parts"),
     ],
 )
-def test_there_must_be_something_to_train_on(n, classes, processes, change, says):
+def test_there_must_be_something_to_train_on(n, val, classes, processes, change, says):
     with pytest.raises(ValueError, match=says):
-        clips_a_step(experiment(**change), CLASSES[:classes], range(n), processes)
+        clips_a_step(experiment(**change), CLASSES[:classes], range(n), range(val), processes)
 
 
 @pytest.mark.parametrize(
