@@ -198,7 +198,7 @@ def _others(study, results, job) -> list[str]:
         known = json.loads(_path(results, job).read_text(encoding="utf-8"))
         others = known.get("others")
         return [p for p in there if p not in known["files"]] if others is None else list(others)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return there
 
 # %% ../../nbs/jobs/records.ipynb #digests-13-3
