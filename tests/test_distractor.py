@@ -90,7 +90,7 @@ def test_a_network_with_all_above_the_stem_random_is_refused(world, rows):
     half = random_network(rows[0], clips, seed=9, above="act1")
     maps = make_maps(half, clips, torch.arange(24) % len(CLASSES), [SOURCE])[0][SOURCE]
     found = judged(world, rows, maps)
-    assert not found["interpretable"] and "random" in found["why"]
+    assert not found["interpretable"] and "not above random above" in found["why"]
 
 
 def test_the_table_of_sources_has_a_row_for_each_and_one_for_edges():

@@ -453,7 +453,7 @@ def refuses_what_is_only_conspicuous(rows):
     refused = {
         "not above edges x motion": edges,
         "on the distractor as much as on the evidence": own.rename(columns=swapped),
-        "not above": above[above["draw"] == 0],
+        "not above random above": above[above["draw"] == 0],
     }
     right = own.set_index("id")["accuracy"]
     others = rows[(rows["map"] != "own") & rows["source"].isin(("stem:hirescam", ""))]
