@@ -4,7 +4,6 @@ import base64
 import html
 import inspect
 import io
-import json
 import os
 import re
 import shutil
@@ -48,8 +47,8 @@ from ssv2_report.report.site import (
     _words_left,
     captions,
     embed,
-    is_by_quarto,
     render,
+    rendered_files,
     stage,
     substitute,
 )
@@ -249,27 +248,11 @@ def test_staged_notebooks_are_valid_and_carry_the_run(site):
     assert not any(re.search(r"#\| *(export|default_exp|hide)", cell.source) for cell in models)
 
 
-def test_nothing_changed_nothing_written(project, site, index):
+def test_the_same_report_is_the_same_files(project, site, index):
     root, books = project
-    before = {p: p.stat().st_mtime_ns for folder in (site, index.parent) for p in folder.rglob("*")}
+    before = {p: p.read_bytes() for p in index.parent.rglob("*") if p.suffix in (".html", ".svg")}
     assert render(stage(site, books, VARIABLES, root), index.parent, quarto=None) == index
-    assert before == {p: p.stat().st_mtime_ns for p in before}
-
-
-def test_only_the_changed_page_is_made_again(project, tmp_path):
-    root, books = project
-    out = render(
-        stage(tmp_path / "site", books, VARIABLES, root), tmp_path / "out", quarto=None
-    ).parent
-    before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.html")}
-    changed = dict(
-        books, index=write(tmp_path / "index.ipynb", [*report_cells(), md("One more cell.")])
-    )
-    render(stage(tmp_path / "site", changed, VARIABLES, root), out, quarto=None)
-    assert "One more cell." in (out / "index.html").read_text()
-    assert (out / "01_models.html").stat().st_mtime_ns == before["01_models.html"] and (
-        out / "index.html"
-    ).stat().st_mtime_ns > before["index.html"]
+    assert before == {p: p.read_bytes() for p in before}
 
 
 def test_numbers_captions_references_and_citations(text):
@@ -303,21 +286,16 @@ def test_numbers_captions_references_and_citations(text):
     )
 
 
-def test_a_report_that_an_older_version_rendered_is_rendered_again(tmp_path, project):
-    "Whose list of files had no digests; a file of the user's own stays."
+def test_a_page_that_there_is_no_more_goes_and_a_file_of_the_users_stays(tmp_path, project):
     root, _ = project
-    pages = dict(index=write(tmp_path / "index.ipynb", [md("# A page\n\nText.")]))
-    out = tmp_path / "out"
-    stage(tmp_path / "site", pages, {}, root)
-    render(tmp_path / "site", out, None)
+    index = write(tmp_path / "index.ipynb", [md("# A page\n\nText.")])
+    other = write(tmp_path / "other.ipynb", [md("# Another\n\nText.")])
+    site, out = tmp_path / "site", tmp_path / "out"
+    render(stage(site, dict(index=index, other=other), {}, root), out, None)
+    assert (out / "other.html").is_file()
     (out / "mine.txt").write_text("mine")
-    (out / "former.html").write_text("of a page that there is no more")
-    known = json.loads((out / ".rendered.json").read_text())
-    known["files"] = [*known["files"], "former.html"]
-    (out / ".rendered.json").write_text(json.dumps(known))
-    render(tmp_path / "site", out, None)
-    assert (out / "mine.txt").is_file() and not (out / "former.html").exists()
-    assert isinstance(json.loads((out / ".rendered.json").read_text())["files"], dict)
+    render(stage(site, dict(index=index), {}, root), out, None)
+    assert not (out / "other.html").exists() and (out / "mine.txt").read_text() == "mine"
 
 
 def test_raw_output_passes_untouched(text):
@@ -704,10 +682,11 @@ def test_where_quarto_fails_the_pages_are_made_without_it(site, tmp_path, script
     assert str(said[0].message).endswith("; pandoc and Typst make the pages.")
     theirs = render(copy, tmp_path / "without", quarto=None)
     assert page.read_bytes() == theirs.read_bytes() and page.with_suffix(".pdf").is_file()
-    assert not is_by_quarto(out)
+    assert not rendered_files(out)["quarto"]
     works = 'echo 1.2.3; mkdir "$2/_site" && echo by Quarto > "$2/_site/index.html"'
     fake_quarto(tmp_path / "quarto", f'[ "$1" = render ] || exec echo 1.2.3; {works}')
-    assert render(copy, out).read_text() == "by Quarto\n" and is_by_quarto(out)
+    assert render(copy, out).read_text() == "by Quarto\n"
+    assert rendered_files(out)["quarto"] == "1.2.3"
 
 
 def test_another_pandoc_decides_no_page(site, index, tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ def _render(study, results, workers):
         if notice.category is UserWarning:
             print(f"{NOTICE}{for_terminal(notice.message)}", file=sys.stderr)
     print(page)
-    if site.is_by_quarto(page.parent):
+    if site.rendered_files(page.parent)["quarto"]:
         console.print(
             "Made by Quarto, some of whose scripts a browser only runs from a web server,"
             " such as `quarto preview`."

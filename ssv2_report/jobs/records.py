@@ -67,22 +67,16 @@ def _within(folder):
     return sorted(p for p in folder.rglob("*") if p.is_file() and not hidden(p))
 
 
-def _rendered(report) -> list[Path]:
-    "The files that the last rendering says are its own."
-    try:
-        found = json.loads((report / ".rendered.json").read_text(encoding="utf-8"))["files"]
-        return [report / name for name in found]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
 def files_of(study: Study, results: str | Path, job: Job) -> list[Path]:
     "The files that a job leaves behind."
     found = [folder_of(study, results, job) / name for name in STEPS[job.step].leaves]
     if job.step == "demo_data":
         found = [Path(study.data.root) / "demo.json"]
     if job.step == "render":
-        found = _rendered(project_root() / "_report" / study.name)
+        from ssv2_report.report.site import rendered_files  # which takes a while
+
+        report = project_root() / "_report" / study.name
+        found = [report / name for name in rendered_files(report)["files"]]
     if notebook := executed_of(study, results, job):
         found.insert(0, notebook)
     return found + [p for folder in filled_by(study, results, job) for p in _within(folder)]
