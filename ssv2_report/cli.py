@@ -6,9 +6,9 @@
 __all__ = ['GROUPS', 'app', 'StudyName', 'Results', 'Workers', 'ExperimentName', 'Only', 'Seeds', 'Changes', 'OF_RUNS',
            'INTERRUPTED', 'command', 'an_option', 'show_version', 'options', 'absolute_study', 'split_option',
            'select_study', 'demo_data', 'audit', 'any_job', 'show_progress', 'do_one', 'do_run_job', 'train', 'adopt',
-           'cache', 'validate', 'analyse', 'chapter', 'render', 'gpus_to_use', 'show_rows', 'check', 'weights',
-           'check_first', 'refuse_unfinished', 'reproduce', 'show_prices', 'say_total', 'plan', 'figures', 'explore',
-           'status', 'print_error', 'main']
+           'cache', 'validate', 'analyse', 'render', 'gpus_to_use', 'show_rows', 'check', 'weights', 'check_first',
+           'refuse_unfinished', 'reproduce', 'show_prices', 'say_total', 'plan', 'figures', 'explore', 'status',
+           'print_error', 'main']
 
 # %% ../nbs/cli/cli.ipynb #c002
 import os
@@ -46,7 +46,7 @@ from ssv2_report.jobs.execute import (
     save_audit,
     write_study_file,
 )
-from .jobs.steps import CHAPTERS, STEPS, Job, folder_of
+from .jobs.steps import STEPS, Job, folder_of
 from ssv2_report.jobs.workflow import (
     Tracker,
     console,
@@ -231,7 +231,7 @@ def audit(
 def any_job(
     step: Annotated[str, typer.Argument(help=f"One of {', '.join(STEPS)}.")],
     study: StudyName,
-    of: Annotated[str, typer.Argument(help="Its experiment or chapter.")] = "",
+    of: Annotated[str, typer.Argument(help="Its experiment, if it is of a run.")] = "",
     seed: Annotated[Optional[int], typer.Argument(help="Seed of its run.")] = None,
     results: Results = None,
     workers: Workers = 2,
@@ -349,18 +349,6 @@ def validate(study: StudyName = "demo", results: Results = None):
 def analyse(study: StudyName = "demo", results: Results = None):
     "Compute the tables, figures and numbers of the report from the runs."
     do_one(study, Job("analysis"), results)
-
-
-@command("Steps", "chapter demo 00_data")
-def chapter(
-    study: StudyName,
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(CHAPTERS)}.")],
-    results: Results = None,
-):
-    "Execute one of the chapters (nbs/00_data to nbs/05_analysis)."
-    if name not in CHAPTERS:
-        raise ValueError(f"There is no chapter {name!r}; choose from {', '.join(CHAPTERS)}.")
-    do_one(study, Job("chapter", name), results)
 
 
 @command("Steps", "render demo")

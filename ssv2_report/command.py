@@ -9,7 +9,7 @@ __all__ = ['IN_OWN_PROCESS', 'main']
 import sys
 
 # %% ../nbs/cli/command.ipynb #command-04
-IN_OWN_PROCESS = "train adopt sources gradcam reliance validate analyse chapter figures".split()
+IN_OWN_PROCESS = "train adopt sources gradcam reliance validate analyse figures".split()
 
 
 def main():

@@ -17,7 +17,7 @@ from worlds import clone
 
 ROOT = Path(__file__).parents[1]
 NAME = "tiny"
-CHAPTERS = ("00_data", "04_gradcam")  # the cheapest, of which the first shows the study's data
+CHAPTER = "04_gradcam"  # the one that is left, beside that on data
 CLASSES = [
     "Pulling something from left to right",
     "Pushing something from right to left",
@@ -49,7 +49,7 @@ TIMED = ["clips_per_s", "waiting", "memory_gb", "seconds"]  # columns of history
 
 
 class World:
-    "A clone with few chapters, a dataset, a study and its results, all in one folder."
+    "A clone with one chapter, a dataset, a study and its results, all in one folder."
 
     def __init__(self, base, results="results"):
         self.base, self.clone, self.study = base, base / "clone", base / f"{NAME}.yaml"
@@ -90,7 +90,7 @@ class World:
 
     @property
     def executed(self):
-        "Notebooks that the last call has executed: a step, and which run or chapter where there are several."
+        "Notebooks that the last call has executed: a step, and of which run."
         return {name for name in self.done if not name.startswith("weights")}
 
     def stamps(self):
@@ -99,12 +99,11 @@ class World:
             f"weights {path.parent.name}": path.stat().st_mtime_ns
             for path in self.results.glob("runs/*/weights.safetensors")
         }
-        for path in [p for x in ("*", "runs/*/*", "chapters/*") for p in self.results.glob(x)]:
+        for path in [p for x in ("*", "runs/*/*") for p in self.results.glob(x)]:
             if path.suffix != ".ipynb":
                 continue
             is_run = path.parent.parent.name == "runs"
-            step = path.stem.removesuffix("_run") + f" {path.parent.name}" * is_run
-            name = f"chapter {path.stem}" if path.parent.name == "chapters" else step
+            name = path.stem.removesuffix("_run") + f" {path.parent.name}" * is_run
             about = json.loads(path.read_text(encoding="utf-8"))["metadata"]["papermill"]
             found[name] = about["start_time"]
         return found
@@ -192,14 +191,14 @@ def new_world(base, data):
 
 
 def few_chapters(clone):
-    "Leave a clone few chapters, wherever its library lists them."
+    "Leave a clone one chapter, wherever its library lists them."
     listed = r"(?ms)^CHAPTERS = \{.*?^\}"
     (home,) = (
         path
         for path in (clone / "ssv2_report" / "jobs").glob("*.py")
         if re.search(listed, path.read_text(encoding="utf-8"))
     )
-    few = f"CHAPTERS = {dict(zip(CHAPTERS, CHAPTERS))}"
+    few = f"CHAPTERS = {dict([(CHAPTER, CHAPTER)])}"
     home.write_text(re.sub(listed, few, home.read_text(encoding="utf-8")), encoding="utf-8")
 
 

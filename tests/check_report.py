@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     "index",
     "appendix",
+    "00_data",
     *CHAPTERS,
     *(f"{k}_run" for k in ("train", "gradcam", "reliance", "analysis")),
 ]

@@ -267,8 +267,8 @@ def lose_a_figure(study, results):
     (results / "figures" / "case1.svg").unlink()
 
 
-def lose_a_chapter(study, results):
-    (results / "chapters" / "03_train.ipynb").unlink()
+def lose_the_chapter_on_data(study, results):
+    (results / "00_data.ipynb").unlink()
 
 
 def lose_the_cache(study, results):
@@ -288,8 +288,8 @@ def cut_weights(study, results):
     path.write_bytes(path.read_bytes()[:-1])
 
 
-DATA = {"audit", "cache", "chapter-00_data"} | ALL | DOWN
-SEEN = {"audit", "cache", "chapter-00_data"} | DOWN  # no network sees a difference
+DATA = {"audit", "cache", "data_chapter"} | ALL | DOWN
+SEEN = {"audit", "cache", "data_chapter"} | DOWN  # no network sees a difference
 MORE = [
     *((f, set()) for f in (touch_everything, move_the_data, copy_the_data, link_the_data)),
     *((f, set()) for f in (name_the_boxes, order_keys, add_a_note, leave_a_former_run)),
@@ -326,11 +326,11 @@ MORE = [
     *((f, SEEN) for f in (replace_a_test_clip, reword_a_label)),
     (
         remove_the_boxes,
-        {"audit", "cache", "chapter-00_data"} | LOOKED | DOWN,
+        {"audit", "cache", "data_chapter"} | LOOKED | DOWN,
     ),
     (lose_a_map, of("gradcam", "3d-scratch")),
     (lose_a_figure, {"analysis"}),
-    (lose_a_chapter, {"chapter-03_train"}),
+    (lose_the_chapter_on_data, {"data_chapter"}),
     (lose_the_cache, {"cache"}),
     (lose_all_runs, ALL),
     (lose_a_record, of("train", "2d-multi")),

@@ -31,7 +31,6 @@ from ssv2_report.study.experiments import load_study
     [
         (["reproduce", "demmo"], "did you mean 'demo'"),
         (["train", "demo", "3d-scrach"], "did you mean '3d-scratch'"),
-        (["chapter", "demo", "99"], "no chapter '99'"),
         (["reproduce", "ssv2"], "download Something-Something V2"),
         (["figures", "demo", "--results", "nowhere"], "has no figures yet"),
         (["audit", "nowhere"], "nowhere"),

@@ -24,7 +24,6 @@ NOTEBOOKS = {name: step.notebook for name, step in STEPS.items() if step.noteboo
 BOOKS = [*NOTEBOOKS.values(), *CHAPTERS.values()]
 OF_STEPS = [
     *NOTEBOOKS.items(),
-    *(("chapter", book) for book in CHAPTERS.values()),
     *((step, None) for step, row in STEPS.items() if row.calls),
 ]
 
@@ -152,7 +151,7 @@ def test_code_decides_every_step_that_reaches_it(whole, source, module, old, new
     steps = {job.step for job in stale_jobs(study, results)}
     order = ("audit", "cache", "train", "gradcam", "analysis", "render")
     down = {*order[order.index(step) :]} if step in order else {step, "analysis", "render"}
-    assert steps - {"chapter"} >= down
+    assert steps >= down
     before = {*order} - down
     assert not steps & before, "what comes before is as it was"
 
@@ -182,12 +181,6 @@ def test_what_decodes_decides_the_analysis_which_shows_clips_of_its_own(whole, s
     found = {job.step: why for job, why in stale_jobs(study, results).items()}
     assert "data.media" in found["analysis"] and "data.media" in found["cache"]
     assert found["train"] == found["gradcam"] == "", "if the frames changed"
-
-
-def test_a_study_that_a_chapter_reads_decides_it(whole, source):  # noqa: F811
-    study, results = whole
-    edit(source / "experiments/smoke.yaml", "seeds:", "seeds: ")
-    assert {job.of for job in stale_jobs(study, results) if job.step == "chapter"} >= {"03_train"}
 
 
 # --- what is reached

@@ -299,9 +299,9 @@ CHANGES = [
     (change_size, {"cache"} | ALL | DOWN),
     (
         change_label,
-        {"audit", "cache", "chapter-00_data"} | ALL | DOWN,
+        {"audit", "cache", "data_chapter"} | ALL | DOWN,
     ),
-    (change_boxes, {"audit", "chapter-00_data"} | LOOKED | DOWN),
+    (change_boxes, {"audit", "data_chapter"} | LOOKED | DOWN),
     (change_paint, of("reliance") | DOWN),
     (change_sources, of("sources") | of("gradcam") | DOWN),
     (

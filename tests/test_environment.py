@@ -23,7 +23,7 @@ from worlds import clone, official, write_study
 from ssv2_report import cli
 from ssv2_report.jobs import records
 from ssv2_report.jobs.durations import needs_of
-from ssv2_report.jobs.steps import CHAPTERS, Job
+from ssv2_report.jobs.steps import Job
 from ssv2_report.jobs.workflow import Tracker, pending_jobs, run_workflow, workflow_command
 from ssv2_report.machine import environment
 from ssv2_report.machine.environment import (
@@ -442,7 +442,7 @@ class Study:
         self.study, self.report = base / "few.yaml", base / "clone" / "_report" / "few"
         clone(ROOT, self.root)
         code = self.root / "ssv2_report" / "jobs" / "steps.py"
-        few = {k: CHAPTERS[k] for k in ("00_data", "04_gradcam")}
+        few = {"04_gradcam": "04_gradcam"}
         text, n = re.subn(r"CHAPTERS = \{[^}]+\}", f"CHAPTERS = {few}", code.read_text())
         assert n == 1
         code.write_text(text)

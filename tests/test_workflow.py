@@ -184,18 +184,12 @@ TOOK = {  # seconds from start to end of each job of a study of nine clips a spl
     "gradcam 2d-multi 0": (73.7, 83.9),
     "sources r(2+1)d 1": (67.5, 79.3),
     "gradcam r(2+1)d 1": (79.3, 91.2),
-    "chapter 04a_attention": (91.2, 97.9),
     "sources 2d-multi 1": (84.0, 92.2),
     "gradcam 2d-multi 1": (92.2, 100.4),
     "validation": (100.5, 114.0),
-    "chapter 03_train": (98.0, 125.7),
-    "chapter 01_models2d": (125.7, 137.1),
     "analysis": (114.0, 155.6),
-    "chapter 05_analysis": (155.6, 174.0),
-    "chapter 00_data": (174.1, 187.5),
-    "chapter 04_gradcam": (187.5, 194.1),
-    "chapter 02_models3d_inflation": (137.1, 209.0),
-    "render": (209.0, 234.3),
+    "data_chapter": (100.4, 113.8),
+    "render": (155.6, 180.9),
 }
 
 
@@ -205,7 +199,7 @@ def told(study, results, monkeypatch, slower=1.0):
     monkeypatch.setattr(workflow.time, "monotonic", lambda: now[0])
     tracker = Tracker(pending_jobs(study, results), needs_of(study, results), cores=2)
     events = [(t, k, job) for job, ends in TOOK.items() for k, t in enumerate(ends)]
-    ids, rows, end = {job: k for k, job in enumerate(TOOK)}, [], 234.4
+    ids, rows, end = {job: k for k, job in enumerate(TOOK)}, [], 181.0
     while now[0] < end * slower:
         while events and min(events)[0] * slower <= now[0]:
             events.remove(next_one := min(events))
@@ -228,7 +222,7 @@ def small(tmp_path):
 def test_the_time_left_of_a_dozen_clips_is_right_to_a_factor_of_two(small, monkeypatch, slower):
     "After the first minute on a machine as fast, and from a quarter of the run on machines twice as fast and as slow; a quarter of a minute is right at the end."
     rows = told(*small, monkeypatch, slower)
-    first = 60 if slower == 1 else 0.25 * 234 * slower
+    first = 60 if slower == 1 else 0.25 * 181 * slower
     for true, said in rows[int(first / 5) :]:
         assert true / 2 - 0.25 < said < 2 * true + 0.25
     assert rows[0][1] < 12, "not the time of the whole dataset"
@@ -325,7 +319,7 @@ def test_seconds_are_summed_by_step_the_longest_first(tmp_path):
         "benchmarks/train-2d-multi-s0": 5,
         "benchmarks/train-3d-scratch-s0": 7,
         "distractor/benchmarks/sources-2d-multi-s0": 2,
-        "benchmarks/chapter-00_data": 30,
+        "benchmarks/data_chapter": 30,
     }
     for name, seconds in files.items():
         path = tmp_path / f"{name}.tsv"
@@ -333,7 +327,7 @@ def test_seconds_are_summed_by_step_the_longest_first(tmp_path):
         path.write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:0\t1\n")
     rows = seconds_of_steps(load_study("demo"), tmp_path)
     assert [tuple(row.values()) for row in rows] == [
-        ("chapter", 1, 30),
+        ("data_chapter", 1, 30),
         ("train", 2, 12),
         ("distractor_sources", 1, 2),
     ]

@@ -17,7 +17,7 @@ from ..study.experiments import Study, worlds_of
 
 # %% ../../nbs/jobs/durations.ipynb #workflow-05
 def join_label(rule: str, *of: object) -> str:
-    "Label of a job: its rule, then its chapter, or its experiment and seed joined by '-s'; empty parts are left out."
+    "Label of a job: its rule, then its experiment and seed joined by '-s', if any."
     return " ".join([rule, "-s".join(str(x) for x in of if x not in ("", None))]).strip()
 
 
@@ -88,7 +88,7 @@ def expected_seconds(
     if step == "reliance":
         return 2 + pixels * 0.08 * len(cam.paint) * classes * looked
     of_step = dict(demo_data=2 + 0.047 * clips, audit=1 + 0.008 * clips, cache=2 + 0.016 * clips)
-    usual = dict(validation=22, analysis=32, chapter=8, render=7)
+    usual = dict(validation=22, analysis=32, data_chapter=8, render=7)
     return of_step.get(step) or usual.get(step, 10)
 
 

@@ -18,7 +18,6 @@ from ..data.basics import explaining_full_disk
 from ..data.contents import Files
 from .records import delete_outputs, refuse_stale_runs, run_if_stale
 from ssv2_report.jobs.steps import (
-    CHAPTERS,
     STEPS,
     Job,
     executed_of,
@@ -152,12 +151,10 @@ def _look_before(study, results, job):
 
 def _parameters(study, results, job):
     "Parameters of a job's notebook."
-    if job.step != "chapter":
-        run = dict(experiment_name=job.of, seed=job.seed) if STEPS[job.step].each else {}
-        return dict(study=write_study_file(worlds_of(study), results), results=str(results), **run)
-    if job.of != "00_data":
-        return {}
-    return dict(root=study.data.root, audit_file=str(results / "audit.json"))
+    if job.step == "data_chapter":
+        return dict(root=study.data.root, audit_file=str(results / "audit.json"))
+    run = dict(experiment_name=job.of, seed=job.seed) if STEPS[job.step].of_runs else {}
+    return dict(study=write_study_file(worlds_of(study), results), results=str(results), **run)
 
 # %% ../../nbs/jobs/execute.ipynb #execute-12
 def do_job(
@@ -184,6 +181,6 @@ def do_job(
         else:
             from ssv2_report.jobs.notebooks import run_notebook  # which takes a second
 
-            name = STEPS[job.step].notebook or CHAPTERS[job.of]
+            name = STEPS[job.step].notebook
             gpus, path = gpus_of(s, job.step, job.of), executed_of(s, out, job)
             run_notebook(name, path, gpus, **_parameters(s, out, job), **more)

@@ -24,7 +24,6 @@ from ssv2_report.jobs.steps import (
     folder_of,
     jobs_of,
     notebook_of,
-    read_by,
 )
 from ..study.experiments import Study, load_study, project_root
 
@@ -52,7 +51,7 @@ def input_digests(
     found = dict(settings=json_digest(settings_of(study, job)))
     found |= {f"code of {module}": value for module, value in _code(job, files).items()}
     found |= STEPS[job.step].inputs(study, results, job, files)
-    found |= {need.name: record(results, need)["results"] for need in read_by(study, job, inner)}
+    found |= {need.name: record(results, need)["results"] for need in jobs_of(study, inner)[job]}
     if job.step == "validation" and study.second_world:
         second, folder = load_study(study.second_world), Path(results) / "distractor"
         for need in jobs_of(second, inner=True):

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHAPTERS', 'EVALUATED', 'MEASURED', 'STEPS', 'IN_SECOND_WORLD', 'Job', 'Step', 'is_validated', 'steps_of', 'jobs_of',
-           'read_by', 'gpus_of', 'cores_of', 'notebook_of', 'code_of', 'folder_of', 'executed_of', 'filled_by',
-           'run_shown', 'pages_of', 'sources_of_pages']
+           'gpus_of', 'cores_of', 'notebook_of', 'code_of', 'folder_of', 'executed_of', 'filled_by', 'run_shown',
+           'pages_of', 'sources_of_pages']
 
 # %% ../../nbs/jobs/steps.ipynb #steps-02
 import importlib.util
 import json
 import os
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,15 +24,15 @@ from ..study.experiments import CLASS_GROUPS, Study, load_study, project_root, r
 
 # %% ../../nbs/jobs/steps.ipynb #steps-03-1
 class Job(NamedTuple):
-    "One job of a study: its step and, where there are several, which run or which chapter."
+    "One job of a study: its step and, where there are several, of which run."
 
     step: str
-    of: str = ""  # An experiment, or a chapter
+    of: str = ""  # An experiment
     seed: int | None = None
 
     @property
     def name(self) -> str:
-        "Name of its record and its flag: STEP, STEP-CHAPTER or STEP-EXPERIMENT-sSEED."
+        "Name of its record and its flag: STEP or STEP-EXPERIMENT-sSEED."
         run = "" if self.seed is None else f"-s{self.seed}"
         return f"{self.step}{'-' * bool(self.of)}{self.of}{run}"
 
@@ -43,8 +42,7 @@ class Step(NamedTuple):
 
     gives: str  # What others wait for, in words
     needs: tuple = ()  # Steps whose results it reads
-    after: tuple = ()  # Steps that it waits for and does not read
-    each: str = ""  # One job for each 'run' or 'chapter'; else one for the study
+    of_runs: bool = False  # One job for each run; else one for the study
     notebook: str = ""  # Under nbs/, where one does it
     calls: tuple = ()  # Functions that do it, where no notebook does
     settings: Callable = lambda study, job: None  # Those of a study that decide it
@@ -143,15 +141,6 @@ def _world(study, results, job, files):
         known = json_digest({**json.loads(path.read_text(encoding="utf-8")), "version": ""})
     return dict(boxes=_boxes(study, files), world=known)
 
-
-def _of_chapter(study, results, job, files):
-    "The studies that a chapter loads by name, and for the one on data its boxes."
-    text = notebook_of(job).read_text(encoding="utf-8")
-    named = re.findall(r'load_study\(\\?"([\w-]+)\\?"\)', text)
-    paths = [project_root() / "experiments" / f"{name}.yaml" for name in named]
-    boxes = dict(boxes=_boxes(study, files)) if job.of == "00_data" else {}
-    return boxes | dict(studies=json_digest([files(p) for p in paths]))
-
 # %% ../../nbs/jobs/steps.ipynb #steps-05-4
 def _of_pages(study, results, job, files):
     "What the executed notebooks gave, what the notebooks say now, and what lies beside them."
@@ -169,8 +158,7 @@ def _of_pages(study, results, job, files):
     )
 
 # %% ../../nbs/jobs/steps.ipynb #steps-07
-CHAPTERS = {  # page -> notebook
-    "00_data": "00_data",
+CHAPTERS = {  # page -> notebook, which makes its own clips and holds its outputs
     "01_models2d": "01_models2d",
     "02_models3d_inflation": "02_models3d_inflation",
     "03_train": "03_train",
@@ -181,9 +169,9 @@ CHAPTERS = {  # page -> notebook
 EVALUATED = ("config.yaml", "history.csv", "metrics.json", "predictions.parquet")
 MEASURED = ("attention.parquet", "attention_clips.parquet", "fields.csv")
 _of_data = partial(Step, all_cores=True, priority=100)
-_network = partial(Step, needs=("cache",), each="run", settings=_of_training, inputs=_start)
+_network = partial(Step, needs=("cache",), of_runs=True, settings=_of_training, inputs=_start)
 _network = partial(_network, gpu=True, priority=3)
-_looked = partial(Step, needs=("train", "adopt"), each="run", inputs=_world, gpu=True, priority=1)
+_looked = partial(Step, needs=("train", "adopt"), of_runs=True, inputs=_world, gpu=True, priority=1)
 _of_runs = ("sources", "gradcam", "reliance")
 
 STEPS = dict(
@@ -249,10 +237,16 @@ STEPS = dict(
         shown=True,
         priority=1,
     ),
-    chapter=Step("the chapters", after=("cache",), each="chapter", inputs=_of_chapter, shown=True),
+    data_chapter=Step(
+        "the chapter on the data",
+        needs=("audit",),
+        notebook="00_data",
+        inputs=lambda study, results, job, files: dict(boxes=_boxes(study, files)),
+        shown=True,
+    ),
     render=Step(
         "the report",
-        needs=("analysis", "chapter", "sources", "gradcam", "reliance"),
+        needs=("analysis", "data_chapter", "sources", "gradcam", "reliance"),
         calls=("report.site:stage", "report.site:render"),
         settings=_of_all,
         inputs=_of_pages,
@@ -295,9 +289,9 @@ def _runs(study):
 def _needs(study, job, steps, jobs):
     "Of the `jobs` before it, those that a job waits for: of a run those of the same run."
     step, found = steps[job.step], []
-    for need in (*step.needs, *step.after):
+    for need in step.needs:
         there = [other for other in jobs if other.step == need]
-        if step.each == "run" and need in steps and steps[need].each == "run":
+        if step.of_runs and need in steps and steps[need].of_runs:
             there = [other for other in there if other[1:] == job[1:]]
         found += there
     if job.step == "train":
@@ -310,21 +304,11 @@ def jobs_of(study: Study, inner: bool = False) -> dict[Job, list[Job]]:
     "Every job of a study with the jobs of the same study that it waits for; each stands after those."
     steps, jobs = steps_of(study, inner), {}
     for name, step in steps.items():
-        one = [Job(name)]
         skipped = dict(train=True, adopt=False).get(name)  # those that are adopted, or not
         of = [run for run in _runs(study) if study.experiments[run[0]].is_adopted is not skipped]
-        runs = [Job(name, *run) for run in of]
-        chapters = [Job(name, chapter) for chapter in CHAPTERS]
-        for job in dict(run=runs, chapter=chapters).get(step.each, one):
+        for job in [Job(name, *run) for run in of] if step.of_runs else [Job(name)]:
             jobs[job] = _needs(study, job, steps, jobs)
     return jobs
-
-
-def read_by(study: Study, job: Job, inner: bool = False) -> list[Job]:
-    "Of the jobs that a job waits for, those whose results it reads."
-    if job == Job("chapter", "00_data"):  # the others have worlds of their own
-        return [Job("audit")]
-    return [need for need in jobs_of(study, inner)[job] if need.step not in STEPS[job.step].after]
 
 # %% ../../nbs/jobs/steps.ipynb #steps-10
 def gpus_of(
@@ -347,7 +331,7 @@ def cores_of(step: str, cores: int, inner: bool = False) -> int:
 # %% ../../nbs/jobs/steps.ipynb #steps-11-1
 def notebook_of(job: Job) -> Path | None:
     "The notebook that a job executes, as it is now."
-    name = STEPS[job.step].notebook or CHAPTERS.get(job.of)
+    name = STEPS[job.step].notebook
     return project_root() / "nbs" / f"{name}.ipynb" if name else None
 
 
@@ -356,8 +340,8 @@ def code_of(
     notebook: Path | None = None,  # The one that it executes, if it does
 ) -> dict[str, str]:
     "Digest of the code that decides what a step writes, by module."
-    stops = () if step == "chapter" else DECIDES_NOTHING
-    if STEPS[step].each == "run":
+    stops = () if step == "data_chapter" else DECIDES_NOTHING
+    if STEPS[step].of_runs:
         stops = (*stops, *KNOWN_BY_VALUE)
     cells = notebook and json.loads(Path(notebook).read_text(encoding="utf-8"))
     found = code_digests(*STEPS[step].calls, notebook=cells, without=stops)
@@ -373,8 +357,6 @@ def folder_of(study: Study, results: str | Path, job: Job) -> Path:
 
 def executed_of(study: Study, results: str | Path, job: Job) -> Path | None:
     "Path of the notebook that a job writes as executed; None where it executes none."
-    if job.step == "chapter":
-        return Path(results) / "chapters" / f"{job.of}.ipynb"
     name = STEPS[job.step].notebook.rpartition("/")[2]
     return folder_of(study, results, job) / f"{name}.ipynb" if name else None
 
@@ -404,23 +386,24 @@ def _told() -> set[str]:
 def _of_page(study, results):
     "The job whose notebook is shown, by page."
     run, told = run_shown(study, results), _told()
-    found = {name: Job("chapter", name) for name in CHAPTERS}
     steps = {name: step for name, step in steps_of(study).items() if step.notebook and name in told}
-    shown = {name: Job(name, *(run if step.each else ())) for name, step in steps.items()}
-    shown.pop("train" if study.experiments[run[0]].is_adopted else "adopt", None)
-    return found | {f"{name}_run": job for name, job in shown.items()}
+    steps.pop("train" if study.experiments[run[0]].is_adopted else "adopt", None)
+    jobs = [Job(name, *(run if step.of_runs else ())) for name, step in steps.items()]
+    return {notebook_of(job).stem: job for job in jobs}
 
 
 def _written(study):
-    "The pages that no job executes: the report, another one where nothing is trained, and the appendix of the usual one."
+    "The pages that no job executes: the chapters, the report, another one where nothing is trained, and the appendix of the usual one."
     nbs = project_root() / "nbs"
+    found = {page: nbs / f"{name}.ipynb" for page, name in CHAPTERS.items()}
     if study.is_adopted:
-        return {"index": nbs / "report" / "published.ipynb"}
-    return {"index": nbs / "index.ipynb", "appendix": nbs / "report" / "appendix.ipynb"}
+        return found | {"index": nbs / "report" / "published.ipynb"}
+    own = {"index": nbs / "index.ipynb", "appendix": nbs / "report" / "appendix.ipynb"}
+    return found | own
 
 
 def pages_of(study: Study, results: str | Path) -> dict[str, Path]:
-    "The executed notebooks that the report shows, by page."
+    "The notebooks with outputs that the report shows, by page."
     jobs = _of_page(study, results)
     return _written(study) | {page: executed_of(study, results, job) for page, job in jobs.items()}
 
