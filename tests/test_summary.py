@@ -12,6 +12,7 @@ from ssv2_report.analysis.summary import (
     MOST_WORDS,
     abstract_words,
     compare_places,
+    pretraining_sentence,
     twin_sentence,
     without_links,
     words_of,
@@ -146,6 +147,23 @@ def test_a_difference_that_no_hypothesis_names_is_described(better):
     bare = better.study.model_copy(update=dict(hypotheses={}))
     said = abstract(replace(better, study=bare))
     assert "which is chance" in said and "pretraining" not in said
+
+
+@pytest.mark.parametrize(
+    "accuracy, learning, said",
+    [
+        ("supported", "supported", "raises the accuracy of a 3D network from 90.0 % to 95.0 %; it learns sooner with it."),
+        ("contradicted", "undecided", "lowers the accuracy of a 3D network from 90.0 % to 95.0 %."),
+        ("undecided", "contradicted", "is undecided (right on 90.0 % without, 95.0 % with it); it learns later with it."),
+        ("smaller", "supported", "by less than matters (90.0 %, then 95.0 %); it learns sooner with it."),
+    ],
+)  # fmt: skip
+def test_pretraining_is_judged_by_accuracy_and_by_learning(better, accuracy, learning, said):
+    judged = judge_hypotheses(better, compare_sources(better))
+    judged.loc[["inflation", "earlier"], ["mean", "a", "b"]] = 0.05, 0.95, 0.9
+    judged.loc["inflation", "verdict"], judged.loc["earlier", "verdict"] = accuracy, learning
+    found = without_links(pretraining_sentence(better, judged)).replace("\u00a0", " ")
+    assert found.endswith(said), found
 
 
 def of_twins(evidence, tmp_path, alike):

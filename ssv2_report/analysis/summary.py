@@ -180,30 +180,41 @@ def order_sentence(evidence: Evidence, judged: pd.DataFrame) -> str:
     return f"{where}, {deep} is right on {a} of the clips and {flat} on {b}{so.get(said, chance)}."
 
 # %% ../../nbs/analysis/summary.ipynb #986bb9e4
-def _is_on_pretraining(h, experiments):
-    "Whether a hypothesis holds the accuracy of a 3D network from 2D weights against one from scratch."
+def _is_on_pretraining(h, experiments, measure):
+    "Whether a hypothesis holds a 3D network from 2D weights against one from scratch by this measure on all clips."
     start, other = experiments[h.of].init, experiments[h.over]
     from_flat = start in experiments and not experiments[start].is_3d
     both = experiments[h.of].is_3d and other.is_3d
-    return h.measure == "right" and h.clips == "all" and both and from_flat and not other.init
+    return h.measure == measure and h.clips == "all" and both and from_flat and not other.init
+
+
+def _on_pretraining(evidence, judged, measure):
+    "The verdict on what 2D weights do to a 3D network by this measure; None where the study declares no such hypothesis."
+    declared, experiments = evidence.study.hypotheses, evidence.study.experiments
+    of = (n for n, h in declared.items() if _is_on_pretraining(h, experiments, measure))
+    name = next(of, None)
+    return None if name is None else judged.loc[name]
 
 
 def pretraining_sentence(evidence: Evidence, judged: pd.DataFrame) -> str:
-    "What starting from 2D weights does to a 3D network's accuracy, by the verdict on it; empty where the study declares no such hypothesis."
-    declared, experiments = evidence.study.hypotheses, evidence.study.experiments
-    name = next((n for n, h in declared.items() if _is_on_pretraining(h, experiments)), None)
-    if name is None:
+    "What starting from 2D weights does to a 3D network's accuracy and learning, by the verdicts on them; empty where the study declares no hypothesis on accuracy."
+    row = _on_pretraining(evidence, judged, "right")
+    if row is None:
         return ""
-    row = judged.loc[name]
     if not np.isfinite(row["mean"]):
         return "Whether 2D pretraining helps could not be judged."
     without, with_it = (cell(percent(row[k], 1), "tbl-accuracy") for k in "ba")
     verb = dict(larger="raises", smaller="lowers").get(_direction_of(row))
     if verb:
-        return f"2D pretraining {verb} the accuracy of a 3D network from {without} to {with_it}."
-    if row["verdict"] == "smaller":
-        return f"2D pretraining changes a 3D network's accuracy by less than matters ({without}, then {with_it})."
-    return f"Whether 2D pretraining helps a 3D network is undecided (right on {without} without, {with_it} with it)."
+        said = f"2D pretraining {verb} the accuracy of a 3D network from {without} to {with_it}"
+    elif row["verdict"] == "smaller":
+        said = f"2D pretraining changes a 3D network's accuracy by less than matters ({without}, then {with_it})"
+    else:
+        said = f"Whether 2D pretraining helps a 3D network is undecided (right on {without} without, {with_it} with it)"
+    learning = _on_pretraining(evidence, judged, "learning")
+    faster = None if learning is None else _direction_of(learning)
+    how = dict(larger="sooner", smaller="later").get(faster)
+    return f"{said}; it learns {how} with it." if how else f"{said}."
 
 # %% ../../nbs/analysis/summary.ipynb #058b11f5
 def without_part(reliances: dict[tuple, pd.DataFrame], part: str) -> pd.DataFrame | None:
@@ -314,8 +325,8 @@ def abstract_words(
     answer = [f"**{place}**", numbers, order_sentence(evidence, judged)]
     more = [
         sources_sentence(evidence, places),
-        twin_sentence(evidence),
         pretraining_sentence(evidence, judged),
+        twin_sentence(evidence),
         use_sentence(evidence, reliances),
     ]
     while len(words_of(" ".join([*answer, *more, scope]))) > MOST_WORDS and more:
