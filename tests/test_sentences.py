@@ -128,7 +128,8 @@ def test_what_is_lost_or_left_out_is_said(evidence):
 
 
 def test_few_seeds_are_told(evidence):
-    assert sentences.seed_words(evidence) == dict(few=True, said="2 seeds for each network")
+    said = dict(few=True, said="2 seeds for each network", mean=", mean over seeds")
+    assert sentences.seed_words(evidence) == said
     assert sentences.seed_words(one_network(of(evidence, seeds=[0])))["said"] == "1 seed"
     assert not sentences.seed_words(of(evidence, seeds=[0, 1, 2]))["few"]
 

@@ -170,7 +170,9 @@ def measure_table(evidence: Evidence) -> pd.DataFrame:
     levels = {"accuracy": (one_of, "1"), "which of the pair": ("1 of 2", "1")}
     if not evidence.pairs:
         del levels["which of the pair"]
-    levels |= {"learning": (one_of, "1"), "reliance": ("0", "A")}
+    if not evidence.study.is_adopted:
+        levels["learning"] = one_of, "1"
+    levels["reliance"] = "0", "A"
     right = evidence.beside[evidence.beside["method"] == f"right {evidence.stage}"]
     for m in evidence.measures:
         level = NO_LEVEL.get(m) or f"{CLIP_MEASURES[m][1]:g}"

@@ -241,10 +241,11 @@ def part_words(study: Study) -> dict:
 
 
 def seed_words(evidence: Evidence) -> dict:
-    "How many seeds there are."
-    seeds = evidence.study.seeds
+    "How many seeds there are, and, for captions, that a number is a mean over several."
+    seeds = len(evidence.study.seeds)
     of_each = " for each network" * (len(evidence.titles) > 1)
-    return dict(few=len(seeds) < 3, said=with_noun(len(seeds), "seed") + of_each)
+    mean = ", mean over seeds" * (seeds > 1)
+    return dict(few=seeds < 3, said=with_noun(seeds, "seed") + of_each, mean=mean)
 
 # %% ../../nbs/analysis/sentences.ipynb #se-13
 def grid_sentence(grids: dict[str, tuple], names: dict[str, str]) -> str:
