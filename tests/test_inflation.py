@@ -457,7 +457,7 @@ def refuse(source, target, match, **kwargs):
         ("resnet18", "i3d:resnet50"),
         ("test_resnet", "r3d_18"),
         ("test_resnet", "r2plus1d_18"),
-        ("resnet50", "r2plus1d_18"),
+        pytest.param("resnet50", "r2plus1d_18", marks=pytest.mark.slow),
     ],
 )
 def test_too_little_in_common_is_an_error_that_lists_it(source, name, arch):

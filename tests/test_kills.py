@@ -254,7 +254,7 @@ def undisturbed(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_same_command_goes_on(toy, undisturbed, kills):
     "When a study is done after all, it is changed to the other one, over the first one's results."
     rng, watch, hits, settings = random.Random(kills), Watch(toy), [], [0.1, 0.2]

@@ -104,7 +104,14 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "sign",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_a_training_called_by_hand_writes_its_checkpoint_whatever_interrupts_it(sign, tmp_path):
     cells = [new_code_cell("number = 0", metadata=dict(tags=["parameters"])), new_code_cell(TRAINS)]
     (tmp_path / "nbs").mkdir()
