@@ -586,12 +586,12 @@ def test_sentences_tables_and_figures_follow_the_predictions(study, tmp_path):
     first = page(results, before)
     assert "which is chance" in abstract(first) and "cannot tell them apart" not in abstract(first)
     assert "Something-Something V2" in abstract(first) and "demo world." not in first
-    assert "That is where the networks come apart" in first
+    assert "The networks come apart where two classes have the same frames" in first
     after = again(study, tmp_path, deep=0.0, as_printed=True)
     second = page(tmp_path, after)
     assert "we cannot tell them apart" in abstract(second)
-    assert "That question stays open in this run" in second
-    assert "That is where the networks come apart" not in second
+    assert "have the same frames stays open in this run" in second
+    assert "The networks come apart where" not in second
     for name in ("hypotheses", "accuracy", "groups", "pairs", "networks"):
         assert (tmp_path / "tables" / f"{name}.csv").read_text() != (
             results / "tables" / f"{name}.csv"
@@ -610,7 +610,7 @@ def test_the_abstract_says_so_when_3d_is_worse(study, tmp_path):
     worse = page(tmp_path, again(study, tmp_path, deep=-4.0))
     assert "more than the 3D network with" in abstract(worse)
     assert "The result contradicts the hypothesis" in worse
-    assert "That is where the networks come apart" not in worse
+    assert "The networks come apart where" not in worse
 
 
 def test_the_sections_are_short_and_of_one_spelling(study):
