@@ -76,15 +76,18 @@ def expected_seconds(
     looked, clips = min(cam.per_class or held, held), sizes["train"] + sizes["validation"]
     pixels = study.frames * (study.data.size / 64) ** 2 / 8
     if step == "train":
+        from ssv2_report.study.runs import precision_of  # which imports PyTorch
+
         exp = study.experiments[job.of]
         of_clip = 0.0012 + exp.n_frames / study.frames * (0.010 if exp.is_3d else 0.0077)
-        return AROUND_TRAINING + clips * exp.epochs * pixels * of_clip
+        slower = 1.0 if precision_of(exp) == "bf16" else 1.8
+        return AROUND_TRAINING + clips * exp.epochs * pixels * of_clip * slower
     if step == "sources":
         inner = study.data.demo and study.data.demo.distractor
         some = sizes["validation"] if inner else classes * min(cam.choice_per_class, train)
         return 3 + pixels * (1.5 * cam.references + 0.4 * some)
     if step == "gradcam":
-        return 5 + pixels * 0.09 * classes * looked
+        return 10 + pixels * 0.09 * classes * looked
     if step == "reliance":
         return 2 + pixels * 0.08 * len(cam.paint) * classes * looked
     of_step = dict(demo_data=2 + 0.047 * clips, audit=1 + 0.008 * clips, cache=2 + 0.016 * clips)
