@@ -21,7 +21,6 @@ from ssv2_report.gradcam.maps import (
     resize_maps,
 )
 from ssv2_report.gradcam.pictures import (
-    enlarged,
     muted,
     outline,
     outlined,
@@ -801,11 +800,10 @@ def test_a_reversed_clip_stands_under_the_same_moments():
     ]
 
 
-def test_boxes_are_outlined_on_pictures_of_any_size():
-    frames, hand = np.zeros((1, 40, 64, 3), np.uint8), np.zeros((1, 40, 64), bool)
-    hand[0, 10:20, 10:20] = True
-    large = outlined(enlarged(frames), dict(hand=enlarged(hand)))
-    assert large.shape == (1, 160, 256, 3)
+def test_boxes_are_outlined():
+    frames, hand = np.zeros((1, 160, 256, 3), np.uint8), np.zeros((1, 160, 256), bool)
+    hand[0, 40:80, 40:80] = True
+    large = outlined(frames, dict(hand=hand))
     assert (large.any(-1).sum(), large[0, 40, 40].tolist()) == (4 * 39, [0, 200, 255])
     assert not outlined(frames, dict(clip=frames)).any()
 

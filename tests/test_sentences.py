@@ -397,21 +397,14 @@ class Clips:
     ids = [str(i) for i in range(30)]
 
     def __getitem__(self, k):
-        clip = torch.randn(3, 4, 64, 64, generator=torch.Generator().manual_seed(k))
-        return dict(clip=clip, hand=np.zeros((4, 64, 64), bool))
-
-
-def small(selected):
-    "The same cases of clips of 64 pixels."
-    data = selected.evidence.study.data.model_copy(update=dict(size=64))
-    return replace(selected, evidence=of(selected.evidence, data=data))
+        clip = torch.randn(3, 4, 128, 128, generator=torch.Generator().manual_seed(k))
+        return dict(clip=clip, hand=np.zeros((4, 128, 128), bool))
 
 
 def test_maps_are_in_times_of_an_even_one(selected):
-    selected = small(selected)
     id = selected.table["id"][0]
     m = cases.relative_map(selected, "3d-scratch", id)
-    assert m.shape == (4, 64, 64) and m.mean() == pytest.approx(1, rel=1e-3)
+    assert m.shape == (4, 128, 128) and m.mean() == pytest.approx(1, rel=1e-3)
     assert cases.relative_map(selected, "3d-scratch", "no clip") is None
     assert cases.colour_scale(selected) >= 2
     assert cases.colour_scale(replace(selected, table=selected.table[:0])) == 2
@@ -421,7 +414,6 @@ def test_maps_are_in_times_of_an_even_one(selected):
 
 
 def test_cases_are_drawn_for_page_and_print(selected, tmp_path):
-    selected = small(selected)
     with_twin = selected.table[selected.table["id"].isin(selected.twins)][:1]
     selected = replace(selected, table=with_twin)
     vars(selected.evidence)["scenes"] = {}
