@@ -152,10 +152,10 @@ def test_a_difference_that_no_hypothesis_names_is_described(better):
 @pytest.mark.parametrize(
     "accuracy, learning, said",
     [
-        ("supported", "supported", "raises the accuracy of a 3D network from 90.0 % to 95.0 %; it learns sooner with it."),
+        ("supported", "supported", "raises the accuracy of a 3D network from 90.0 % to 95.0 %; with pretraining it learns sooner."),
         ("contradicted", "undecided", "lowers the accuracy of a 3D network from 90.0 % to 95.0 %."),
-        ("undecided", "contradicted", "is undecided (right on 90.0 % without, 95.0 % with it); it learns later with it."),
-        ("smaller", "supported", "by less than matters (90.0 %, then 95.0 %); it learns sooner with it."),
+        ("undecided", "contradicted", "is undecided (right on 90.0 % without, 95.0 % with it); with pretraining it learns later."),
+        ("smaller", "supported", "by less than matters (90.0 %, then 95.0 %); with pretraining it learns sooner."),
     ],
 )  # fmt: skip
 def test_pretraining_is_judged_by_accuracy_and_by_learning(better, accuracy, learning, said):

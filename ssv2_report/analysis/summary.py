@@ -214,7 +214,7 @@ def pretraining_sentence(evidence: Evidence, judged: pd.DataFrame) -> str:
     learning = _on_pretraining(evidence, judged, "learning")
     faster = None if learning is None else _direction_of(learning)
     how = dict(larger="sooner", smaller="later").get(faster)
-    return f"{said}; it learns {how} with it." if how else f"{said}."
+    return f"{said}; with pretraining it learns {how}." if how else f"{said}."
 
 # %% ../../nbs/analysis/summary.ipynb #058b11f5
 def without_part(reliances: dict[tuple, pd.DataFrame], part: str) -> pd.DataFrame | None:
