@@ -416,14 +416,19 @@ def _copy(source, folder):
         shutil.copy(source, folder)
 
 # %% ../../nbs/report/site.ipynb #dcf60c37-1
-def _site_config(path):
-    "The project's `_quarto.yml` for the staged folder, whose notebooks are the pages; ReportError where it is no YAML."
+def _read_config(path):
+    "What a `_quarto.yml` says; ReportError where it is no YAML."
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ReportError(
             f"'_quarto.yml' is not YAML ({' '.join(str(error).split())}); correct it."
         ) from error
+
+
+def _site_config(path):
+    "The project's `_quarto.yml` for the staged folder, whose notebooks are the pages; ReportError where it is no YAML."
+    config = _read_config(path)
     config["project"] = {"type": "website", "output-dir": "_site", "render": ["*.ipynb"]}
     both = {"path": "both.lua", "at": "pre-ast"}
     config["filters"] = [both, "quarto.lua", *config.get("filters", [])]
@@ -654,12 +659,7 @@ NOT_PUBLISHED = (".ipynb", ".scss", ".bib", ".lua", ".html", ".typ")
 # %% ../../nbs/report/site.ipynb #embedded-1
 def _embedded(site, out):
     "Render the staged pages by pandoc and Typst."
-    try:
-        config = yaml.safe_load((site / "_quarto.yml").read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ReportError(
-            f"'_quarto.yml' is not YAML ({' '.join(str(error).split())}); correct it."
-        ) from error
+    config = _read_config(site / "_quarto.yml")
     staged = {path.stem: nbformat.read(path, as_version=4) for path in sorted(site.glob("*.ipynb"))}
     pages = {name: Page(nb, name, "html", config) for name, nb in staged.items()}
     titles = {name: str(page.meta.get("title", name)) for name, page in pages.items()}
