@@ -151,6 +151,7 @@ def test_a_step_is_tried_as_it_is_trained(name, precision, monkeypatch):
     exp.mixed_precision, exp.accumulate, exp.gpus_per_run = precision, 2, 2
     seen, types, build = [], [], check.build_model
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
 
     def watched(exp, classes):
         model = build(exp, classes)

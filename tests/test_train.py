@@ -823,10 +823,19 @@ def test_learning_rates(tmp_path):
     assert (history(tmp_path).lr.diff().dropna() < 0).all()
 
 
-@pytest.mark.parametrize("able, want", [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("", "no")])
-def test_precision_is_mixed_where_the_processor_computes_in_it(monkeypatch, able, want):
+@pytest.mark.parametrize(
+    "able, allowed, want",
+    [
+        ("avx512_bf16", True, "bf16"),
+        ("amx_bf16", True, "bf16"),
+        ("amx_bf16", False, "no"),  # as under DNNL_MAX_CPU_ISA=AVX2, where it is emulated
+        ("", True, "no"),
+    ],
+)
+def test_precision_is_mixed_where_the_processor_computes_in_it(monkeypatch, able, allowed, want):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, able: True})
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: allowed)
     assert precision_of(experiment(mixed_precision="auto")) == want
     assert precision_of(experiment(mixed_precision="fp16")) == "fp16"
 

@@ -208,7 +208,10 @@ def precision_of(exp: Experiment) -> str:  # no, bf16 or fp16
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     able = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
+    if not (able.get("avx512_bf16") or able.get("amx_bf16")):
+        return "no"
+    used = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # False under DNNL_MAX_CPU_ISA=AVX2
+    return "bf16" if used else "no"
 
 # %% ../../nbs/study/runs.ipynb #runs-10
 def _digest(state, text) -> str:
