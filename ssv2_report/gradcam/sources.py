@@ -181,10 +181,10 @@ def occlusion(
         whole = log_odds(logits, targets)
         for start in range(0, len(windows), at_once):
             some = windows[start : start + at_once]
-            tries = [clip.clone() for _ in some]
-            for x, w in zip(tries, some):
+            tries = torch.cat([clip] * len(some))
+            for x, w in zip(tries.split(len(clip)), some):
                 x[:, :, *w] = base[:, :, *w]
-            found = model(torch.cat(tries)).split(len(clip))
+            found = model(tries).split(len(clip))
             drops += [whole - log_odds(z, targets) for z in found]
     return F.relu(torch.stack(drops, 1).view(len(clip), *grid)), logits
 

@@ -37,9 +37,11 @@ def trial(
     results, small = Path(tempfile.mkdtemp(prefix="ssv2-trial-")), study.model_copy(deep=True)
     small.data = Data(
         root=str(results / "data"),
-        demo=Demo(train_per_class=4, val_per_class=2, size=64),
-        size=min(study.data.size, 48),
+        demo=Demo(train_per_class=2, val_per_class=1, size=48),
+        size=min(study.data.size, 32),
     )
+    small.cam.choice_per_class = 1
+    small.cam.references = min(small.cam.references, 1)
     make_world(small.data.root, **small.data.demo.model_dump())
     audit(small.data.root).save(results / "audit.json")
     chain = [name]
