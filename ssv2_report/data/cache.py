@@ -21,7 +21,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pandas as pd
 import PIL
 from PIL import Image
 
@@ -221,7 +220,7 @@ RAW_LIMIT = 8e9  # Bytes; beyond it raw frames no longer stay in an ordinary mac
 
 
 def cache_size(
-    paths: pd.Series,  # Of clips
+    paths: object,  # Series of clips' files
     short_side: int,  # Pixels
     kind: str = "raw",  # 'raw' or 'jpeg'
 ) -> int:  # Bytes

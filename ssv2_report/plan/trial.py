@@ -24,7 +24,7 @@ from ssv2_report.study.experiments import (
     run_folder,
 )
 from ..study.networks import build_model
-from ..study.runs import datasets, weights_of
+from ..study.runs import cache_of, clips_of, datasets, weights_of
 from ..train import fit
 
 # %% ../../nbs/plan/trial.ipynb #trial-03
@@ -42,8 +42,10 @@ def trial(
     )
     small.cam.choice_per_class = 1
     small.cam.references = min(small.cam.references, 1)
-    make_world(small.data.root, **small.data.demo.model_dump())
-    audit(small.data.root).save(results / "audit.json")
+    make_world(small.data.root, **small.data.demo.model_dump(), workers=1)
+    audit(small.data.root, workers=1).save(results / "audit.json")
+    for split in small.data.splits:
+        cache_of(small, clips_of(small, split, results), results, workers=1)
     chain = [name]
     while small.experiments[chain[-1]].init in small.experiments:
         chain.append(small.experiments[chain[-1]].init)
@@ -73,13 +75,13 @@ def study_or_trial(
 def adoption_trial() -> tuple[str, str, str]:  # Study's file, experiment, folder of results
     "A study of one adopted network, whose weights are random, on a small demo world."
     home = Path(tempfile.mkdtemp(prefix="ssv2-adoption-"))
-    make_world(home / "data", train_per_class=1, val_per_class=2, size=64)
-    audit(home / "data").save(home / "results" / "audit.json")
+    make_world(home / "data", train_per_class=1, val_per_class=2, size=48, workers=1)
+    audit(home / "data", workers=1).save(home / "results" / "audit.json")
     exp = Experiment(title="Random weights", model="test_resnet")
     save_file(build_model(exp, 10).backbone.state_dict(), home / "weights.safetensors")
     content = dict(
         title="One adopted network",
-        data=dict(root="data", size=48, splits=["validation"]),
+        data=dict(root="data", size=32, splits=["validation"]),
         cam=dict(choice_split="validation", choice_per_class=1, per_class=1),
         experiments=dict(random=dict(exp.model_dump(mode="json"), weights="weights.safetensors")),
     )
