@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb"))
 
 
-NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?"
+NUMBER = r"(?:(?<!\w)-)?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?"
 UNITS = (
     r"%?\s?(?:s|ms|min|GB|clips/s|MB/s|times as fast|waiting)\b"  # of what this machine measures
 )

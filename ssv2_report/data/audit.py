@@ -304,6 +304,7 @@ def _audit_files(records, media, workers, progress):
     todo = records[there].drop_duplicates("id")
     findings, shapes = list(_lost_files(records, media)), {}
     jobs = [(media[id],) for id in todo["id"]]
+    workers = min(workers, -(-len(jobs) // 100))  # a few clips are not worth a second one
     probed = in_processes("ssv2_report.data.media:probe", jobs, workers)
     for done, (k, out, fault) in enumerate(probed, 1):
         clip = todo["id"].iloc[k], todo["split"].iloc[k]

@@ -256,7 +256,7 @@ def build_cache(
     index: object,  # An `Index` of clips
     folder: str | Path,  # Caches of several resolutions may share it
     short_side: int,  # Pixels
-    workers: int = 2,  # Processes
+    workers: int = 2,  # Processes at most; a hundred clips or fewer are not worth a second one
     progress: Callable | None = None,  # Called with (clips done, clips in all)
     kind: str = "auto",  # 'raw', 'jpeg', or raw as long as it is below `RAW_LIMIT`
 ) -> FrameCache:
@@ -276,6 +276,7 @@ def build_cache(
     _announce(todo, folder, short_side, kind)
     done, failed = len(clips) - len(todo), []
     jobs = [(id, path, folder, short_side, kind) for id, path in zip(todo["id"], todo["path"])]
+    workers = min(workers, -(-len(jobs) // 100))
     for k, error, fault in in_processes("ssv2_report.data.cache:_add", jobs, workers):
         if fault:
             error = f"{jobs[k][0]} {fault} the decoder: run `ssv2 audit` on the dataset."
