@@ -177,12 +177,12 @@ def _global_names(node) -> set:
 def _uses(node, package) -> tuple:
     """What a statement of a package uses: pairs of a name and the attribute asked of it or '', and
     pairs of module and name of this library that it imports or names by text."""
-    free = _global_names(node)
-    attributes = [n for n in ast.walk(node) if isinstance(n, ast.Attribute)]
+    free, inside = _global_names(node), list(ast.walk(node))
+    attributes = [n for n in inside if isinstance(n, ast.Attribute)]
     attributes = [n for n in attributes if isinstance(n.value, ast.Name)]
     asked = {id(n.value): n.attr for n in attributes}
     names, outside = set(), set()
-    for n in ast.walk(node):
+    for n in inside:
         if isinstance(n, ast.Name):
             names |= {(n.id, asked.get(id(n), ""))} if n.id in free else set()
         elif isinstance(n, ast.Constant) and isinstance(n.value, str):
