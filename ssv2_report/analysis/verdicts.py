@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from .evidence import Evidence, select_group
 from ssv2_report.analysis.stats import (
@@ -27,6 +26,7 @@ from ssv2_report.analysis.stats import (
     compare,
     compare_learning,
     difference_range,
+    holm_corrected,
     judge,
     range_of,
 )
@@ -411,7 +411,7 @@ def network_table(
     "Every two networks on the same clips: difference in top-1 (points), p Holm-corrected over all."
     found = {(a, b): compare(ordered, "right", a, b, scenes) for b, a in combinations(titles, 2)}
     tested = [k for k, v in found.items() if np.isfinite(v["p"])]
-    p = multipletests([found[k]["p"] for k in tested], method="holm")[1] if tested else []
+    p = holm_corrected([found[k]["p"] for k in tested])
     holm, most = dict(zip(tested, p)), max((v["clips"] for v in found.values()), default=0)
     return pd.DataFrame(
         dict(
