@@ -36,6 +36,7 @@ from ssv2_report.gradcam.reliance import (
     surroundings,
 )
 
+torch.set_num_threads(1)
 PAIR = ["Pushing something from left to right", "Pulling something from right to left"]
 
 
