@@ -111,9 +111,9 @@ def resample(sums: np.ndarray, counts: np.ndarray, n: int = DRAWS, seed: int = 0
     "Means [n, columns] over scenes drawn with replacement from what `by_scene` gives, the same draws for every column; NaN where a draw holds no clip."
     rng, m, out = np.random.default_rng(seed), len(sums), []
     for start in range(0, n, 250):
-        times = np.stack(
-            [np.bincount(rng.integers(0, m, m), minlength=m) for _ in range(min(250, n - start))]
-        ).astype(float)
+        k = min(250, n - start)
+        drawn = rng.integers(0, m, (k, m)) + m * np.arange(k)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=k * m).reshape(k, m).astype(float)
         with np.errstate(invalid="ignore"):
             out.append((times @ sums) / (times @ counts))
     return np.concatenate(out)
@@ -374,11 +374,8 @@ def compare(
 ) -> dict:  # As of `contrast`, with the two means, a and b
     "Mean difference of two experiments over the clips and seeds that both have; `NOT_COMPARED` where they have none."
     t = table[table["experiment"].isin((a, b))]
-    both = (
-        t.assign(**{value: t[value].astype(float)})
-        .pivot_table(index=["seed", "id"], columns="experiment", values=value, observed=True)
-        .dropna()
-    )
+    by = [t[k] for k in ("seed", "id", "experiment")]
+    both = t[value].astype(float).groupby(by, observed=True).mean().unstack().dropna()
     if not {a, b} <= set(both.columns) or both.empty:
         return dict(NOT_COMPARED)
     d, share = (both[a] - both[b]).unstack("seed"), value in SHARES_OF_CLIPS

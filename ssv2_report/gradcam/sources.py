@@ -520,10 +520,13 @@ def grid_scores(
 # %% ../../nbs/gradcam/sources.ipynb #04d-031-3
 def _low(d, scenes):
     "Lower end of the 95 % interval of a mean difference over scenes (t)."
-    d = pd.Series(np.asarray(d, float)).groupby(np.asarray(scenes)).mean().dropna()
+    d, scene = np.asarray(d, float), pd.factorize(np.asarray(scenes))[0]
+    there = (scene >= 0) & ~np.isnan(d)
+    clips = np.bincount(scene[there])
+    d = np.bincount(scene[there], d[there])[clips > 0] / clips[clips > 0]
     if len(d) < 12:
         return np.nan
-    return d.mean() - student.ppf(0.975, len(d) - 1) * d.std() / np.sqrt(len(d))
+    return d.mean() - student.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
 
 
 def _untrained_reach(means):
@@ -543,7 +546,9 @@ def _within_reach(own, fresh, measure):
 # %% ../../nbs/gradcam/sources.ipynb #04d-031-4
 def _losses(own, other, name, measures):
     "In which measures the maps are not above a baseline's in every seed."
-    both = own.merge(other, on=["seed", "id"], suffixes=("", "_other"))
+    key = ["seed", "id"]
+    own, other = own[[*key, "scene", *measures]], other[[*key, *measures]]
+    both = own.merge(other, on=key, suffixes=("", "_other"))
     if both.empty:
         return [f"no {name} to compare with"]
     lost = []
