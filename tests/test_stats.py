@@ -22,6 +22,7 @@ from ssv2_report.analysis.stats import (
     compare_learning,
     contrast,
     difference_range,
+    holm_corrected,
     judge,
     range_of,
     skewed_interval,
@@ -214,6 +215,12 @@ def test_the_family_is_all_that_was_declared():
         and judge(found | dict(one=found["gone"]), dict(same=0.15)).loc["weak", "verdict"]
         == "undecided"
     )
+
+
+def test_holms_correction_is_statsmodels():
+    p = np.round(np.random.default_rng(0).random(40) ** 4, 2)  # ties, ones to cap, ones to raise
+    assert holm_corrected(p).tolist() == multipletests(p, method="holm")[1].tolist()
+    assert holm_corrected([]).tolist() == []
 
 
 def test_a_verdict_is_of_architectures_only_where_seeds_allow_it():
