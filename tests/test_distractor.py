@@ -15,7 +15,7 @@ from ssv2_report.gradcam.sources import grid_scores, interpretable, make_maps, s
 from ssv2_report.models.net3d import create_3d
 
 torch.set_num_threads(1)
-SOURCE, GRID = "stem:layercam", (8, 16, 16)
+SOURCE, GRID, CLIPS = "stem:layercam", (8, 16, 16), 16
 
 
 def drawn(k):
@@ -34,10 +34,10 @@ def drawn(k):
 
 @pytest.fixture(scope="module")
 def world():
-    clip, evidence, distractor, action = zip(*(drawn(k) for k in range(24)))
+    clip, evidence, distractor, action = zip(*(drawn(k) for k in range(CLIPS)))
     nothing = np.zeros_like(np.stack(evidence))
-    truth = dict(hand=np.stack(evidence), object=nothing, known=np.ones((24, 8), bool))
-    truth |= dict(ids=np.array([str(k) for k in range(24)]), action=np.stack(action))
+    truth = dict(hand=np.stack(evidence), object=nothing, known=np.ones((CLIPS, 8), bool))
+    truth |= dict(ids=np.array([str(k) for k in range(CLIPS)]), action=np.stack(action))
     return torch.stack(clip), truth | dict(distractor=np.stack(distractor))
 
 
@@ -47,7 +47,7 @@ def rows(world):
     clips, truth = world
     torch.manual_seed(0)
     net = create_3d("i3d:test_resnet", len(CLASSES), stages=1).eval()
-    targets = torch.arange(24) % len(CLASSES)
+    targets = torch.arange(CLIPS) % len(CLASSES)
     return net, grid_scores(net, clips, targets, truth, [SOURCE], untrained=3)
 
 
@@ -89,7 +89,7 @@ def test_the_right_place_at_the_wrong_time_is_refused(world, rows):
 def test_a_network_with_all_above_the_stem_random_is_refused(world, rows):
     clips, _ = world
     half = random_network(rows[0], clips, seed=9, above="act1")
-    maps = make_maps(half, clips, torch.arange(24) % len(CLASSES), [SOURCE])[0][SOURCE]
+    maps = make_maps(half, clips, torch.arange(CLIPS) % len(CLASSES), [SOURCE])[0][SOURCE]
     found = judged(world, rows, maps)
     assert not found["interpretable"] and "not above random above" in found["why"]
 
