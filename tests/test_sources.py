@@ -37,15 +37,15 @@ from ssv2_report.models.net2d import create_2d
 from ssv2_report.models.net3d import create_3d
 
 torch.set_num_threads(1)
-GRID = (8, 8, 8)
+GRID = (4, 8, 8)
 CAMS = ("stem:layercam", "layer1:layercam", "layer2:gradcam", "layer2:gradcam++")
 
 
 @pytest.fixture(scope="module")
 def patches():
     "The patch network, clips it has not seen, their classes and the patch."
-    net = train_patch_net(*patch_world(256)[:2])
-    return net, *patch_world(48, seed=1)
+    net = train_patch_net(*patch_world(256, frames=4)[:2])
+    return net, *patch_world(16, frames=4, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,14 @@ def scores(patches):
     half = {k: [random_network(net, clips, s, k) for s in range(3)] for k in norms}
     hits = lambda logits: (logits.argmax(1) == targets).numpy().astype(float)
 
-    def rows(name, maps, kind="own", logits=None):
-        t = score_maps(maps, patch, patch, known, ids).assign(source=name, map=kind, seed=0)
-        return t.assign(scene=t["id"], accuracy=None if logits is None else hits(logits))
+    def rows(maps):
+        return score_maps(maps, patch, patch, known, ids).assign(seed=0, accuracy=np.nan)
+
+    def of(name, kind, tables, **more):
+        return [
+            t.assign(source=name, map=kind, scene=t["id"], draw=k, **more)
+            for k, t in enumerate(tables)
+        ]
 
     grid = (len(clips), *GRID)
     common = {
@@ -71,47 +76,39 @@ def scores(patches):
         "edges": edge_maps(clips),
         "edges x motion": edge_motion_maps(clips),
     }
-    tables = [rows("", m, k) for k, m in common.items()]
     sources = [*CAMS, "occlusion", "integrated gradients"]
     maps, logits = make_maps(net, clips, targets, sources)
     untrained = [make_maps(f, clips, targets, sources) for f in fresh]
-    random = lambda name, s: [
-        rows(name, m[s], "random weights", z).assign(draw=k) for k, (m, z) in enumerate(untrained)
-    ]
+    random = {s: [rows(m[s]).assign(accuracy=hits(z)) for m, z in untrained] for s in sources}
+    another = {s: rows(m[other]) for s, m in maps.items()}
+    active = {k: rows(m) for k, m in norms.items()}
     above = {
-        s: [make_maps(net, clips, targets, [s])[0][s] for net in half[s.split(":")[0]]]
+        s: [rows(make_maps(net, clips, targets, [s])[0][s]) for net in half[s.split(":")[0]]]
         for s in CAMS
     }
-    for s in sources:
-        layer, like = (s.split(":")[0], s) if s in CAMS else ("layer1", "layer1:layercam")
-        tables += [
-            rows(s, maps[s], logits=logits),
-            rows(s, maps[s][other], "another clip"),
-            rows(s, norms[layer], "activation norm"),
-            *(rows(s, m, "random above").assign(draw=k) for k, m in enumerate(above[like])),
-            *random(s, s),
-        ]
-    right = resize_maps(oracle_maps(patch, patch), GRID)
-    given = {
-        **common,
-        "right": right,
-        "random weights": untrained[0][0]["layer1:layercam"],
-        "another clip": maps["layer1:layercam"][other],
-        "activation norm": norms["layer1"],
+    own = {s: rows(m) for s, m in maps.items()}
+    given = {k: rows(m) for k, m in common.items()}
+    tables = [t for k, m in given.items() for t in of("", k, [m])]
+    given |= {
+        "right": rows(resize_maps(oracle_maps(patch, patch), GRID)),
+        "random weights": random["layer1:layercam"][0],
+        "another clip": another["layer1:layercam"],
+        "activation norm": active["layer1"],
         "random above": above["layer1:layercam"][0],
     }
-    for k, m in given.items():  # each baseline in a source's place
+    places = [(s, s, own[s], 0) for s in sources]
+    # each baseline in a source's place, where one of the random networks is not its own judge
+    places += [(f"given: {k}", "layer1:layercam", m, 1) for k, m in given.items()]
+    for name, like, found, first in places:
+        layer, near = (like.split(":")[0], like) if like in CAMS else ("layer1", "layer1:layercam")
         tables += [
-            rows(f"given: {k}", m, logits=logits),
-            *random(f"given: {k}", "layer1:layercam")[1:],
-            rows(f"given: {k}", maps["layer1:layercam"][other], "another clip"),
-            rows(f"given: {k}", norms["layer1"], "activation norm"),
-            *(
-                rows(f"given: {k}", m, "random above").assign(draw=i)
-                for i, m in enumerate(above["layer1:layercam"])
-            ),
+            *of(name, "own", [found], accuracy=hits(logits)),
+            *of(name, "another clip", [another[like]]),
+            *of(name, "activation norm", [active[layer]]),
+            *of(name, "random above", above[near]),
+            *of(name, "random weights", random[like])[first:],
         ]
-    return pd.concat(tables).fillna({"draw": 0})
+    return pd.concat(tables)
 
 
 def test_the_patch_network_is_right(patches):
@@ -242,16 +239,16 @@ def test_captum_agrees(patches):
     with torch.no_grad():
         gain = score(clips, targets) - score(base, targets)
     torch.testing.assert_close(ours.sum((1, 2, 3, 4)), gain, rtol=0.05, atol=0.2)
-    maps, _ = occlusion(net, clips, targets, window=(4, 16, 16), stride=(4, 16, 16))
+    maps, _ = occlusion(net, clips, targets, window=(2, 16, 16), stride=(2, 16, 16))
     drops = captum.Occlusion(score).attribute(
         clips,
-        (3, 4, 16, 16),
+        (3, 2, 16, 16),
         baselines=base,
-        strides=(3, 4, 16, 16),
+        strides=(3, 2, 16, 16),
         additional_forward_args=targets,
     )
     torch.testing.assert_close(
-        maps, drops[:, 0, 2::4, 8::16, 8::16].clamp(min=0).float(), rtol=1e-3, atol=1e-3
+        maps, drops[:, 0, 1::2, 8::16, 8::16].clamp(min=0).float(), rtol=1e-3, atol=1e-3
     )
 
 
@@ -263,7 +260,7 @@ def test_captum_agrees(patches):
     ],
 )
 def test_one_interface_for_2d_and_3d(make):
-    model, clips = make().eval(), torch.randn(2, 3, 8, 32, 32)
+    model, clips = make().eval(), torch.randn(2, 3, 4, 32, 32)
     sources = all_sources(model)
     assert (
         sources[0] == "stem:gradcam"
