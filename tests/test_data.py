@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 import worlds
+from books import run_book
+from forked import fork
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -220,18 +222,10 @@ def _odd(root, templates, n, train=2):
 )
 def test_the_chapter_shows_what_the_data_has(tmp_path, templates, n, train):
     import nbformat
-    import papermill
 
     root = _odd(tmp_path / "world", templates, n, train)
-    nbs = Path(__file__).parents[1] / "nbs"
-    papermill.execute_notebook(
-        str(nbs / "00_data.ipynb"),
-        str(tmp_path / "out.ipynb"),
-        dict(root=str(root)),
-        cwd=str(nbs),
-        kernel_name="python3",
-        progress_bar=False,
-    )
+    book = Path(__file__).parents[1] / "nbs/00_data.ipynb"
+    run_book(book, tmp_path, tmp_path / "out.ipynb", root=str(root))
     cells = nbformat.read(tmp_path / "out.ipynb", 4).cells
     kinds = {"image/png", "image/svg+xml"}
     pictures = [o for c in cells for o in c.get("outputs", []) if kinds & o.get("data", {}).keys()]
@@ -472,13 +466,19 @@ def test_a_clip_and_its_boxes_agree_after_every_augmentation(root, index, tmp_pa
     assert inside > 300
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("demo") / "demo", 2, 1, test_per_class=0, workers=1)
+
+
 @pytest.mark.parametrize("cached", [None, 72])
-def test_in_the_demo_world_the_colour_in_a_box_stays_the_object_s(tmp_path, monkeypatch, cached):
+def test_in_the_demo_world_the_colour_in_a_box_stays_the_object_s(
+    demo, tmp_path, monkeypatch, cached
+):
     "The mean colour inside a box of the source frame, jittered as the clip was, is that inside the transformed box; in a mirrored box it is not."
     import ssv2_report.data.clips as of_data
 
-    root = make_world(tmp_path / "demo", 2, 1, test_per_class=0, workers=1)
-    index, boxes, jitter, drawn = load_index(root), load_boxes(root), of_data.jitter_colour, []
+    index, boxes, jitter, drawn = load_index(demo), load_boxes(demo), of_data.jitter_colour, []
     monkeypatch.setattr(
         of_data, "jitter_colour", lambda *a, **kw: drawn.append(jitter(*a, **kw)) or drawn[-1]
     )
@@ -599,7 +599,7 @@ def _read(cache, index, i=0, taken=(0, 5, 19)):
 
 @pytest.mark.parametrize("kind, error", [("raw", 0), ("jpeg", 4)])
 def test_the_cache_serves_what_decoding_gives(index, tmp_path, kind, error):
-    cache = build_cache(index, tmp_path, 48, kind=kind)
+    cache = build_cache(index, tmp_path, 48, 1, kind=kind)
     frames, hw = _read(cache, index)
     want = shrink(read_frames(index.clips["path"][0], [0, 5, 19]), 48)
     assert (
@@ -625,13 +625,13 @@ def test_a_finished_cache_is_not_built_again(index, tmp_path, capsys):
 
 def test_a_stale_entry_is_never_served(own, tmp_path):
     index = load_index(own)
-    cache = build_cache(index, tmp_path, 32)
+    cache = build_cache(index, tmp_path, 32, 1)
     path = index.clips["path"][0]
     worlds.write_video(path, 255 - worlds.scene()[0])
     with pytest.warns(UserWarning, match="missing, stale or damaged"):
         frames, _ = _read(cache, index)
     assert frames[:, 0, 0, 0].mean() > 140
-    frames, _ = _read(build_cache(index, tmp_path, 32), index)
+    frames, _ = _read(build_cache(index, tmp_path, 32, 1), index)
     assert frames[:, 0, 0, 0].mean() > 140
 
 
@@ -664,17 +664,18 @@ def test_a_cut_shard_loses_only_what_was_cut(index, tmp_path, capsys):
         (cache.folder / name).write_bytes(raw)
 
 
+def _killed_build(index, folder):
+    def stop(done, total):
+        if done == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    build_cache(index, folder, 32, workers=1, progress=stop)
+
+
 def test_a_killed_build_is_taken_up_again(index, root, tmp_path):
-    index.clips.to_parquet(tmp_path / "clips.parquet")
-    script = f"""import os, signal, types, pandas
-from ssv2_report.data.cache import build_cache
-def stop(done, total):
-    if done == 4: os.kill(os.getpid(), signal.SIGKILL)
-build_cache(types.SimpleNamespace(clips=pandas.read_parquet({str(tmp_path / "clips.parquet")!r})), {str(tmp_path)!r}, 32, workers=1, progress=stop)"""
-    assert (
-        subprocess.run([sys.executable, "-c", script], capture_output=True).returncode
-        == -signal.SIGKILL
-    )
+    process = fork(_killed_build, index, tmp_path)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     steps = []
     cache = build_cache(
         index, tmp_path, 32, workers=1, progress=lambda done, total: steps.append(done)
