@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from importlib import metadata
 
 import pytest
@@ -39,16 +40,23 @@ CONFIGS = dict(
 EVERY = pytest.mark.parametrize("family", CONFIGS)
 
 
-def tiny(family, folder, names=CLASSES, **config):
-    "A network of a family with all its weights drawn, saved as transformers does."
+@cache
+def made(family, names):
+    "A network of a family with all its weights drawn."
     torch.manual_seed(0)
     config = transformers.CONFIG_MAPPING[family](
-        **CONFIGS[family] | config, id2label={k: name for k, name in enumerate(names)}
+        **CONFIGS[family], id2label={k: name for k, name in enumerate(names)}
     )
     net = transformers.AutoModelForVideoClassification.from_config(config).eval()
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.05 * torch.randn_like(p))
+    return net
+
+
+def tiny(family, folder, names=CLASSES):
+    "Such a network, which no test changes, saved as transformers does."
+    net = made(family, tuple(names))
     net.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(IMAGENET))
     return net

@@ -5,6 +5,7 @@ import collections
 import pickle
 import warnings
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -79,12 +80,20 @@ def test_a_map_of_eight_by_eight_by_eight_for_the_demo():
         )
 
 
+@cache
+def of_whole(dim, name):
+    "What the stages of the whole network give for two clips of four frames, and its cost."
+    net = make(dim, name, {})
+    found = stage_outputs(net, torch.randn(2, 3, 4, 32, 32))
+    return {k: v.shape for k, v in found.items()}, cost(net)["gflops"]
+
+
 @pytest.mark.parametrize(
     "dim,name,kwargs",
     [
         ("2d", "test_resnet", {}),
         ("3d", "i3d:test_resnet", {}),
-        ("2d", "resnet50", {}),
+        ("2d", "resnet26", {}),
         ("3d", "r3d_18", {}),
         ("3d", "r2plus1d_18", {}),
     ],
@@ -92,13 +101,13 @@ def test_a_map_of_eight_by_eight_by_eight_for_the_demo():
 @pytest.mark.parametrize("kept", [1, 2, 3])
 def test_a_network_of_fewer_stages(dim, name, kwargs, kept):
     model, clip = make(dim, name, dict(kwargs, stages=kept)), torch.randn(2, 3, 4, 32, 32)
-    whole, found = make(dim, name, kwargs), stage_outputs(model, clip)
+    (shapes, gflops), found = of_whole(dim, name), stage_outputs(model, clip)
     assert list(found) == ["stem", *(f"layer{i}" for i in range(1, kept + 1)), "logits"] and found[
         "logits"
     ].shape == (2, 5)
     assert list(stages(model).values())[-1].endswith(f"layer{kept}")
-    assert found[f"layer{kept}"].shape == stage_outputs(whole, clip)[f"layer{kept}"].shape
-    assert cost(model)["gflops"] < cost(whole)["gflops"]
+    assert found[f"layer{kept}"].shape == shapes[f"layer{kept}"]
+    assert cost(model)["gflops"] < gflops
     model(clip).square().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
 
@@ -242,7 +251,9 @@ def test_field_of_view_in_time_is_where_gradients_reach(name, kwargs):
 # Switches
 
 
-@pytest.mark.parametrize("dim,name,kwargs", [STUDY[0], STUDY[3], STUDY[-1]])
+@pytest.mark.parametrize(
+    "dim,name,kwargs", [STUDY[0], STUDY[3], ("3d", "r2plus1d_18", dict(stages=2))]
+)
 def test_checkpointing_changes_neither_gradients_nor_statistics(dim, name, kwargs):
     plain, clip = make(dim, name, kwargs), torch.randn(2, 3, 4, 32, 32)
     spared = make(dim, name, kwargs)
@@ -357,23 +368,18 @@ def test_published_names_are_recognised(tmp_path, source):
     )
 
 
+@cache
+def of_kinetics(name):
+    return getattr(torchvision.models.video, name)(num_classes=400).state_dict()
+
+
 @pytest.mark.parametrize("name", ["r3d_18", "r2plus1d_18"])
 def test_torchvision_video_weights_are_recognised(tmp_path, name):
-    weights = getattr(torchvision.models.video, name)(num_classes=400).state_dict()
+    weights = of_kinetics(name)
     torch.save(dict(model=weights), tmp_path / "w.pth")
     model = create_3d(name, 5, pretrained=tmp_path / "w.pth")
     assert all(
         torch.equal(v, weights[k]) for k, v in model.state_dict().items() if not k.startswith("fc.")
-    )
-
-
-def test_kinetics_by_name_comes_from_torchvision(monkeypatch):
-    weights = torchvision.models.video.r3d_18(num_classes=400).state_dict()
-    monkeypatch.setattr(
-        torchvision.models.video.R3D_18_Weights, "get_state_dict", lambda self, *a, **k: weights
-    )
-    assert torch.equal(
-        create_3d("r3d_18", 5, pretrained="kinetics").stem[0].weight, weights["stem.0.weight"]
     )
 
 
@@ -562,14 +568,15 @@ def test_what_is_no_normalisation_is_refused(wrong):
 
 
 @pytest.mark.parametrize("name", ["r3d_18", "r2plus1d_18"])
-def test_kinetics_weights_know_the_colours_of_kinetics(name, monkeypatch):
+def test_kinetics_weights_by_name_know_the_colours_of_kinetics(name, monkeypatch):
     "As torchvision documents them; ImageNet's are others."
-    made = getattr(torchvision.models.video, name)(num_classes=400).state_dict()
+    made = of_kinetics(name)
     of = torchvision.models.get_model_weights(name)
     monkeypatch.setattr(of, "get_state_dict", lambda self, *a, **k: made)
     model = create_3d(name, 5, pretrained="kinetics")
+    assert torch.equal(model.stem[0].weight, made["stem.0.weight"])
     assert normalisation(model) == kinetics_normalisation(name) == OTHER != (MEAN, STD)
-    assert normalisation(create_3d(name, 5)) == (MEAN, STD)
+    assert normalisation(create_3d(name, 5, stages=1)) == (MEAN, STD)
 
 
 @pytest.mark.parametrize(
