@@ -23,6 +23,7 @@ from ssv2_report.study.networks import adopted_model, load_reference, write_refe
 
 transformers = pytest.importorskip("transformers")
 
+torch.set_num_threads(1)
 CLASSES = [f"Doing {k} to something" for k in range(5)]
 IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
 SMALL = dict(hidden_size=24, num_hidden_layers=4, num_attention_heads=2, intermediate_size=48)
@@ -315,10 +316,15 @@ def test_quarters_of_the_depth():
     assert quarters(24, False)["layer1"] == 5
 
 
+@cache
+def on_meta(name):
+    with torch.device("meta"):
+        return create_hub(name, 174)
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_networks_are_priced_without_being_fetched(name):
-    with torch.device("meta"):
-        net = create_hub(name, 174)
+    net = on_meta(name)
     frames, size = clip_of(name)
     millions = sum(p.numel() for p in net.parameters() if p.requires_grad) / 1e6
     assert net.contract.n_frames == frames and net.contract.size == size
@@ -354,8 +360,7 @@ def test_a_study_says_frames_size_and_licence_by_itself_or_is_refused(tmp_path):
 
 def test_a_published_networks_multiply_adds():
     "VideoMAE ViT-B at 16 x 224 x 224: its authors count 180 GFLOPs."
-    with torch.device("meta"):
-        net = create_hub("MCG-NJU/videomae-base-finetuned-ssv2", 174)
+    net = on_meta("MCG-NJU/videomae-base-finetuned-ssv2")
     assert 170 < cost(net, (3, 16, 224, 224))["gflops"] < 190
 
 
