@@ -53,6 +53,8 @@ from ssv2_report.study.runs import (
 )
 from ssv2_report.study.scores import predict, predict_orders, published_check, twins
 
+torch.set_num_threads(1)
+
 
 def kept_elsewhere(net, path):
     "A network's weights as others keep theirs."
@@ -65,7 +67,7 @@ def kept_elsewhere(net, path):
 def world(tmp_path_factory):
     "A world without its training split."
     root = tmp_path_factory.mktemp("world")
-    make_world(root / "data", train_per_class=1, val_per_class=3, size=64)
+    make_world(root / "data", train_per_class=1, val_per_class=3, size=64, workers=1)
     (root / "data/labels/train.json").unlink()
     for seed, model in enumerate(("test_resnet", "i3d:test_resnet")):
         torch.manual_seed(seed)
@@ -263,7 +265,7 @@ def test_views_of_a_network_with_a_stride_begin_and_end_with_the_clip(tmp_path, 
 
 
 def test_an_audit_of_one_split_asks_for_no_other(tmp_path, world):
-    found = audit(world / "data")
+    found = audit(world / "data", workers=1)
     with pytest.raises(ValueError, match="no label file"):
         found.of(None).check()
     of_one = found.of(None, ["validation"])
@@ -446,7 +448,7 @@ def test_a_plan_counts_the_passes_of_every_step(tmp_path, world, kind):
 @pytest.mark.slow
 def test_a_study_without_a_training_split_goes_from_files_to_maps(tmp_path, world):
     results = tmp_path / "results"
-    audit(world / "data").save(results / "audit.json")
+    audit(world / "data", workers=1).save(results / "audit.json")
     of = dict(flat=theirs(world, published=0.9), tokens=a_transformer(tmp_path / "tokens"))
     s = study_of(tmp_path, world, **of)
     path = str(tmp_path / "study.yaml")

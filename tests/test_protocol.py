@@ -23,6 +23,7 @@ from ssv2_report.study.runs import (
     shown_clips,
 )
 
+torch.set_num_threads(1)
 BUILDER = """
 from torch import nn
 from ssv2_report.models.protocol import declare
@@ -46,8 +47,8 @@ def undeclared(num_classes, n_frames, size):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
-    make_world(root / "data", train_per_class=1, val_per_class=1, size=64)
-    audit(root / "data").save(root / "audit.json")
+    make_world(root / "data", train_per_class=1, val_per_class=1, size=64, workers=1)
+    audit(root / "data", workers=1).save(root / "audit.json")
     return root
 
 
