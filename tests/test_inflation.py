@@ -54,7 +54,7 @@ def clips(n=8, frames=8, size=32, seed=9):
     return images(n, size, seed)[0][:, :, None].expand(-1, -1, frames, -1, -1)
 
 
-def trained(name, steps=12, size=32, **kwargs):
+def trained(name, steps=8, size=32, **kwargs):
     "A 2D network after some steps of training: weights away from their start, batch-norm statistics of real activations."
     torch.manual_seed(0)
     model = create_2d(name, 6, **kwargs)
@@ -88,7 +88,7 @@ def source():
 def carry(source, arch, mode="center", clips_=None, **kwargs):
     target = create_3d(arch, 6, **kwargs)
     return target, inflate(
-        source, target, mode, CLASSES, CLASSES, clips=clips(2) if clips_ is None else clips_
+        source, target, mode, CLASSES, CLASSES, clips=clips(1, 4) if clips_ is None else clips_
     )
 
 
@@ -104,31 +104,32 @@ def test_a_network_of_fewer_stages_inflates_exactly(source, kept):
     flat = source("test_resnet", stages=kept)
     target, report = carry(flat, "i3d:test_resnet", stages=kept)
     assert report.share == 1 and not report.unused
-    assert max(float(e.max()) for e in frame_errors(flat, target, clips(2)).values()) < 1e-5
+    assert max(float(e.max()) for e in frame_errors(flat, target, clips(1)).values()) < 1e-5
 
 
 # Boring videos
 
-I3DS = [("test_resnet", dict(output_stride=8)), ("resnet18", {}), ("resnet50", {})]
+I3DS = [("test_resnet", dict(output_stride=8)), ("resnet18", {}), ("resnet26", {})]
+I3DS += [pytest.param("resnet50", {}, marks=pytest.mark.slow)]  # resnet26 with twice the blocks
 
 
 @pytest.mark.parametrize("name,kwargs", I3DS)
 def test_centre_inflation_is_exact_at_every_frame(source, name, kwargs):
     net = source(name, **kwargs)
     target, report = carry(net, f"i3d:{name}", **kwargs)
-    for stage, error in frame_errors(net, target, clips(2)).items():
+    for stage, error in frame_errors(net, target, clips(1)).items():
         assert error.max() < 1e-4, stage
     assert report.share == 1 and report.errors.error.max() < 1e-4 and not report.unused
 
 
 @pytest.mark.parametrize("name,kwargs", I3DS)
 def test_average_inflation_is_exact_where_no_padding_is_seen(source, name, kwargs):
-    net, frames = source(name, **kwargs), 21
+    net, frames = source(name, **kwargs), 17
     target, _ = carry(
         net,
         f"i3d:{name}",
         "average",
-        temporal=3 if name == "test_resnet" else (1, 1, 1, 3, 3),
+        temporal=(1, 1, 3, 3, 3) if name == "test_resnet" else (1, 1, 1, 3, 3),
         **kwargs,
     )
     errors = frame_errors(net, target, clips(1, frames))
@@ -141,7 +142,7 @@ def test_average_inflation_is_exact_where_no_padding_is_seen(source, name, kwarg
 def test_average_inflation_is_exact_everywhere_when_time_is_replicated(source, name, kwargs):
     net = source(name, **kwargs)
     target, _ = carry(net, f"i3d:{name}", "average", time_padding="replicate", **kwargs)
-    for stage, error in frame_errors(net, target, clips(2, 4)).items():
+    for stage, error in frame_errors(net, target, clips(1, 4)).items():
         assert error.max() < 1e-4, stage
 
 
@@ -169,8 +170,8 @@ def test_time_strides_keep_the_response(source):
 @pytest.mark.parametrize("frames", [8, 16])
 def test_r3d_is_exact_stage_by_stage_from_the_matching_stem(source, frames):
     net = source("resnet18", maxpool=False)
-    target, report = carry(net, "r3d_18", clips_=clips(2, frames))
-    errors = frame_errors(net, target, clips(2, frames))
+    target, report = carry(net, "r3d_18", clips_=clips(1, frames))
+    errors = frame_errors(net, target, clips(1, frames))
     assert all(e.max() < 1e-4 for e in errors.values()) and report.share == 1
     assert report.errors.error.max() < 1e-4
     assert (
@@ -228,7 +229,8 @@ def test_taps(length, stride, mode, taps):
 @pytest.fixture(scope="module")
 def factorised(source):
     net = source("resnet18", maxpool=False)
-    return net, *carry(net, "r2plus1d_18", clips_=clips(24, size=32, seed=1))
+    cuts = images(64, 32, 1)[0].unflatten(0, (8, 8)).transpose(1, 2)
+    return net, *carry(net, "r2plus1d_18", clips_=cuts)
 
 
 def test_everything_is_carried_into_r2plus1d(factorised):
@@ -254,7 +256,7 @@ def test_r2plus1d_responds_as_the_2d_network(factorised):
 
 def test_r2plus1d_responds_alike_in_training_mode(factorised):
     net, target, _ = factorised
-    x, outs = clips(16, seed=5), {}
+    x, outs = clips(16, 4, seed=5), {}
     before = [{k: v.clone() for k, v in m.state_dict().items()} for m in (net, target)]
     for key, model, layer in (("2d", net, net.backbone.layer4), ("3d", target, target.layer4)):
         hook = layer.register_forward_hook(lambda m, i, o, key=key: outs.__setitem__(key, o))
@@ -357,7 +359,7 @@ def test_the_stem_keeps_what_the_last_stage_answers_to(source):
 
 def test_silent_channels_learn(factorised):
     _, target, _ = factorised
-    target.train()(clips(2)).square().sum().backward()
+    target.train()(clips(2, 4)).square().sum().backward()
     used = 64
     grad = target.layer1[0].conv1[0][3].weight.grad[:, used:]
     target.eval().zero_grad()
@@ -485,7 +487,7 @@ def test_an_unknown_mode_is_an_error(source):
 
 def test_training_mode_is_put_back(source):
     net, target = deepcopy(source("resnet18", maxpool=False)).train(), create_3d("r2plus1d_18", 6)
-    inflate(net, target.eval(), clips=clips(2))
+    inflate(net, target.eval(), clips=clips(2, 2))
     assert (
         net.training
         and not target.training
@@ -526,10 +528,11 @@ class Kept(torch.utils.data.Dataset):
 class Loop:
     "Training on a small demo world, the same for every network."
 
-    def __init__(self, root, size, drawn, classes=None):
+    def __init__(self, root, size, drawn, frames=8, classes=None):
         load = lambda split, **kwargs: ClipDataset(
-            load_index(root, splits=(split,), classes=classes), size=size, **kwargs
+            load_index(root, splits=(split,), classes=classes), frames, size, **kwargs
         )
+        self.frames = frames
         self.train, self.test, self.classes = (
             Kept(load("train", train=True), drawn),
             Kept(load("validation"), 1),
@@ -548,7 +551,9 @@ class Loop:
                 opt.zero_grad()
                 F.cross_entropy(
                     model.train()(
-                        b["clip"][:, :, torch.randint(8, (1,)) if frames == "one" else frames]
+                        b["clip"][
+                            :, :, torch.randint(self.frames, (1,)) if frames == "one" else frames
+                        ]
                     ),
                     b["target"],
                 ).backward()
@@ -599,16 +604,30 @@ def only(tasks, targets, *of):
 
 
 @pytest.mark.parametrize(
-    "depth,side,size,classes,clips_,epochs,drawn,flags,seeds,most",
+    "depth,frames,side,size,classes,clips_,epochs,drawn,flags,seeds,most",
     [
-        (10, 64, 32, FOUR, 12, 8, 6, True, 1, 0.1),
-        pytest.param(18, 112, 64, None, 60, 10, 10, False, 3, 0.02, marks=pytest.mark.slow),
+        (10, 4, 64, 32, FOUR, 12, 8, 4, True, 1, 0.1),
+        pytest.param(18, 8, 112, 64, None, 60, 10, 10, False, 3, 0.02, marks=pytest.mark.slow),
     ],
 )
 def test_inflated_r2plus1d_is_ahead_of_scratch_after_one_epoch(
-    tmp_path, monkeypatch, depth, side, size, classes, clips_, epochs, drawn, flags, seeds, most
+    tmp_path,
+    monkeypatch,
+    depth,
+    frames,
+    side,
+    size,
+    classes,
+    clips_,
+    epochs,
+    drawn,
+    flags,
+    seeds,
+    most,
 ):
-    """The default sample: ten layers, 32 pixels, four classes that flags on the wall tell, one seed. The campaign: R(2+1)D-18 at 8x64x64 on all ten classes,
+    """That training from inflated weights is of use at all, which exactness does not say.
+
+    The default sample: ten layers, four frames of 32 pixels, four classes that flags on the wall tell, one seed. The campaign: R(2+1)D-18 at 8x64x64 on all ten classes,
     without flags, 24 clips a class for the one epoch. Scratch and inflated see the same clips in the same order, each at a learning rate that suits it. Scenes fill the picture, so that 32 pixels show them."""
     monkeypatch.setattr(demo_world, "ZOOM", (0.9, 1.0))
     targets = [demo_world.CLASSES.index(c) for c in classes or demo_world.CLASSES]
@@ -619,13 +638,13 @@ def test_inflated_r2plus1d_is_ahead_of_scratch_after_one_epoch(
     world = demo_world.make_world(
         tmp_path / "world", clips_, 8 if flags else 16, size=side, workers=1
     )
-    loop = Loop(world, size, drawn, classes)
+    loop = Loop(world, size, drawn, frames, classes)
     torch.manual_seed(0)
     flat = FrameNet(ResNet(BasicBlock, [depth // 8] * 4, num_classes=len(loop.classes)))
     flat.backbone.maxpool = torch.nn.Identity()
     loop.run(flat, epochs, 1e-3, 0, frames="one")
     some, shown = (
-        torch.stack([data[i]["clip"] for i in range(0, len(data), len(data) // 32)])
+        torch.stack([data[i]["clip"] for i in range(0, len(data), len(data) // (4 * frames))])
         for data in (loop.train, loop.test)
     )
     for seed in range(seeds):
@@ -654,12 +673,12 @@ def as_served(clips):
 
 
 @pytest.mark.parametrize("name", ["i3d:test_resnet", "r3d_18", "r2plus1d_18"])
-def test_an_inflated_network_knows_the_colours_that_its_source_knows(name):
+def test_an_inflated_network_knows_the_colours_that_its_source_knows(source, name):
     "Weights, response errors and answers are those of a source that is shown such clips itself."
-    flat = trained("test_resnet" if name.startswith("i3d") else "resnet18", size=32)
+    flat = deepcopy(source("test_resnet" if name.startswith("i3d") else "resnet18"))
     torch.manual_seed(1)
     plain = create_3d(name, 6)
-    known, shown = deepcopy(plain), clips()
+    known, shown = deepcopy(plain), clips(6, 4)
     wanted = inflate(flat, plain, clips=shown)
     report = inflate(renormalise(flat, *KNOWN), known, clips=as_served(shown))
     assert normalisation(known) == KNOWN and normalisation(plain) == (MEAN, STD)
