@@ -22,6 +22,11 @@ from ssv2_report.demo.world import make_world
 N, H, W = 20, 240, 320
 
 
+def rarely(often, seldom):
+    "Cases of one kind, of which some are for `-m slow`."
+    return [*often, *(pytest.param(case, marks=pytest.mark.slow) for case in seldom)]
+
+
 def film(k):
     "An object that crosses the picture and a hand that comes in from below, as frames and boxes."
     frames, boxes = np.empty((N, H, W, 3), np.uint8), []
@@ -94,7 +99,7 @@ def overlaps(root, **kw):
     return (min(ious) if ious else None), np.mean(known)
 
 
-@pytest.mark.parametrize("height", [256, 240, 480, 128, 288, 112])
+@pytest.mark.parametrize("height", rarely([256, 240, 112], [480, 128, 288]))
 def test_boxes_fit_frames_of_another_height(root, height):
     as_frames(root, lambda frames: resized(frames, (round(W * height / H), height)))
     iou, known = overlaps(root)
@@ -145,7 +150,7 @@ def test_one_box_that_is_wrong_does_not_change_what_all_were_drawn_on(root):
     assert found.table[["id", "reason"]].values.tolist() == [["2", "box outside the picture"]]
 
 
-@pytest.mark.parametrize("size", [(180, 256), (240, 240), (112, 112)])
+@pytest.mark.parametrize("size", rarely([(240, 240), (112, 112)], [(180, 256)]))
 def test_boxes_of_pictures_that_were_squeezed_are_not_used(root, size):
     as_frames(root, lambda frames: resized(frames, size))
     with pytest.warns(UserWarning, match="cut or squeezed"):
@@ -166,7 +171,7 @@ def at_rate(fps):
     return lambda frames: frames[(np.arange(round(N * fps / 12)) * 12 / fps + 1e-9).astype(int)]
 
 
-@pytest.mark.parametrize("fps", [24, 30, 15, 6, 12, 60])
+@pytest.mark.parametrize("fps", rarely([24, 30, 6, 12], [15, 60]))
 def test_boxes_fit_a_copy_at_another_rate_by_time(root, fps):
     as_videos(root, fps, at_rate(fps))
     iou, known = overlaps(root)
@@ -185,7 +190,7 @@ def test_a_copy_resized_and_at_another_rate(root):
     assert iou > 0.8 and known == 1
 
 
-@pytest.mark.parametrize("fps", [24, 30, 8])
+@pytest.mark.parametrize("fps", rarely([24, 8], [30]))
 def test_a_rate_that_a_file_states_and_its_frames_deny_is_not_believed(root, fps):
     as_videos(root, fps)  # the same frames, played at another speed
     iou, known = overlaps(root)
@@ -193,7 +198,7 @@ def test_a_rate_that_a_file_states_and_its_frames_deny_is_not_believed(root, fps
     assert audit(root, workers=1).table["detail"].str.contains("matched by number").all()
 
 
-@pytest.mark.parametrize("fps", [24, 30, 15, 6])
+@pytest.mark.parametrize("fps", rarely([24, 6], [30, 15]))
 def test_boxes_of_frames_extracted_at_another_rate_are_not_used(root, fps):
     as_frames(root, at_rate(fps))
     with pytest.warns(UserWarning, match=f"extracted at {fps} a second"):
@@ -235,7 +240,7 @@ def test_box_files_with_a_byte_order_mark_are_read(root, encoding):
 
 
 def test_the_demo_world_stays_known_frame_by_frame(tmp_path):
-    root = make_world(tmp_path / "demo", 1, 1, test_per_class=0, workers=1)
+    root = make_world(tmp_path / "demo", 1, 1, test_per_class=0, size=64, workers=1)
     data = ClipDataset(index := load_index(root), boxes=load_boxes(root))
     assert not data.misfit and all(data[i]["known"].all() for i in range(len(index)))
 
