@@ -95,7 +95,7 @@ def recoloured(scene, key, value):
 
 @pytest.mark.parametrize("target", range(len(CLASSES)), ids=CLASSES)
 def test_boxes_are_tight_around_the_pixels_that_show(target):
-    scene = Scene(target, "validation", seed=[7, target])
+    scene = Scene(target, "validation", seed=[7, target], size=80)
     scene.light, scene.tint = np.ones(scene.n), np.ones(3)
     _, boxes = draw_scene(scene)
     for key in (*scene.objects, "hand"):
