@@ -46,6 +46,7 @@ from ssv2_report.jobs.execute import (
     save_audit,
     write_study_file,
 )
+from .jobs.launch import start_forkserver
 from .jobs.steps import STEPS, Job, folder_of
 from ssv2_report.jobs.workflow import (
     Tracker,
@@ -480,6 +481,7 @@ def reproduce(
     if dry_run:
         print(*pending_lines(todo, needs_of(s, out)), sep="\n")
         return
+    start_forkserver()  # which imports while this process does, to check the study
     from ssv2_report.study.runs import check_study
 
     for world in worlds_of(s):

@@ -53,9 +53,8 @@ def told(tmp_path_factory):
 
 
 def ready(told, folder):
-    "Wait until jobs are forks: before all is imported they start anew."
-    said = lambda: as_job(told, folder, WHO, stdout=PIPE, stderr=PIPE).communicate()[0]
-    assert told and until(lambda: "torch" in said())
+    "A job that comes before all is imported waits for that."
+    assert told and "torch" in as_job(told, folder, WHO, stdout=PIPE).communicate()[0]
 
 
 @pytest.mark.parametrize(
