@@ -105,14 +105,25 @@ class _Client(PapermillNotebookClient):
                 redirect_stdout(_Stream("stdout", self.kernel)),
                 redirect_stderr(_Stream("stderr", self.kernel)),
                 warnings.catch_warnings(),
+                self._saving(),
             ):
                 self.papermill_execute_cells()
             self.nb.metadata["language_info"] = self.kernel.language_info
         self.set_widgets_metadata()
 
+    @contextmanager
+    def _saving(self):
+        "Have the copy saved where a cell of code begins; papermill does so before and after any cell."
+        self.save, self.nb_man.save = self.nb_man.save, lambda **_: None
+        try:
+            yield
+        finally:
+            del self.nb_man.save
+
     def execute_cell(self, cell, index):
         if cell.cell_type != "code" or not cell.source.strip():
             return
+        self.save()
         cell.outputs, self.answers, self.clear_before_next_output = [], [], False
         shell = self.kernel.shell
         self.kernel.set_parent([], parent := self.kernel.session.msg("execute_request", {}))
