@@ -1,5 +1,6 @@
 """What is done again after a change: all that depends on it, and nothing else."""
 
+import functools
 import json
 import os
 import re
@@ -35,10 +36,10 @@ RUNS = ("2d-single", "2d-multi", "3d-scratch", "3d-inflated")
 def do(study, results, job, inner=False):
     "Stands for the step of a job: files whose content follows from what decides it, as long as that is not prose."
     if job.step == "audit":
-        audit(study.data.root).save(results / "audit.json")
+        audit(study.data.root, workers=1).save(results / "audit.json")
     elif job.step == "cache":
         for split in ("train", "validation"):
-            cache_of(study, clips_of(study, split, results), results)
+            cache_of(study, clips_of(study, split, results), results, workers=1)
     else:
         by = input_digests(study, results, job, Files(), inner)
         by = {k: v for k, v in by.items() if not k.startswith("code ")}  # as other code might
@@ -88,18 +89,24 @@ def small_study(base):
     study = load_study("smoke")
     study.name = "of digests"
     study.data.root, study.data.size, study.data.demo = str(base / "data"), 32, None
-    make_world(study.data.root, 1, 1, size=64)
+    make_world(study.data.root, 1, 1, size=64, workers=1)
     (base / "data" / "demo.json").unlink()
     return study
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    base = tmp_path_factory.mktemp("finished")
+@functools.cache
+def finished_study(folder):
+    "The folder of a finished study and the study, made in `folder` for all modules whose tests ask for it."
+    base = folder / "finished"
     study = small_study(base)
     done = bring_up_to_date(study, base / "results")
     assert done == [job.name for job in jobs_of(study)]
     return base, study
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return finished_study(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
