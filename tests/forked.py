@@ -12,7 +12,8 @@ FORKS = get_context("forkserver")
 IMPORTED = [
     *("torch", "timm", "accelerate", "scipy.stats", "matplotlib.pyplot", "pandas"),
     *("execnb.shell", "papermill", "ssv2_report.train", "ssv2_report.analysis.cases"),
-    *("ssv2_report.gradcam.explorer", "ssv2_report.report.site"),
+    *("ssv2_report.gradcam.explorer", "ssv2_report.report.site", "rich.console", "rich.progress"),
+    *("rich.table", "rich.traceback", "rich.panel", "rich.markdown", "rich.columns"),
 ]
 
 
@@ -30,14 +31,22 @@ def _become(command, outputs, env):
     os.environ.clear()
     os.environ.update(env)
     sys.argv = command
-    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    if command[0].endswith(".py"):
+        runpy.run_path(command[0], run_name="__main__")
+    else:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+
+
+def program(*command, env):
+    "A script's file or a module, and its words: how it ends as a program of its own, and what it prints."
+    command = [*map(str, command)]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = fork(_become, command, outputs, env)
+        process.join()
+        return CompletedProcess(command, process.exitcode, *(p.read_text() for p in outputs))
 
 
 def ssv2(*args, **env):
-    "The command, as a program of its own would end and what it would print, without colours."
-    command = ["ssv2_report.cli", *map(str, args)]
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = fork(_become, command, outputs, os.environ | dict(NO_COLOR="1") | env)
-        process.join()
-        return CompletedProcess(command, process.exitcode, *(p.read_text() for p in outputs))
+    "The command, without colours."
+    return program("ssv2_report.cli", *args, env=os.environ | dict(NO_COLOR="1") | env)

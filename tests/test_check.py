@@ -187,26 +187,20 @@ def test_a_step_that_does_not_fit_says_what_to_change(study, tmp_path, monkeypat
     assert "does not fit in memory; set accumulate: 2" in rows["memory of r(2+1)d"]
 
 
-def ssv2(*args, **env):
-    return subprocess.run(
-        [sys.executable, "-m", "ssv2_report.cli", *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "NO_COLOR": "1", **env},
-    )
-
-
 @pytest.mark.parametrize("gpus", ["0", pytest.param("1", marks=pytest.mark.slow)])
-def test_nothing_is_begun_where_something_is_wrong(gpus, tmp_path):
+def test_nothing_is_begun_where_something_is_wrong(gpus, tmp_path, monkeypatch, capsys):
     content = yaml.safe_load(write_study(tmp_path / "s.yaml", make(tmp_path / "data")).read_text())
     content["experiments"]["2d-multi"] |= dict(model="resnet18", init="imagenet")
     content |= dict(hypotheses={})
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
-    offline = dict(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"), SSV2_GPUS=gpus)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("SSV2_GPUS", gpus)
     results = tmp_path / "results"
-    done = ssv2("reproduce", tmp_path / "s.yaml", "--results", results, **offline)
-    assert done.returncode == 1 and "imagenet weights of resnet18" in done.stdout
-    assert done.stderr.count("ssv2: ") == 1 and "give a local file instead" in done.stderr
+    words = "reproduce", tmp_path / "s.yaml", "--results", results
+    code, said, error = here(capsys, monkeypatch, *words)
+    assert code == 1 and "imagenet weights of resnet18" in said
+    assert error.count("ssv2: ") == 1 and "give a local file instead" in error
     assert not (results / "audit.json").exists() and not (results / "runs").exists()
 
 
@@ -217,18 +211,27 @@ HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 VIDEO = "r3d_18-b3b3357e.pth"  # as torchvision calls it
 
 
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    "Random weights as timm and torchvision keep them."
+    folder = tmp_path_factory.mktemp("weights")
+    save_file(timm.create_model("test_resnet").state_dict(), folder / "model.safetensors")
+    torch.save(torchvision.models.video.r3d_18().state_dict(), folder / VIDEO)
+    return folder
+
+
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(made_up, tmp_path, monkeypatch):
     "Made-up weights in caches as timm's hub and torchvision leave them."
     cache = tmp_path / "hf" / "models--timm--test_resnet.r160_in1k"
     for folder in (cache / "refs", cache / "snapshots" / "abc"):
         folder.mkdir(parents=True)
     (cache / "refs" / "main").write_text("abc")
     weights = cache / "snapshots" / "abc" / "model.safetensors"
-    save_file(timm.create_model("test_resnet").state_dict(), weights)
+    os.link(made_up / "model.safetensors", weights)
     video = tmp_path / "torch" / "hub" / "checkpoints" / VIDEO
     video.parent.mkdir(parents=True)
-    torch.save(torchvision.models.video.r3d_18().state_dict(), video)
+    os.link(made_up / VIDEO, video)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -349,11 +352,10 @@ def test_the_command_says_of_all_weights_whether_they_can_be_had(
     assert error.count("ssv2: ") == bool(lost) and error.count("\n") == bool(lost)
 
 
-def test_the_command_fetches_from_the_hub_what_is_missing(tmp_path):
-    "From a hub of this test's own, through timm's and the hub's own code."
+def test_the_command_fetches_from_the_hub_what_is_missing(made_up, tmp_path, monkeypatch, capsys):
+    "From a hub of this test's own, through timm's and the hub's own code, which read variables as they are imported."
     path = study_of(tmp_path, flat=STARTS["flat"])
-    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "model.safetensors")
-    content = (tmp_path / "model.safetensors").read_bytes()
+    content = (made_up / "model.safetensors").read_bytes()
 
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self, send=False):
@@ -380,15 +382,18 @@ def test_the_command_fetches_from_the_hub_what_is_missing(tmp_path):
             TORCH_HOME=str(tmp_path / "torch"),
             COLUMNS="200",
         )
-        done = ssv2("weights", path, **env)
+        command = [sys.executable, "-m", "ssv2_report.cli", "weights", path]
+        done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
         server.shutdown()
     assert done.returncode == 0 and "fetched, 1" in done.stdout, done.stdout + done.stderr
-    offline = ssv2("weights", path, **env, HF_HUB_OFFLINE="1")
-    assert offline.returncode == 0 and "there" in offline.stdout
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    code, said, _ = here(capsys, monkeypatch, "weights", path)
+    assert code == 0 and "there" in said
 
 
-def test_files_of_weights_need_no_hub_and_are_tried(tmp_path, monkeypatch, capsys):
-    torch.save(torchvision.models.video.r3d_18().state_dict(), tmp_path / "video.pth")
+def test_files_of_weights_need_no_hub_and_are_tried(made_up, tmp_path, monkeypatch, capsys):
+    os.link(made_up / VIDEO, tmp_path / "video.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "video.pth").read_bytes()[:9999])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

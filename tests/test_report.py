@@ -219,6 +219,16 @@ def site(project, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def plain(project, tmp_path_factory):
+    "A site of two pages of a sentence, as staged."
+    root, _ = project
+    folder = tmp_path_factory.mktemp("plain")
+    names = "index", "01_models"
+    books = {n: write(folder / f"{n}.ipynb", [md(f"# Of {n}"), md("A sentence.")]) for n in names}
+    return stage(folder / "site", books, {}, root)
+
+
+@pytest.fixture(scope="module")
 def index(site, tmp_path_factory):
     return render(site, tmp_path_factory.mktemp("out"), quarto=None)
 
@@ -624,12 +634,12 @@ def fake_quarto(path, script):
     return str(path)
 
 
-def test_quarto_renders_where_it_is(site, tmp_path):
+def test_quarto_renders_where_it_is(plain, tmp_path):
     works = (
         '[ "$1" = render ] && [ "$3" = --no-execute ] && mkdir -p "$2/_site/site_libs"'
         ' && echo by Quarto > "$2/_site/index.html" && echo > "$2/_site/site_libs/a.js"'
     )
-    copy, out = shutil.copytree(site, tmp_path / "site"), tmp_path / "out"
+    copy, out = shutil.copytree(plain, tmp_path / "site"), tmp_path / "out"
     ours = render(copy, out, quarto=None)
     (out / "mine.txt").write_text("a reader's own")
     assert (out / "01_models.html").exists() and ours.with_suffix(".pdf").exists()
@@ -642,21 +652,21 @@ def test_quarto_renders_where_it_is(site, tmp_path):
     assert not (out / "site_libs").exists() and (out / "mine.txt").exists()
 
 
-def test_what_quarto_complains_of_is_told_whole(site, tmp_path):
+def test_what_quarto_complains_of_is_told_whole(plain, tmp_path):
     long = "no such cell " + "in a long list of cells " * 40 + "at line 7"
     fails = f'echo "[ 1/11] index.ipynb" >&2; echo "ERROR: {long}" >&2; exit 1'
     with pytest.warns(UserWarning) as said:
-        render(site, tmp_path / "out", quarto=fake_quarto(tmp_path / "fails", fails))
+        render(plain, tmp_path / "out", quarto=fake_quarto(tmp_path / "fails", fails))
     assert " ".join(long.split()) in str(said[0].message) and "1/11" not in str(said[0].message)
     silent = fake_quarto(tmp_path / "silent", 'echo "it died" >&2; exit 1')
     with pytest.warns(UserWarning, match="it died"):
-        render(site, tmp_path / "out", quarto=silent)
+        render(plain, tmp_path / "out", quarto=silent)
     warns = (
         'mkdir "$2/_site"; echo > "$2/_site/index.html"; printf "\\033[33mWARN: no alt\\n  in x\\n"'
         ' >&2; echo "WARNING: second" >&2; echo "[ 2/11] x" >&2'
     )
     with pytest.warns(UserWarning) as said:
-        render(site, tmp_path / "out", quarto=fake_quarto(tmp_path / "warns", warns))
+        render(plain, tmp_path / "out", quarto=fake_quarto(tmp_path / "warns", warns))
     assert [str(w.message) for w in said] == [
         "Quarto: WARN: no alt in x",
         "Quarto: WARNING: second",
@@ -671,8 +681,10 @@ def test_what_quarto_complains_of_is_told_whole(site, tmp_path):
         ("echo 1.2.3", "it made no index.html"),
     ],
 )
-def test_where_quarto_fails_the_pages_are_made_without_it(site, tmp_path, script, why, monkeypatch):
-    copy, out = shutil.copytree(site, tmp_path / "site"), tmp_path / "out"
+def test_where_quarto_fails_the_pages_are_made_without_it(
+    plain, tmp_path, script, why, monkeypatch
+):
+    copy, out = shutil.copytree(plain, tmp_path / "site"), tmp_path / "out"
     fake_quarto(tmp_path / "quarto", script)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     with pytest.warns(UserWarning) as said:
