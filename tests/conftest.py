@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 
+import ssv2_report  # noqa: F401  (before nbformat, whose grammar for addresses takes a second)
+
 
 def pytest_addoption(parser):
     parser.addoption(

@@ -10,6 +10,7 @@ from subprocess import CompletedProcess
 
 FORKS = get_context("forkserver")
 IMPORTED = [
+    "ssv2_report",  # before nbformat
     *("torch", "timm", "accelerate", "scipy.stats", "matplotlib.pyplot", "pandas"),
     *("execnb.shell", "papermill", "ssv2_report.train", "ssv2_report.analysis.cases"),
     *("ssv2_report.gradcam.explorer", "ssv2_report.report.site", "rich.console", "rich.progress"),
