@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 
 import pytest
 
@@ -16,8 +17,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_finish():
-    "What is imported by now stays: statsmodels collects garbage at every call, which takes half a second with all of it."
+    """What is imported by now stays: whoever collects garbage at every call, as statsmodels does,
+    takes half a second with all of it. Two workers on two cores compute in one thread each."""
     gc.freeze()
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

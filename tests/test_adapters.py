@@ -12,7 +12,6 @@ from ssv2_report.models.net2d import stages
 from ssv2_report.study.experiments import Experiment
 from ssv2_report.study.networks import adopted_model, build_model
 
-torch.set_num_threads(1)
 CLASSES = [f"Class {k} of something" for k in range(7)]
 
 

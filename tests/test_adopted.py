@@ -53,8 +53,6 @@ from ssv2_report.study.runs import (
 )
 from ssv2_report.study.scores import predict, predict_orders, published_check, twins
 
-torch.set_num_threads(1)
-
 
 def kept_elsewhere(net, path):
     "A network's weights as others keep theirs."

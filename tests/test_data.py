@@ -36,8 +36,6 @@ from ssv2_report.data.clips import (
 from ssv2_report.data.media import list_media, n_frames
 from ssv2_report.demo.world import make_world
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

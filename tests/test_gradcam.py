@@ -32,8 +32,6 @@ from ssv2_report.gradcam.pictures import (
 )
 from ssv2_report.models import net2d, net3d
 
-torch.set_num_threads(1)
-
 
 class Folded(nn.Module):
     "A 2D network over frames: frames folded into the batch, logits averaged over them."

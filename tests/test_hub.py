@@ -23,7 +23,6 @@ from ssv2_report.study.networks import adopted_model, load_reference, write_refe
 
 transformers = pytest.importorskip("transformers")
 
-torch.set_num_threads(1)
 CLASSES = [f"Doing {k} to something" for k in range(5)]
 IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
 SMALL = dict(hidden_size=24, num_hidden_layers=4, num_attention_heads=2, intermediate_size=48)

@@ -34,7 +34,6 @@ from ssv2_report.models.r2plus1d import (
     patch_moments,
 )
 
-torch.set_num_threads(1)
 CLASSES = [f"class {i}" for i in range(6)]
 
 

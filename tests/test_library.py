@@ -23,7 +23,6 @@ from ssv2_report.gradcam.pictures import overlay
 from ssv2_report.study.experiments import Experiment
 from ssv2_report.train import fit
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 COMMANDS = {k: v for k, v in get_command(app).commands.items() if not v.hidden}
 

@@ -32,8 +32,6 @@ from ssv2_report.models.net2d import (
 )
 from ssv2_report.models.net3d import create_3d, kinetics_normalisation, time_field
 
-torch.set_num_threads(1)
-
 STUDY = [
     ("2d", "test_resnet", dict(output_stride=8)),
     ("2d", "resnet18", {}),

@@ -23,7 +23,6 @@ from ssv2_report.study.runs import (
     shown_clips,
 )
 
-torch.set_num_threads(1)
 BUILDER = """
 from torch import nn
 from ssv2_report.models.protocol import declare

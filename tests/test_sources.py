@@ -37,7 +37,6 @@ from ssv2_report.gradcam.sources import (
 from ssv2_report.models.net2d import create_2d
 from ssv2_report.models.net3d import create_3d
 
-torch.set_num_threads(1)
 GRID = (4, 8, 8)
 CAMS = ("stem:layercam", "layer1:layercam", "layer2:gradcam", "layer2:gradcam++")
 
