@@ -14,7 +14,7 @@ IMPORTED = [
     *("torch", "timm", "accelerate", "scipy.stats", "matplotlib.pyplot", "pandas"),
     *("execnb.shell", "papermill", "ssv2_report.train", "ssv2_report.analysis.cases"),
     *("ssv2_report.gradcam.explorer", "ssv2_report.report.site", "rich.console", "rich.progress"),
-    *("rich.table", "rich.traceback", "rich.panel", "rich.markdown", "rich.columns"),
+    *("rich.table", "rich.traceback", "rich.panel", "rich.markdown", "rich.columns", "warm"),
 ]
 
 

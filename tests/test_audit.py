@@ -377,7 +377,7 @@ def test_the_whole_dataset_is_held_against_its_official_counts(root):
 def test_a_worker_that_hangs_or_dies_is_named_and_replaced():
     out = {
         k: fault
-        for k, _, fault in in_processes("time:sleep", [(0,), (60,), (0,)], workers=1, limit=0.5)
+        for k, _, fault in in_processes("time:sleep", [(0,), (60,), (0,)], workers=1, limit=0.1)
     }
     assert out == {0: "", 1: "hangs", 2: ""}
     assert sorted(

@@ -371,9 +371,9 @@ def older_page(world):
 
 
 def some_of_each(world):
-    "Words, a table and a page at once, for a run of all tests."
+    "Words, maps and a page at once, for a run of all tests."
     say_in("04_gradcam")(world)
-    older_table(world)
+    older_maps(world)
     older_page(world)
 
 
@@ -386,7 +386,7 @@ def words(apply, *pages):
     return Change(apply, anew=False, shown=tuple(f"report/{page}.html" for page in pages))
 
 
-SAMPLE = Change(some_of_each, may={"analysis"}, anew=False, shown=("report/04_gradcam.html",))
+SAMPLE = Change(some_of_each, may={"gradcam"}, anew=False, shown=("report/04_gradcam.html",))
 CHANGES = [
     Change(own_files, anew=False),
     *(words(say_in(page), page) for page in ("index", "00_data", CHAPTER)),

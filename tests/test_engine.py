@@ -95,7 +95,7 @@ def by_kernel(path, out):
     output widget captures, and it is done again."""
     for _ in range(5):
         with pytest.raises(papermill.PapermillExecutionError) as e:
-            given = GIVEN | dict(cwd=path.parent, execution_timeout=60)
+            given = GIVEN | dict(cwd=path.parent, execution_timeout=20)
             papermill.execute_notebook(path, out, dict(x=3), **given)
         if e.value.ename == "KeyError":
             return

@@ -88,8 +88,13 @@ with until_interrupted() as asked:
     raise_stopped(SimpleNamespace(asked=asked, step=3, steps=4, exp=SimpleNamespace(epochs=2)))
 """
 IN_A_NOTEBOOK = """
-import sys
+import signal, sys
 from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for sign in signal.SIGTERM, signal.SIGHUP:
+    signal.signal(sign, signal.SIG_DFL)
+
 from ssv2_report import cli
 from ssv2_report.jobs import notebooks
 
