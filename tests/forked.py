@@ -4,11 +4,11 @@ import os
 import runpy
 import sys
 import tempfile
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 from subprocess import CompletedProcess
 
-FORKS = get_context("forkserver")
+FORKS, started = get_context("forkserver"), {}
 IMPORTED = [
     "ssv2_report",  # before nbformat
     *("torch", "timm", "accelerate", "scipy.stats", "matplotlib.pyplot", "pandas"),
@@ -19,10 +19,15 @@ IMPORTED = [
 
 
 def fork(target, *args, **kwargs):
-    "A process that has begun to call `target`; a test process has one process to fork for all its tests."
+    """A process that has begun to call `target`; a test process has one process to fork for all its
+    tests, but for those of jobs, which start another with other imports and without SIGINT."""
+    server = forkserver._forkserver
+    if server._forkserver_pid != started.get("pid"):
+        server._stop()
     FORKS.set_forkserver_preload(IMPORTED)
     process = FORKS.Process(target=target, args=args, kwargs=kwargs)
     process.start()
+    started["pid"] = server._forkserver_pid
     return process
 
 

@@ -196,6 +196,7 @@ def test_nothing_is_begun_where_something_is_wrong(gpus, tmp_path, monkeypatch, 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("SSV2_GPUS", gpus)
+    monkeypatch.setattr(cli, "start_forkserver", lambda: None)  # which is one for all tests
     results = tmp_path / "results"
     words = "reproduce", tmp_path / "s.yaml", "--results", results
     code, said, error = here(capsys, monkeypatch, *words)
