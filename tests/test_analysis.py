@@ -231,7 +231,7 @@ def analyse(results, path, as_printed=False):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    "Folder, study and variables of one analysis."
+    "Folder, study and variables of one analysis, drawn for page and print: all its figures, as no faster test has them."
     results = tmp_path_factory.mktemp("results")
     raw = yaml.safe_load((ROOT / "experiments" / "smoke.yaml").read_text())
     raw["data"] = dict(

@@ -284,7 +284,9 @@ def test_a_run_is_trained_judged_and_read_in_the_colours_that_its_weights_know(
 ):
     "Also what starts from it. With another normalisation, its answers on the same clips are others."
     s = load_study(study_of(tmp_path, **STARTS))
-    exp = s.experiments[name].model_copy(update=dict(epochs=1, lr=1e-9, n_frames=8, batch_size=2))
+    exp = s.experiments[name].model_copy(
+        update=dict(epochs=1, lr=1e-9, opt="sgd", n_frames=8, batch_size=2)
+    )
     data = Two(clip := torch.rand(2, 3, 8, 32, 32))
     net = fit(exp, ["a", "b"], data, data, tmp_path / "run", start=exp.init)
     again, read, _ = load_run(tmp_path / "run")

@@ -46,6 +46,7 @@ PIPE = subprocess.PIPE
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
+    "The variables of a process to fork with all its imports: that they are of use to jobs, and none of this library's, is asked here alone."
     forkserver._forkserver._stop()  # one that another test of this process started has other imports
     with forks() as told:
         ready(told, tmp_path_factory.mktemp("early"))
@@ -110,6 +111,11 @@ def test_a_job_has_time_to_end_when_it_is_asked_to(told, tmp_path):
     for sign in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         job.send_signal(sign)
     assert job.wait(60) == 1 and (tmp_path / "saved").exists()
+
+
+def test_a_fork_that_is_interrupted_as_it_begins_shows_no_traceback(told, tmp_path):
+    job = as_job(told, tmp_path, "raise KeyboardInterrupt", stderr=PIPE)
+    assert job.communicate()[1] == "" and job.returncode == 130
 
 
 def test_a_job_that_is_killed_ends(told, tmp_path):

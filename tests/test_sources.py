@@ -50,7 +50,7 @@ def patches():
 
 @pytest.fixture(scope="module")
 def scores(patches):
-    "Rows of every source of the patch network and of every baseline."
+    "Rows of every source of the patch network and of every baseline: the rule on real maps, which tables in test_validation.py do not have."
     net, clips, targets, patch = patches
     fresh = [random_network(net, clips, k) for k in range(5)]
     other = other_clips(targets)

@@ -49,7 +49,6 @@ def _become(client):
     except (OSError, EOFError):
         return  # who asked is gone
     os.setsid()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     for to, file in enumerate(files, 1):
         os.dup2(file, to)
     os.chdir(asked["cwd"])
@@ -63,7 +62,10 @@ def _become(client):
     sys.argv = asked["argv"]
     sys.path.insert(0, asked["cwd"])
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         runpy.run_module(asked["argv"][0], run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:  # while the module is imported, which says the rest itself
+        sys.exit(128 + signal.SIGINT)
     finally:
         with suppress(OSError):  # who asked may be gone
             client.send(dict(done=True))
