@@ -318,7 +318,7 @@ def test_killed_or_edited_at_any_moment_the_same_command_goes_on(toy, undisturbe
             settings.reverse()
             toy.study(settings[0])
         assert not watch.lost, (watch.lost, hits)
-        if len(hits) == was_hit == 1:
+        if was_hit and len(hits) == 1:
             edited_while_it_runs(toy, undisturbed, settings)
     assert toy.finish() == undisturbed[settings[0]], hits
     watch.over = True
